@@ -23,12 +23,14 @@ from utils import freeze
 from utils.backbone import Backbone, answer_logits, features
 from utils.buffer import Memory
 from utils.config import Config, NoOptions, Options, per_task
+from utils.copies import Weights, borrowed, eval_mode
 from utils.dataloader import Batch, Encoded, Encoder, collate
 from utils.dataset import Example, Stream
 from utils.generation import generate
 from utils.losses import answer_loss
 from utils.optimizer import Group
 from utils.seed import random_for
+from utils.session import Session
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,12 @@ class Method:
 
     Options: ClassVar[type[Options]] = NoOptions
     scenarios: ClassVar[frozenset[str]] = frozenset({"CIL", "TIL", "IIL", "CIT", "CKE"})  # il_mode
-    needs: ClassVar[frozenset[str]] = frozenset()  # settings it can't do without, such as "is_replay"
-    excludes: ClassVar[frozenset[str]] = frozenset()  # settings that contradict it
+    heads: ClassVar[frozenset[str]] = frozenset({"None"})  # classifier; None: answers are generated
+    backbones: ClassVar[frozenset[str]] = frozenset({"decoder"})
+    parallel: ClassVar[frozenset[str]] = frozenset({"DDP"})  # besides one process
+    needs: ClassVar[dict[str, str]] = {}  # settings it can't do without, such as "is_replay" -> why
+    excludes: ClassVar[dict[str, str]] = {}  # settings that contradict it -> why
+    trains: ClassVar[bool] = True  # False: no optimizer step is ever made
     state: ClassVar[tuple[str, ...]] = ()  # attributes that a resumed run needs: tensors and plain values
 
     def __init__(self, config: Config, options: Any, backbone: Backbone, encoder: Encoder, stream: Stream):
@@ -66,11 +72,27 @@ class Method:
         self.backbone, self.encoder, self.stream = backbone, encoder, stream
         self.extra = nn.ModuleDict()  # modules of the method's own; they train and are saved with the model
         self.memory = Memory(config, stream.config.get("NUM_CLASS")) if config.is_replay else None
+        self.offered: list[Example] = []  # new rows of the step in progress, for a memory that follows each step
+        self.session: Session  # processes and log of the run; there from the first `before_task` on
 
     @property
     def model(self) -> nn.Module:
         """The language model."""
         return self.backbone.model
+
+    @classmethod
+    def refuse(cls, config: Config, options: Any, stream: Stream) -> list[str]:
+        """Problems of a configuration that `scenarios`, `needs` and `excludes` can't tell; nothing is loaded yet."""
+        return []
+
+    def named(self) -> dict[str, nn.Parameter]:
+        """All parameters by name; those of `extra` begin with "extra."."""
+        return dict([*self.model.named_parameters(), *self.extra.named_parameters(prefix="extra")])
+
+    def learning(self, task: Task) -> dict[str, nn.Parameter]:
+        """Those that learn in this task."""
+        chosen = {id(w) for group in self.trainable(task) for w in group.parameters}
+        return {name: w for name, w in self.named().items() if id(w) in chosen}
 
     def setup(self) -> None:
         """Edit the model's structure once, before anything is trained: new tokens, adapters, prompts."""
@@ -85,13 +107,15 @@ class Method:
         return task.train
 
     def memory_rows(self) -> int:
-        """Rows of each batch that come from memory: half of it with batch-level replay, or all there is."""
+        """Rows of each batch that come from memory with batch-level replay: half of it, or all there is."""
         if self.memory is None or not self.config.Replay_batch_level:
             return 0
-        return min(self.config.batch_size // 2, len(self.memory))
+        half = self.config.batch_size // 2
+        return half if self.config.Replay_update == "step" else min(half, len(self.memory))
 
     def batch(self, examples: Sequence[Example], task: Task, rng: random.Random) -> Sequence[Example]:
         """The rows of one optimizer step over all processes, given its new ones; adds those from memory."""
+        self.offered = list(examples)
         return [*examples, *self.memory.sample(self.memory_rows(), rng)] if self.memory_rows() else examples
 
     def trainable(self, task: Task) -> list[Group]:
@@ -117,17 +141,34 @@ class Method:
         logits, labels = answer_logits(model, batch)
         return {"answer": answer_loss(logits, labels, batch.tokens["all"])}
 
+    def teacher_logits(self, teacher: Weights, batch: Batch) -> Tensor:
+        """Logits (B, K, V) of `answer_logits` under other weights: in eval mode, without gradients."""
+        with borrowed(self.named(), teacher), eval_mode(self.model, self.extra):
+            return answer_logits(self.model, batch)[0]
+
     def on_gradients(self, task: Task) -> None:
         """Edit the step's accumulated gradients, e.g. project them."""
 
     def after_step(self, task: Task) -> None:
-        """Follow the weights, e.g. with a moving average."""
+        """Follow the weights, e.g. with a moving average; by default offer the new rows to a stepwise memory."""
+        if self.memory is not None and self.config.Replay_update == "step":
+            self._remember(self.offered, task, self.memory.seen)
 
     def after_task(self, task: Task) -> None:
         """Keep what later tasks need; by default examples for replay."""
-        if self.memory is not None:
-            rng = random_for(self.config.seed, "memory", task.index)
-            self.memory.update(task.train, rng, lambda examples: self.features(examples, task.max_length))
+        if self.memory is not None and self.config.Replay_update == "task":
+            self._remember(task.train, task)
+
+    def _remember(self, examples: Sequence[Example], task: Task, *moment: object) -> None:
+        rng = random_for(self.config.seed, "memory", task.index, *moment)
+        self.memory.update(examples, rng, lambda rows: self.features(rows, task.max_length))
+
+    def versions(self) -> dict[str, Weights | None]:
+        """Weights under which answers are given, by name; None: the model as it stands.
+
+        "" is the method's answer, which R, the metrics and the saved model show. Others are evaluated beside it.
+        """
+        return {"": None}
 
     def predict(self, rows: Sequence[Encoded], task_id: int | None, max_new_tokens: int) -> list[str]:
         """Answers to a batch of encoded prompts; the model is in eval mode.

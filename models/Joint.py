@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from models.Base import Method, Task
 from utils.backbone import load_model
 from utils.dataset import Example
@@ -15,8 +17,10 @@ class Joint(Method):
     its length. An epoch of task t is one pass over the union.
     """
 
-    # All of the past is there already, and the weights that the moments belong to are gone.
-    excludes = frozenset({"is_replay", "keep_optimizer_state"})
+    excludes: ClassVar = {
+        "is_replay": "all of the past is there already",
+        "keep_optimizer_state": "the weights that the moments belong to are gone",
+    }
 
     def before_task(self, task: Task) -> None:
         if task.index > 0:

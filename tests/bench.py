@@ -37,7 +37,7 @@ from utils.dataloader import IGNORE, Encoded, Encoder, collate, count_tokens, ep
 from utils.dataset import DATA_FILE, Example, Stream, encode, load_stream
 from utils.evaluation import Cell, predict
 from utils.files import write_text
-from utils.fit import Session, fit
+from utils.fit import fit
 from utils.generation import decode
 from utils.launch import make_accelerator
 from utils.logger import RunLog
@@ -45,6 +45,7 @@ from utils.losses import answer_loss
 from utils.preprocess import concept_1k
 from utils.prompt import render
 from utils.scoring import score
+from utils.session import Session
 
 ROOT = Path(__file__).resolve().parents[1]
 RAW = ROOT.parent / "shared" / "data"

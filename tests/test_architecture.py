@@ -13,17 +13,17 @@ ROOT = Path(__file__).parents[1]
 # Imports point down: a module may import modules of lower layers, and of its own package.
 # A new module goes into the lowest layer that is above everything it needs.
 LAYERS = [
-    ["utils", "utils.errors", "utils.seed", "utils.metric", "utils.plots", "models"],
+    ["utils", "utils.errors", "utils.seed", "utils.metric", "utils.plots", "utils.copies", "utils.processes", "models"],
     ["utils.files", "utils.recipe", "utils.words", "utils.chat", "utils.freeze", "utils.scoring"],
     ["utils.config", "utils.dataset"],
     ["utils.prompt", "utils.parse", "utils.results", "utils.logger", "utils.trackers", "utils.optimizer",
      "utils.buffer", "utils.factory"],
     ["utils.preprocess", "utils.report", "utils.dataloader"],
     ["utils.dataformat_preprocess", "utils.backbone", "utils.losses", "utils.wrapmodel", "utils.corpus"],
-    ["utils.generation", "utils.download_backbones"],
+    ["utils.generation", "utils.download_backbones", "utils.session", "utils.checkpoint"],
     ["models.Base"],
-    ["utils.fit", "models.METHOD", "utils.checkpoint"],
-    ["utils.evaluation"],
+    ["utils.fit", "utils.cost"],
+    ["models.METHOD", "utils.evaluation"],
     ["utils.trainer"],
     ["utils.launch"],
     ["main_CL", "utils.pretrain"],

@@ -26,16 +26,16 @@ from transformers import (
 
 from models import METHODS
 from models.Base import Method, Task
-from utils import report
+from utils import copies, report
 from utils.backbone import Backbone, load_backbone
 from utils.config import Config
 from utils.dataloader import Encoder
 from utils.dataset import Example, Stream, TaskData
 from utils.factory import load_method
 from utils.files import write_json
-from utils.fit import Session
 from utils.launch import facts, make_accelerator, quieten
 from utils.logger import RunLog
+from utils.session import Session
 from utils.trainer import Trainer
 
 quieten()
@@ -186,11 +186,16 @@ def make_session(config: Config, folder: Path = Path(), prompt_type: str = "none
     return Session(config, make_accelerator(config), Encoder(words, prompt_type), Recorder(folder, config))
 
 
-def make_method(session: Session, stream: Stream | None = None, method_class: type[Method] | None = None) -> Method:
-    """A method with its backbone loaded."""
+def make_method(
+    session: Session, stream: Stream | None = None, method_class: type[Method] | None = None, **options: Any
+) -> Method:
+    """A method with its backbone loaded; `options` are its own."""
     config, stream = session.config, stream or micro_stream()
     method_class = method_class or load_method(config.method)
-    method = method_class(config, method_class.Options(), load_backbone(config), session.encoder, stream)
+    backbone = load_backbone(config)
+    session.encoder.tokenizer = backbone.tokenizer  # one object, as in a real run: a method may add tokens to it
+    method = method_class(config, method_class.Options(**options), backbone, session.encoder, stream)
+    method.session = session
     method.setup()
     return method
 
@@ -229,6 +234,7 @@ def run(
     stream: Stream | None = None,
     method_class: type[Method] | None = None,
     stop_after: str | None = None,
+    **options: Any,
 ) -> Run:
     """Train and evaluate in this process; goes on where a run in the same folder stopped.
 
@@ -238,10 +244,11 @@ def run(
         stream: Default: the micro stream.
         method_class: Replaces the class that config names.
         stop_after: Name of the checkpoint after which the run is interrupted; raises Interrupted.
+        options: The method's own.
     """
     stream = stream or micro_stream()
     session = make_session(config, folder)
-    method = make_method(session, stream, method_class)
+    method = make_method(session, stream, method_class, **options)
     write_json(folder / "facts.json", facts(config, stream))
     without_plots = mock.patch.object(report, "write", _write_without_plots)
     with _interrupted(stop_after), without_plots, mock.patch.object(os, "fsync"), mock.patch.object(gc, "collect"):
@@ -273,8 +280,7 @@ def _interrupted(after: str | None):
 
 def snapshot(method: Method) -> dict[str, torch.Tensor]:
     """Copies of the weights of a method's model and of its own modules."""
-    named = [*method.model.named_parameters(), *method.extra.named_parameters(prefix="extra")]
-    return {name: w.detach().clone() for name, w in named}
+    return copies.snapshot(method.named())
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

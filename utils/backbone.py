@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from utils.config import Config
+from utils.copies import eval_mode
 from utils.dataloader import Batch
 from utils.errors import UserError
 from utils.seed import seed_torch
@@ -170,8 +171,6 @@ def features(model: nn.Module, batch: Batch) -> Tensor:
         model: Causal language model; left in the mode it was found in.
         batch: Rows padded on the left, answers included or not: the last column is what counts.
     """
-    training = model.training
-    model.eval()
-    hidden = model.base_model(**_inputs(model.base_model, batch)).last_hidden_state
-    model.train(training)
+    with eval_mode(model):
+        hidden = model.base_model(**_inputs(model.base_model, batch)).last_hidden_state
     return hidden[:, -1].float()

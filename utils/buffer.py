@@ -86,7 +86,10 @@ class Memory:
 
     def _reservoir(self, new: list[Example], rng: random.Random) -> None:
         size, kept = self.config.Replay_buffer_size, self.groups.setdefault("reservoir", [])
+        held = set(kept)  # with an update after each step an example comes by once an epoch
         for example in new:
+            if example in held:
+                continue
             self.seen += 1
             if len(kept) < size:
                 kept.append(example)

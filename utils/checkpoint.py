@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from utils.errors import UserError
 from utils.files import read_json, sync_folder, write_json
 
+Packed = tuple[Any, dict[str, Tensor]]
 _NAME = re.compile(r"task_(\d+)(?:_epoch_(\d+)_step_(\d+))?")
 
 
@@ -45,7 +46,7 @@ class Place:
         return f"task_{self.task}{inside}"
 
 
-def save(root: Path, place: Place, model: nn.Module, tokenizer, state: dict[str, Any], keep_all: bool) -> None:
+def save(root: Path, place: Place, model: nn.Module, tokenizer, state: Packed, keep_all: bool) -> None:
     """Write a checkpoint; then, unless all are kept, remove the older ones.
 
     Args:
@@ -53,7 +54,7 @@ def save(root: Path, place: Place, model: nn.Module, tokenizer, state: dict[str,
         place: Where the run stands.
         model: A transformers model, unwrapped.
         tokenizer: Saved beside it.
-        state: Nested dicts and lists of tensors and plain values.
+        state: What `pack` makes of nested dicts and lists of tensors and plain values.
         keep_all: Keep earlier checkpoints.
     """
     draft, final, old = root / f".{place.name}.tmp", root / place.name, root / f".{place.name}.old"
@@ -62,7 +63,7 @@ def save(root: Path, place: Place, model: nn.Module, tokenizer, state: dict[str,
     draft.mkdir(parents=True)
     model.save_pretrained(draft)
     tokenizer.save_pretrained(draft)
-    plain, tensors = pack(state)
+    plain, tensors = state
     save_file(tensors, draft / "state.safetensors")
     write_json(draft / "state.json", {"place": asdict(place), "state": plain}, indent=None)
     files = sorted(path for path in draft.rglob("*") if path.is_file())
@@ -117,7 +118,7 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     model.load_state_dict(saved.state_dict())
 
 
-def pack(state: Any) -> tuple[Any, dict[str, Tensor]]:
+def pack(state: Any) -> Packed:
     """Split nested dicts and lists into JSON values and tensors.
 
     A tensor becomes {"tensor": its key}; a dict becomes {"dict": [[key, value], ...]}, which keeps keys that JSON

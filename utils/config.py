@@ -173,6 +173,9 @@ class ReplayOptions(Options):
     Replay_sampling_algorithm: Literal["random", "reservoir", "herding"] = Field(
         "random", description="How remembered examples are chosen."
     )
+    Replay_update: Literal["task", "step"] = Field(
+        "task", description="When memory takes examples in: at the end of a task, or after each step (reservoir)."
+    )
     Replay_class_balanced: bool = Field(
         False, description="Share the budget equally among classes (tasks, where there are no classes)."
     )
@@ -273,6 +276,10 @@ def _check_replay(config: Config) -> list[str]:
     problems = []
     if config.Replay_sampling_algorithm == "reservoir" and config.Replay_buffer_size is None:
         problems.append("Replay_sampling_algorithm: reservoir needs Replay_buffer_size")
+    if config.Replay_update == "step" and config.Replay_sampling_algorithm != "reservoir":
+        problems.append("Replay_update: step needs Replay_sampling_algorithm reservoir")
+    if config.Replay_update == "step" and not config.Replay_batch_level:
+        problems.append("Replay_update: step needs Replay_batch_level, as memory changes inside an epoch")
     if config.Replay_sampling_algorithm == "reservoir" and config.Replay_class_balanced:
         problems.append("Replay_class_balanced: has no effect with Replay_sampling_algorithm reservoir")
     if config.Replay_batch_level and config.batch_size < 2:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import random
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -40,8 +41,9 @@ class Batch:
     attention_mask: Tensor  # (B, T) int64, 0 on padding
     labels: Tensor  # (B, T) int64, IGNORE outside the answers
     examples: list[Example]
-    # Labelled tokens of the whole optimizer step, per source ("all", "task", "memory" ...), divided by its number of
-    # micro-batches. A sum over tokens divided by this, averaged over the micro-batches, is the mean over the step.
+    # Labelled tokens of the whole optimizer step: of "all" rows, per source ("task", "memory" ...), per view ("answer",
+    # "lm") and per both ("task lm"), divided by its number of micro-batches. A sum over tokens divided by this,
+    # averaged over the micro-batches, is the mean over the step.
     tokens: dict[str, float]
 
     @property
@@ -50,6 +52,11 @@ class Batch:
         labelled = (self.labels != IGNORE).any(dim=0).nonzero()
         return self.labels.shape[1] - int(labelled[0]) if len(labelled) else 1
 
+    def rows(self, source: str | None = None, view: str | None = None) -> list[int]:
+        """Places of the rows with this source and this view; None: any."""
+        wanted = [source in (None, e.source) and view in (None, e.view) for e in self.examples]
+        return [i for i, fits in enumerate(wanted) if fits]
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
         moved = (t.to(device, non_blocking=True) for t in (self.input_ids, self.attention_mask, self.labels))
@@ -57,10 +64,14 @@ class Batch:
 
 
 class Encoder:
-    """Tokenises examples; each text once."""
+    """Tokenises examples; each text once.
+
+    `render` turns an example into prompt and answer; a method with a format of its own puts its own function there.
+    """
 
     def __init__(self, tokenizer, prompt_type: str):
-        self.tokenizer, self.prompt_type = tokenizer, prompt_type
+        self.tokenizer = tokenizer
+        self.render: Callable[[Example], tuple[str, str]] = partial(render, prompt_type=prompt_type)
         plain = tokenizer("x", add_special_tokens=False)["input_ids"]
         special = tokenizer("x")["input_ids"]
         at = next(i for i in range(len(special)) if list(special[i : i + len(plain)]) == list(plain))
@@ -90,7 +101,7 @@ class Encoder:
 
     def _rows(self, examples: Sequence[Example]) -> list[Encoded]:
         """Whole prompts without BOS, answers with EOS."""
-        texts = [None if e.messages else render(e, self.prompt_type) for e in examples]
+        texts = [None if e.messages else self.render(e) for e in examples]
         new = sorted({text for pair in texts if pair for text in pair} - self._ids.keys())
         if new:
             encoded = self.tokenizer(new, add_special_tokens=False)["input_ids"]
@@ -146,8 +157,8 @@ def count_tokens(rows: Sequence[Encoded], examples: Sequence[Example], micro_bat
     """`Batch.tokens` of a step that is cut into this many micro-batches over all processes."""
     counts = Counter()
     for row, example in zip(rows, examples, strict=True):
-        counts["all"] += len(row.answer) + len(row.labelled)
-        counts[example.source] += len(row.answer) + len(row.labelled)
+        for kind in ("all", example.source, example.view, f"{example.source} {example.view}"):
+            counts[kind] += len(row.answer) + len(row.labelled)
     return {source: count / micro_batches for source, count in counts.items()}
 
 

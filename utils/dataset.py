@@ -37,7 +37,8 @@ class Example:
     label_in_task: int | None = None  # class id inside the task
     ids: tuple[int, int, int] | None = None  # concept, relation, instance (concept_1k)
     task: int = 0  # position of the example's task in the stream
-    source: str = "task"  # "task" | "memory" | "pseudo"
+    source: str = "task"  # "task" | "memory" | "pseudo" ...: which part a row plays in a method's loss
+    view: str = "answer"  # what is learned of it: "answer" after the question | "lm": question and answer
     messages: tuple[tuple[str, str], ...] | None = None  # a chat: (role, content); its last turn is the target
 
 

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerate.utils import gather_object
 
 from models.Base import Method
+from utils.copies import eval_mode
 from utils.dataset import Example
 from utils.files import read_jsonl, write_jsonl
-from utils.fit import Session
 from utils.generation import Answer, verify
+from utils.processes import gather, share
 from utils.scoring import aggregate, find, score
+from utils.session import Session
 
 
 class Cell(NamedTuple):
@@ -45,17 +46,10 @@ def evaluate(method: Method, session: Session, cell: Cell) -> float:
 
 def predict(method: Method, session: Session, cell: Cell) -> list[dict[str, Any]]:
     """The rows of predictions.jsonl, in the order of the examples, on every process."""
-    accelerator = session.accelerator
-    modes = [(module, module.training) for module in (method.model, method.extra)]
-    for module, _ in modes:
-        module.eval()
-    mine = range(accelerator.process_index, len(cell.examples), accelerator.num_processes)
-    answers = _answer(method, session, cell, [cell.examples[i] for i in mine])
-    for module, training in modes:
-        module.train(training)
-    pairs = gather_object([(i, *answer) for i, answer in zip(mine, answers, strict=True)])
-    found = {i: Answer(text, decided) for i, text, decided in pairs}
-    predictions = [found[i].text for i in range(len(cell.examples))]
+    with eval_mode(method.model, method.extra):
+        answers = _answer(method, session, cell, [cell.examples[i] for i in share(len(cell.examples))])
+    found = [Answer(*answer) for answer in gather([tuple(answer) for answer in answers], len(cell.examples))]
+    predictions = [answer.text for answer in found]
     targets, sources = ([getattr(example, key) for example in cell.examples] for key in ("target", "input"))
     scores = score(cell.metric, predictions, targets, sources)
     return [

@@ -26,20 +26,48 @@ def load_method(name: str) -> type:
 def check_capability(config: Config, method: type) -> list[str]:
     """Why this method can't run as configured; empty if it can. Nothing is loaded for the answer."""
     problems = []
-    if config.il_mode not in method.scenarios:
-        allowed = ", ".join(sorted(method.scenarios))
-        problems.append(f"method {config.method} supports il_mode {allowed}; got {config.il_mode}")
+    for option, value, allowed in (
+        ("il_mode", config.il_mode, method.scenarios),
+        ("classifier", str(config.classifier), method.heads),
+    ):
+        if value not in allowed:
+            problems.append(f"method {config.method} supports {option} {', '.join(sorted(allowed))}; got {value}")
     problems += [
-        f"method {config.method} needs {setting}; set {setting}: True"
-        for setting in sorted(method.needs)
+        f"method {config.method} needs {setting} ({why}); set {setting}: True"
+        for setting, why in sorted(method.needs.items())
         if not getattr(config, setting)
     ]
     problems += [
-        f"method {config.method} cannot be combined with {setting}; leave {setting} out"
-        for setting in sorted(method.excludes)
+        f"method {config.method} cannot be combined with {setting} ({why}); leave {setting} out"
+        for setting, why in sorted(method.excludes.items())
         if getattr(config, setting)
     ]
     return problems
+
+
+def capability_table() -> str:
+    """What `check_capability` allows, as a Markdown table: one row per method."""
+    modes = ("CIT", "CKE", "IIL", "CIL", "TIL")
+    rows = [f"| method | {' | '.join(modes)} | answers by | backbone | processes | replay | why not |"]
+    rows.append("|---" * (len(modes) + 6) + "|")
+    for name in METHODS:
+        method = load_method(name)
+        replay = "needed" if "is_replay" in method.needs else "no" if "is_replay" in method.excludes else "yes"
+        why = "; ".join(
+            f"{setting}: {reason}" for setting, reason in sorted({**method.needs, **method.excludes}.items())
+        )
+        heads = ["generating" if head == "None" else head for head in sorted(method.heads)]
+        cells = [
+            f"`{name}`",
+            *("yes" if mode in method.scenarios else "no" for mode in modes),
+            ", ".join(heads),
+            ", ".join(sorted(method.backbones)),
+            ", ".join(["one", *sorted(method.parallel)]),
+            replay,
+            why,
+        ]
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows)
 
 
 def describe(config: Config) -> str:

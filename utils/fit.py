@@ -5,46 +5,24 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from models.Base import Method, Task
-from utils.config import Config
-from utils.dataloader import Batch, Encoder, epoch_order, micro_batches
+from utils.dataloader import Batch, epoch_order, micro_batches
 from utils.dataset import Example
 from utils.errors import UserError
 from utils.freeze import describe
-from utils.logger import RunLog
 from utils.optimizer import Group, make_optimizer, set_learning_rate
 from utils.seed import random_for, seed_torch
+from utils.session import Progress, Session
 from utils.wrapmodel import Step
 
 
 class DivergedError(UserError):
     """The loss is no longer a number."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a task has been learned: `step` of the `steps` optimizer steps of epoch `epoch` are done."""
-
-    task: int
-    epoch: int = 0
-    step: int = 0
-    steps: int = 0
-
-
-@dataclass
-class Session:
-    """What a run has once, whatever it trains."""
-
-    config: Config
-    accelerator: Accelerator
-    encoder: Encoder
-    log: RunLog
 
 
 OptimizerState = dict[str, dict[str, Tensor]]  # parameter name -> AdamW's tensors
@@ -58,6 +36,7 @@ def fit(
     start: Progress | None = None,
     moments: OptimizerState | None = None,
     on_step: OnStep | None = None,
+    limit: int | None = None,
 ) -> OptimizerState:
     """Learn one task. Every method, parallelism and precision goes through these lines.
 
@@ -68,6 +47,7 @@ def fit(
         start: Where an interrupted task goes on; None: at its beginning.
         moments: AdamW's tensors to begin with, by parameter name; None: fresh ones.
         on_step: Called after each optimizer step with the progress and a function that gives AdamW's tensors.
+        limit: Stop after this many optimizer steps; None: when all epochs are done.
 
     Returns:
         AdamW's tensors at the end.
@@ -76,6 +56,8 @@ def fit(
         DivergedError: the loss is not finite; the weights are those before that step.
         UserError: nothing is left to train.
     """
+    if not method.trains:
+        return {}
     start = start or Progress(task.index)
     examples = list(method.train_examples(task))
     step = Step(method, task)
@@ -87,15 +69,14 @@ def fit(
     plan = _Plan(session, method, task, examples)
     _announce(session, method, task, plan)
     meter = _Meter(session, task, plan.steps * task.epochs, start.epoch * plan.steps + start.step)
-    for epoch in range(start.epoch, task.epochs):
-        begin = start.step if epoch == start.epoch else 0
-        for number, batches in plan.epoch(epoch, begin):
-            progress = Progress(task.index, epoch, number + 1, plan.steps)
-            rate = set_learning_rate(prepared, session.config, epoch * plan.steps + number, plan.steps * task.epochs)
-            meter.add(_step(wrapped, prepared, batches, method, task, session, progress), progress, rate)
-            if on_step is not None:
-                on_step(progress, lambda: _moments(optimizer, named))
-                wrapped.train()  # an evaluation may have come between
+    for progress, batches in plan.walk(start):
+        rate = set_learning_rate(prepared, session.config, progress.done - 1, plan.steps * task.epochs)
+        meter.add(_step(wrapped, prepared, batches, method, task, session, progress), progress, rate)
+        if on_step is not None:
+            on_step(progress, lambda: _moments(optimizer, named))
+            wrapped.train()  # an evaluation may have come between
+        if progress.done == limit:
+            break
     meter.close()
     session.accelerator.free_memory()
     return _moments(optimizer, named)
@@ -140,26 +121,28 @@ class _Plan:
         self.steps = math.ceil(len(examples) / self.new_rows)
         self.lengths = session.encoder.lengths(examples)
 
-    def epoch(self, epoch: int, begin: int) -> Iterator[tuple[int, list[Batch]]]:
-        """Micro-batches of this process for each step from `begin` on."""
+    def walk(self, start: Progress) -> Iterator[tuple[Progress, list[Batch]]]:
+        """Micro-batches of this process for each step after `start`, with the progress that the step makes."""
+        for epoch in range(start.epoch, self.task.epochs):
+            begin = start.step if epoch == start.epoch else 0
+            rng = random_for(self.session.config.seed, self.task.index, epoch, "order")
+            order = epoch_order(self.lengths, self.new_rows, rng)
+            for number in range(begin, self.steps):
+                progress = Progress(self.task.index, epoch, number + 1, self.steps)
+                yield progress, self._batches([self.examples[i] for i in order[number]], epoch, number)
+
+    def _batches(self, new: list[Example], epoch: int, number: int) -> list[Batch]:
         config, accelerator = self.session.config, self.session.accelerator
-        place = (config.seed, self.task.index, epoch)
-        order = epoch_order(self.lengths, self.new_rows, random_for(*place, "order"))
-        for number in range(begin, self.steps):
-            new = [self.examples[i] for i in order[number]]
-            rows = self.method.batch(new, self.task, random_for(*place, number, "batch"))
-            encoded = self.session.encoder(rows, self.task.max_length)
-            yield (
-                number,
-                micro_batches(
-                    encoded,
-                    rows,
-                    self.method.backbone.pad_id,
-                    accelerator.process_index,
-                    accelerator.num_processes,
-                    config.gradient_accumulation_steps,
-                ),
-            )
+        rng = random_for(config.seed, self.task.index, epoch, number, "batch")
+        rows = self.method.batch(new, self.task, rng)
+        return micro_batches(
+            self.session.encoder(rows, self.task.max_length),
+            rows,
+            self.method.backbone.pad_id,
+            accelerator.process_index,
+            accelerator.num_processes,
+            config.gradient_accumulation_steps,
+        )
 
 
 class _Meter:

@@ -20,12 +20,12 @@ from utils.dataset import Stream, load_stream
 from utils.errors import UserError
 from utils.factory import check_capability, describe, load_method
 from utils.files import remove_drafts, write_json, write_text
-from utils.fit import Session
 from utils.logger import RunLog, make_run_folder, write_environment
 from utils.parse import ConfigError, Resolved, flatten, to_yaml
 from utils.preprocess import jsonl
 from utils.prompt import choose
 from utils.scoring import find
+from utils.session import Session
 from utils.trackers import start_tracker
 from utils.trainer import Trainer
 
@@ -40,7 +40,9 @@ def launch(options: Resolved, folder: Path | None) -> dict[str, Any]:
     config = options.config
     method_class = load_method(config.method)
     stream = read_stream(config)
-    if problems := [*check_capability(config, method_class), *check_stream(config, stream)]:
+    problems = [*check_capability(config, method_class), *check_stream(config, stream)]
+    problems += method_class.refuse(config, options.method_options, stream)
+    if problems:
         raise ConfigError(problems)
     find_source(config)
     quieten()

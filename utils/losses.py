@@ -22,3 +22,22 @@ def answer_loss(logits: Tensor, labels: Tensor, tokens: float) -> Tensor:
     """
     labelled = labels != IGNORE
     return F.cross_entropy(logits[labelled].float(), labels[labelled], reduction="sum") / tokens
+
+
+def distillation(student: Tensor, teacher: Tensor, labels: Tensor, tokens: float, temperature: float = 1.0) -> Tensor:
+    """Knowledge distillation on the answer tokens: tau^2 KL(teacher || student), each softened by the temperature tau.
+
+    Args:
+        student: (B, K, V) float; logits[:, k] predicts labels[:, k], as in `answer_loss`.
+        teacher: (B, K, V) float, without gradient.
+        labels: (B, K) int64; only where they are not IGNORE something is distilled.
+        tokens: As in `answer_loss`.
+        temperature: tau; its square keeps the size of the gradient (Hinton et al., 2015, section 2).
+
+    Returns:
+        () float, in nats per token.
+    """
+    labelled = labels != IGNORE
+    log_student = F.log_softmax(student[labelled].float() / temperature, dim=-1)
+    log_teacher = F.log_softmax(teacher[labelled].float() / temperature, dim=-1)
+    return temperature**2 * F.kl_div(log_student, log_teacher, reduction="sum", log_target=True) / tokens

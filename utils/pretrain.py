@@ -167,7 +167,9 @@ class Pretraining:
         place = Place(0, *divmod(len(self.losses), self.chunks.steps))
         moments = {name: self.optimizer.state[w] for name, w in self.model.named_parameters()}
         state = {"moments": moments, "losses": self.losses, "seconds": self.seconds, "told": _told(self.job)}
-        checkpoint.save(self.job.out / "checkpoints", place, self.model, self.tokenizer, state, keep_all=False)
+        checkpoint.save(
+            self.job.out / "checkpoints", place, self.model, self.tokenizer, checkpoint.pack(state), keep_all=False
+        )
 
     def _restore(self, folder: Path) -> None:
         state = checkpoint.load_state(folder)

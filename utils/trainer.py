@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from models.Base import Method, Task
 from utils import checkpoint, report
 from utils.checkpoint import Place
 from utils.config import per_task
+from utils.copies import assign, borrowed
+from utils.cost import Cost
 from utils.dataset import Example
 from utils.evaluation import Cell, evaluate
 from utils.files import read_jsonl, write_json
-from utils.fit import OptimizerState, Progress, Session, fit
+from utils.fit import OptimizerState, fit
+from utils.processes import agree
 from utils.seed import seed_torch
+from utils.session import Progress, Session
 
 TRAIN_SCORED = ("IIL", "CKE")  # scenarios that also score the questions that were trained on
 
@@ -31,15 +31,9 @@ class Trainer:
     def __init__(self, session: Session, method: Method, folder: Path):
         self.session, self.method, self.folder = session, method, folder
         self.config, self.stream = session.config, method.stream
+        method.session = session
         self.moments: OptimizerState = {}
-        count = len(self.stream.tasks)
-        self.cost: dict[str, Any] = {
-            "train_seconds": [0.0] * count,
-            "train_examples": [0] * count,
-            "trainable_parameters": [0] * count,
-            "evaluate_seconds": 0.0,
-            "peak_memory_bytes": 0,
-        }
+        self.cost = Cost(method, len(self.stream.tasks))
         self.saved_at = time.monotonic()
 
     def run(self) -> dict[str, Any]:
@@ -66,7 +60,7 @@ class Trainer:
             self._learn(task, inside)
             self._save(Place(task.index))
         last = len(self.stream.tasks) if self.config.evaluate_unseen else task.index + 1
-        self._evaluate_row(f"after_{task.index}", range(last))
+        self._evaluate_row(f"after_{task.index}", range(last), learned=task.index)
         self._evaluate_locality(f"after_{task.index}", range(last))
         self.session.encoder.forget()  # the next task has other texts; memory must not grow with the stream
         self._report(plots=False)
@@ -78,71 +72,73 @@ class Trainer:
             if not self.config.keep_optimizer_state:
                 self.moments = {}
         start = None if inside is None else Progress(task.index, inside.epoch, inside.step)
-        seconds = self._stopwatch(task.index)
-
-        def on_step(at: Progress, moments: Callable[[], OptimizerState]) -> None:
-            seconds()
-            self._on_step(at, moments)
-
-        self.moments = fit(self.method, task, self.session, start, self.moments, on_step)
-        self.cost["train_examples"][task.index] = len(self.method.train_examples(task))
-        self.cost["trainable_parameters"][task.index] = sum(
-            w.numel() for part in (self.method.model, self.method.extra) for w in part.parameters() if w.requires_grad
-        )
+        self.moments = fit(self.method, task, self.session, start, self.moments, self._on_step)
+        learning = [w.numel() for w in self.method.named().values() if w.requires_grad]
+        examples = len(self.method.train_examples(task))
         self.method.after_task(task)
-        seconds()
-
-    def _stopwatch(self, index: int) -> Callable[[], None]:
-        """A function that adds the seconds since now, but for evaluations, to the training time of a task."""
-        cost = self.cost
-        began = time.monotonic() - cost["train_seconds"][index] - cost["evaluate_seconds"]
-
-        def stop() -> None:
-            cost["train_seconds"][index] = time.monotonic() - began - cost["evaluate_seconds"]
-
-        return stop
+        self.cost.sizes(task.index, examples, sum(learning))
+        self.cost.train(task.index)
 
     def _on_step(self, at: Progress, moments: Callable[[], OptimizerState]) -> None:
         """Evaluations and checkpoints inside a task; in this order, as a run resumed from here does not come back."""
         config, ends_epoch = self.config, at.step == at.steps
         if ends_epoch and _divides(config.evaluate_interval, at.epoch + 1):
+            self.cost.train(at.task)
             self._evaluate_row(f"task_{at.task}_epoch_{at.epoch + 1}", range(at.task + 1))
-        old = 0 < config.checkpoint_minutes * 60 < time.monotonic() - self.saved_at
-        by_step = _divides(config.save_llm_ckpt_step_interval, at.epoch * at.steps + at.step)
+        old = config.checkpoint_minutes > 0 and agree(config.checkpoint_minutes * 60 < time.monotonic() - self.saved_at)
+        by_step = _divides(config.save_llm_ckpt_step_interval, at.done)
         by_epoch = ends_epoch and _divides(config.save_llm_ckpt_epoch_interval, at.epoch + 1)
         if old or by_step or by_epoch:
+            self.cost.train(at.task)
             self.moments = moments()
             self._save(Place(at.task, at.epoch, at.step))
 
-    def _evaluate_row(self, moment: str, tasks: Iterable[int]) -> None:
-        """Score tasks at one moment, on their test split and, where the scenario asks for it, their training split."""
-        began = time.monotonic()
-        for index in tasks:
-            for prefix, split in (("", "test"), ("train_", "train")):
-                if split == "test" or self.config.il_mode in TRAIN_SCORED:
-                    examples = getattr(self.stream.tasks[index], split)
-                    metric = per_task(self.config.metric_for_each_task, self.stream.metric(index), index)
-                    self._evaluate_cell(moment, index, f"{prefix}task_{index}", examples, metric)
-        self.cost["evaluate_seconds"] += time.monotonic() - began
+    def _evaluate_row(self, moment: str, tasks: Iterable[int], learned: int | None = None) -> None:
+        """Score tasks at one moment, under every version of the weights.
+
+        Args:
+            moment: Name of the moment.
+            tasks: Tasks to score: their test split and, where the scenario asks for it, their training split.
+            learned: The task just learned, if it is at its end.
+        """
+        examples = 0
+        for version, weights in self.method.versions().items():
+            name = f"{moment}_{version}" if version else moment
+            with borrowed(self.method.named(), weights or {}):
+                examples += sum(self._evaluate_task(name, index) for index in tasks)
+        self.cost.evaluate(learned, examples)
+
+    def _evaluate_task(self, moment: str, index: int) -> int:
+        """Score one task; returns the number of examples."""
+        count = 0
+        for prefix, split in (("", "test"), ("train_", "train")):
+            if split == "test" or self.config.il_mode in TRAIN_SCORED:
+                examples = getattr(self.stream.tasks[index], split)
+                metric = per_task(self.config.metric_for_each_task, self.stream.metric(index), index)
+                self._evaluate_cell(moment, index, f"{prefix}task_{index}", examples, metric)
+                count += len(examples)
+        return count
 
     def _evaluate_locality(self, moment: str, tasks: Iterable[int]) -> None:
         """Ask what no edit is about; right is what the model itself answered before any training, at moment "base"."""
         split = self.stream.config.get("LOCALITY_SPLIT")
         if self.config.il_mode != "CKE" or split is None:
             return
-        began = time.monotonic()
-        for index in tasks:
-            name, examples = f"locality_task_{index}", getattr(self.stream.tasks[index], split)
-            if not examples:
-                continue
-            if moment == "base":
-                evaluate(self.method, self.session, self._cell(moment, index, name, examples, "exact_match", True))
-                continue
-            own = read_jsonl(self.folder / "predictions" / "base" / f"{name}.jsonl")
-            pairs = zip(examples, own, strict=True)
-            examples = [replace(example, target=row["prediction"]) for example, row in pairs]
-            self._evaluate_cell(moment, index, name, examples, "exact_match")
-        self.cost["evaluate_seconds"] += time.monotonic() - began
+        with borrowed(self.method.named(), self.method.versions()[""] or {}):
+            for index in tasks:
+                if getattr(self.stream.tasks[index], split):
+                    self._evaluate_locality_of(moment, index, split)
+        self.cost.evaluate(None, 0)
+
+    def _evaluate_locality_of(self, moment: str, index: int, split: str) -> None:
+        name, examples = f"locality_task_{index}", getattr(self.stream.tasks[index], split)
+        if moment == "base":
+            evaluate(self.method, self.session, self._cell(moment, index, name, examples, "exact_match", True))
+            return
+        own = read_jsonl(self.folder / "predictions" / "base" / f"{name}.jsonl")
+        pairs = zip(examples, own, strict=True)
+        examples = [replace(example, target=row["prediction"]) for example, row in pairs]
+        self._evaluate_cell(moment, index, name, examples, "exact_match")
 
     def _cell(
         self, moment: str, index: int, name: str, examples: Sequence[Example], metric: str, in_full: bool = False
@@ -168,6 +164,7 @@ class Trainer:
         lr = per_task(self.config.lr_list, self.config.lr, 0)
         changes = {"freeze_parts": (), "is_replay": False, "lr": lr, "lr_list": None}
         config = self.config.model_copy(update=changes)
+        assign(self.method.named(), self.method.versions()[""] or {})
         plain = Method(config, None, self.method.backbone, self.session.encoder, self.stream)
         train = self.stream.tasks[0].train
         part = train[: max(1, round(config.recovery_ratio * len(train)))]
@@ -199,20 +196,28 @@ class Trainer:
         )
 
     def _save(self, place: Place) -> None:
-        """Write a checkpoint; only the main process does, all replicas being equal."""
+        """Write a checkpoint; only the main process does, all replicas being equal.
+
+        Its model is the one that answers; where training goes on from other weights, those are in the state.
+        """
         self.saved_at = time.monotonic()
-        if self.session.accelerator.is_main_process:
-            keep_moments = not place.finished or self.config.keep_optimizer_state
-            state = {
-                "method": self.method.state_dict(),
-                "extra": dict(self.method.extra.state_dict()),
-                "moments": self.moments if keep_moments else {},
-                "cost": self.cost,
-                "steps": self.session.log.step,
-            }
-            backbone = self.method.backbone
+        if not self.session.accelerator.is_main_process:
+            return
+        named, answering = self.method.named(), self.method.versions()[""] or {}
+        keep_moments = not place.finished or self.config.keep_optimizer_state
+        state = {
+            "method": self.method.state_dict(),
+            "extra": dict(self.method.extra.state_dict()),
+            "working": {name: named[name] for name in answering},
+            "moments": self.moments if keep_moments else {},
+            "cost": self.cost.values,
+            "steps": self.session.log.step,
+        }
+        packed = checkpoint.pack(state)
+        backbone = self.method.backbone
+        with borrowed(named, answering):
             root, keep_all = self.folder / "checkpoints", self.config.save_llm_ckpt
-            checkpoint.save(root, place, backbone.model, backbone.tokenizer, state, keep_all)
+            checkpoint.save(root, place, backbone.model, backbone.tokenizer, packed, keep_all)
 
     def _restore(self) -> Place | None:
         """Load the newest checkpoint of this run, if there is one."""
@@ -224,7 +229,8 @@ class Trainer:
         checkpoint.load_weights(self.method.model, folder)
         self.method.load_state_dict(state["method"])
         self.method.extra.load_state_dict(state["extra"])
-        self.moments, self.cost = state["moments"], state["cost"]
+        assign(self.method.named(), state["working"])
+        self.moments, self.cost.values = state["moments"], state["cost"]
         self.session.log.step = state["steps"]
         self.session.log.info(f"resuming after {places[-1].name}")
         self.session.log.event("resume", checkpoint=places[-1].name)
@@ -235,18 +241,11 @@ class Trainer:
     def _report(self, plots: bool) -> dict[str, Any]:
         """Results from the saved predictions, written by the main process."""
         if self.session.accelerator.is_main_process:
-            self.cost["peak_memory_bytes"] = max(self.cost["peak_memory_bytes"], _peak_memory())
-            write_json(self.folder / "cost.json", self.cost)
+            self.cost.peak()
+            write_json(self.folder / "cost.json", self.cost.values)
             return report.write(self.folder, plots=plots)
         return {}
 
 
 def _divides(interval: int, count: int) -> bool:
     return interval > 0 and count % interval == 0
-
-
-def _peak_memory() -> int:
-    """Most bytes this process has held: on the GPU if there is one, else resident."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

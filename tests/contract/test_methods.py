@@ -247,8 +247,8 @@ def test_what_cannot_run_is_refused_before_anything_is_loaded(name, tmp_path, mo
     save_stream(tiny.micro_stream(), tmp_path)
     kind = load_method(name)
     monkeypatch.setattr(kind, "scenarios", frozenset({"CIT", "IIL"}))
-    monkeypatch.setattr(kind, "needs", frozenset({"recovery"}))
-    monkeypatch.setattr(kind, "excludes", frozenset({"evaluate_unseen"}))
+    monkeypatch.setattr(kind, "needs", {"recovery": "of this"})
+    monkeypatch.setattr(kind, "excludes", {"evaluate_unseen": "of that"})
     for loader in ("load_backbone", "make_accelerator"):
         monkeypatch.setattr(launch, loader, lambda *_: pytest.fail("loaded"))
     options = {"method": name, "il_mode": "CIL", "evaluate_unseen": "true", "dataset": "micro"}
@@ -258,8 +258,8 @@ def test_what_cannot_run_is_refused_before_anything_is_loaded(name, tmp_path, mo
         launch.launch(resolve(["--cfg", "None", *argv], load_options), None)
     assert caught.value.problems == [
         f"method {name} supports il_mode CIT, IIL; got CIL",
-        f"method {name} needs recovery; set recovery: True",
-        f"method {name} cannot be combined with evaluate_unseen; leave evaluate_unseen out",
+        f"method {name} needs recovery (of this); set recovery: True",
+        f"method {name} cannot be combined with evaluate_unseen (of that); leave evaluate_unseen out",
     ]
     assert not (tmp_path / "runs").exists()
 
@@ -268,8 +268,8 @@ def test_says_what_it_needs_in_known_words(name):
     kind, config = load_method(name), tiny.make_config(name)
     assert kind.__name__ == name
     assert kind.scenarios <= {"CIL", "TIL", "IIL", "CIT", "CKE"}
-    assert all(hasattr(config, setting) for setting in kind.needs | kind.excludes)
-    assert not kind.needs & kind.excludes
+    assert all(hasattr(config, setting) for setting in {**kind.needs, **kind.excludes})
+    assert not kind.needs.keys() & kind.excludes.keys()
     assert all(option.startswith(f"{name}_") for option in kind.Options.model_fields)
     assert all(field.description for field in kind.Options.model_fields.values())
     assert check_capability(config.model_copy(update={"il_mode": min(kind.scenarios)}), kind) == []

@@ -31,7 +31,7 @@ def names() -> list[str]:
         f"{method}: {setting}"
         for method in METHODS
         for setting, options in SETTINGS.items()
-        if not load_method(method).excludes & options.keys()
+        if not load_method(method).excludes.keys() & options.keys()
     ]
 
 

@@ -24,7 +24,7 @@ def model():
 
 
 def write(root, place, model, keep_all=True, state=None):
-    save(root, place, model, tiny.tokenizer(), STATE if state is None else state, keep_all)
+    save(root, place, model, tiny.tokenizer(), pack(STATE if state is None else state), keep_all)
 
 
 def equal(a, b):

@@ -1,6 +1,7 @@
 """From examples to batches: what is labelled, what is cut, what is seen how often."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -134,8 +135,12 @@ def test_labels_of_earlier_turns_stand_at_their_places():
 
 def test_tokens_are_counted_per_source():
     rows = [Encoded([1], [5] * n) for n in (2, 3, 4)]
-    assert count_tokens(rows, EXAMPLES, 1) == {"all": 9, "task": 5, "memory": 4}
-    assert count_tokens(rows, EXAMPLES, 2) == {"all": 4.5, "task": 2.5, "memory": 2}
+    examples = [*EXAMPLES[:-1], replace(EXAMPLES[-1], view="lm")]
+    whole = count_tokens(rows, examples, 1)
+    assert whole["all"] == 9 and (whole["task"], whole["memory"]) == (5, 4)
+    assert sum(value for kind, value in whole.items() if " " in kind) == whole["answer"] + whole["lm"] == 9
+    assert whole["lm"] == whole[f"{examples[-1].source} lm"] == len(rows[-1].answer)
+    assert count_tokens(rows, examples, 2) == {kind: value / 2 for kind, value in whole.items()}
 
 
 @pytest.mark.parametrize("count", [1, 7, 200, 203, 1000])
@@ -183,7 +188,11 @@ def test_micro_batches_are_the_step_cut_up(world, parts, count):
     assert {batch.tokens["all"] for batch in batches} == {labelled / (world * parts)}
     weights = [int((batch.labels != IGNORE).sum()) / batch.tokens["all"] for batch in batches]
     assert sum(weights) / len(weights) == pytest.approx(1)
-    by_source = {source: batches[0].tokens[source] * world * parts for source in batches[0].tokens if source != "all"}
+    by_source = {
+        source: batches[0].tokens[source] * world * parts
+        for source in ("task", "memory")
+        if source in batches[0].tokens
+    }
     assert sum(by_source.values()) == pytest.approx(labelled)
 
 

@@ -8,7 +8,7 @@ import torch
 from tests import tiny
 from utils.backbone import answer_logits
 from utils.dataloader import IGNORE, Encoder, collate
-from utils.losses import answer_loss
+from utils.losses import answer_loss, distillation
 
 
 @pytest.mark.parametrize("family", ["neox", "llama", "gpt2"])
@@ -42,3 +42,37 @@ def test_half_precision_logits_are_summed_in_float32():
     loss = answer_loss(logits, labels, 200)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(answer_loss(logits.double().float(), labels, 200).item(), rel=1e-7)
+
+
+def test_distillation_is_zero_for_equals_and_positive_otherwise():
+    torch.manual_seed(0)
+    student, labels = torch.randn(2, 3, 5), torch.tensor([[1, 2, IGNORE], [IGNORE, 4, 0]])
+    assert distillation(student, student, labels, 4.0, 2.0).item() == pytest.approx(0, abs=1e-6)
+    assert distillation(student, torch.randn(2, 3, 5), labels, 4.0, 2.0).item() > 0
+
+
+def test_distillation_by_hand():
+    """Two words, teacher (3/4, 1/4), student (1/2, 1/2): KL = 3/4 log(3/2) + 1/4 log(1/2)."""
+    teacher, student = torch.tensor([[[math.log(3.0), 0.0]]]), torch.zeros(1, 1, 2)
+    expected = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    assert distillation(student, teacher, torch.tensor([[0]]), 1.0).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_distillation_has_gradients_of_one_size_at_any_temperature():
+    """For small logits tau^2 takes back what softening takes away."""
+    torch.manual_seed(0)
+    teacher, labels = 0.01 * torch.randn(1, 1, 5), torch.tensor([[0]])
+    norms = []
+    for temperature in (1.0, 2.0, 4.0):
+        student = torch.zeros(1, 1, 5, requires_grad=True)
+        (gradient,) = torch.autograd.grad(distillation(student, teacher, labels, 1.0, temperature), student)
+        norms.append(gradient.norm().item())
+    assert norms == pytest.approx([norms[0]] * 3, rel=0.02)
+
+
+def test_distillation_ignores_what_has_no_label():
+    torch.manual_seed(0)
+    student, teacher, labels = torch.randn(1, 2, 5), torch.randn(1, 2, 5), torch.tensor([[IGNORE, 3]])
+    both = distillation(student, teacher, labels, 1.0)
+    student[0, 0] = 7.0
+    assert torch.equal(both, distillation(student, teacher, labels, 1.0))

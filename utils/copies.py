@@ -1,0 +1,65 @@
+"""Other weights for the same model: teachers, anchors, averages, merged models.
+
+A copy is a dict of tensors by parameter name, not a second module: only what learns is copied, it is saved and resumed
+like any tensor, and `borrowed` puts it into the model for as long as it is needed. With a frozen base and adapters a
+teacher is therefore as small as an adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+Weights = dict[str, Tensor]
+
+
+@torch.no_grad()
+def snapshot(parameters: Mapping[str, Tensor]) -> Weights:
+    """Copies of these parameters."""
+    return {name: w.detach().clone() for name, w in parameters.items()}
+
+
+@torch.no_grad()
+def assign(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    """Give the parameters these values, for good."""
+    for name, value in weights.items():
+        parameters[name].copy_(value)
+
+
+@contextmanager
+def borrowed(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let the model have other weights inside the `with`; without gradients.
+
+    Its own come back bit for bit, and gradients of earlier passes through them stay right: the tensors change places,
+    nothing is written over.
+    """
+    own = {name: parameters[name].data for name in weights}
+    try:
+        for name, value in weights.items():
+            parameters[name].data = value.to(own[name].device, own[name].dtype)
+        with torch.no_grad():
+            yield
+    finally:
+        for name, value in own.items():
+            parameters[name].data = value
+
+
+@contextmanager
+def eval_mode(*modules: nn.Module) -> Iterator[None]:
+    """Switch dropout off inside the `with`; afterwards every module is in the mode it was found in."""
+    modes = [(inner, inner.training) for module in modules for inner in module.modules()]
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for inner, training in modes:
+            inner.training = training
+
+
+def interpolate(a: Weights, b: Weights, share: float) -> Weights:
+    """a + share (b - a), tensor by tensor; share 0 is exactly a, share 1 exactly b."""
+    return {name: torch.lerp(value.float(), b[name].float(), share).to(value.dtype) for name, value in a.items()}
