@@ -7,7 +7,7 @@ from pathlib import Path
 
 from models import METHODS
 from utils.config import GROUPS
-from utils.factory import load_method
+from utils.factory import capability_table, load_method
 from utils.parse import option_table
 
 README = Path(__file__).parents[1] / "README.md"
@@ -26,7 +26,7 @@ def methods() -> str:
     return "\n".join(["| method | what it does |", "|---|---|", *rows])
 
 
-PARTS = {"options": options, "methods": methods}
+PARTS = {"options": options, "methods": methods, "capabilities": capability_table}
 
 
 def fill(text: str) -> str:

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.Base import Method
+from models.Base import Method, Task
 from utils.checkpoint import pack
 from utils.processes import sum_over_processes
 
 PER_TASK = {
     "train_seconds": 0.0,  # hooks included: teachers, pseudo-samples, Fisher
     "train_examples": 0,  # of one epoch, with memory and pseudo-samples
+    "train_visits": 0,  # to the task's own examples, over all epochs
     "train_sequences": 0,  # that went through the model, over all epochs and hooks
     "train_tokens": 0,  # of these sequences, with padding
     "evaluate_examples": 0,
@@ -61,10 +62,11 @@ class Cost:
             self.values["evaluate_examples"][index] += examples
             self.values["evaluate_sequences"][index] += sequences
 
-    def sizes(self, index: int, examples: int, trainable: int) -> None:
+    def sizes(self, task: Task, examples: int, trainable: int) -> None:
         """Note how large everything is after a task."""
-        parameters = [*self.method.model.parameters(), *self.method.extra.parameters()]
+        index, parameters = task.index, self.method.named().values()
         self.values["train_examples"][index] = examples
+        self.values["train_visits"][index] = task.epochs * len(task.train)
         self.values["trainable_parameters"][index] = trainable
         self.values["stored_parameters"][index] = sum(w.numel() for w in parameters)
         self.values["kept_bytes"][index] = kept_bytes(self.method.state_dict())

@@ -25,6 +25,7 @@ FACTS = ("name", "stream", "method", "seed", "il_mode", "backbone", "task_names"
 PER_TASK = ("metrics", "chance")
 # Questions beside the test split, where the scenario asks them: name in the results -> (files, metric or the task's).
 EXTRA = {"R_train": ("train_task", None), "R_locality": ("locality_task", "exact_match")}
+SIZES = ("trainable_parameters", "stored_parameters", "kept_bytes")  # after the last task
 SUMMARISED = ("average_accuracy", "backward_transfer", "forgetting")
 # Options that name, place or log a run; they do not change what it computes. `seed` is among them.
 NOT_COMPARED = {*RunOptions.model_fields, *TrackerOptions.model_fields}
@@ -45,6 +46,10 @@ def build(run: Path) -> dict[str, Any]:
         name: np.array([[cells.score(f"after_{i}", j, *where) for j in tasks] for i in tasks])
         for name, where in EXTRA.items()
     }
+    versions = {
+        name: [[_number(cells.score(f"after_{i}_{name}", j)) for j in tasks] for i in tasks]
+        for name in cells.versions()
+    }
     higher = [find(metric).higher_is_better for metric in facts["metrics"]]
     recovered = cells.score("recovery", 0)
     return {
@@ -54,6 +59,7 @@ def build(run: Path) -> dict[str, Any]:
         "base": _nullable(base),
         "R": _nullable(R),
         **{name: _nullable(matrix) for name, matrix in extra.items() if not np.isnan(matrix).all()},
+        "versions": versions,
         "summary": summary(R, base, higher),
         "recovery": None if np.isnan(recovered) else _recovery(R, recovered, higher[0]),
         "cost": read_json(run / "cost.json") if (run / "cost.json").exists() else None,
@@ -68,13 +74,26 @@ def group(runs: list[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]]:
         standard deviation over the n runs that have the number (std is None for n = 1).
     """
     streams: dict[str, dict[str, list]] = {}
-    for run, results in {run.resolve(): (run, results) for run, results in runs}.values():
+    once = {run.resolve(): (run, results) for run, results in runs}.values()
+    for run, results in [(run, version) for run, whole in once for version in _with_versions(whole)]:
         facts = [results[key] for key in ("stream", "il_mode", "task_names", "metrics", "chance")]
         options = _options(run)
         setting = json.dumps([results["method"], results["backbone"], options], sort_keys=True, default=str)
         groups = streams.setdefault(json.dumps(facts), {})
         groups.setdefault(setting, []).append((run, results, options))
     return [_section(list(groups.values())) for groups in streams.values()]
+
+
+def _with_versions(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """The results, and those of each other version of the weights as if of a method of its own."""
+    base, higher = np.array(results["base"], dtype=float), results["higher_is_better"]
+    nothing = {"versions": {}, "recovery": None, "cost": None}
+    return [results] + [
+        results
+        | nothing
+        | {"method": f"{results['method']}: {name}", "R": R, "summary": summary(np.array(R, dtype=float), base, higher)}
+        for name, R in results["versions"].items()
+    ]
 
 
 def read_facts(run: Path) -> dict[str, Any]:
@@ -111,6 +130,10 @@ class _Cells:
         self.folder = run / "predictions"
         self.metrics = metrics
         self.examples: dict[str, int] = {}  # name of the file -> number of rows
+
+    def versions(self) -> list[str]:
+        """Names of the weights that were evaluated beside the method's own."""
+        return sorted({path.name.split("_", 2)[2] for path in self.folder.glob("after_*_*")})
 
     def score(self, moment: str, task: int, prefix: str = "task", metric: str | None = None) -> float:
         """Score of one cell, by the task's metric or another; NaN if it was not evaluated."""
@@ -210,17 +233,35 @@ def _row(same: list, groups: list[list]) -> dict[str, Any]:
 
 
 def _columns(results: dict[str, Any]) -> dict[str, float | None]:
-    final, cost = results["R"][-1], results["cost"] or {}
-    seconds = cost.get("train_seconds") or []
-    complete = len(seconds) == len(final) and None not in seconds
-    recovery = results["recovery"]
+    final, recovery = results["R"][-1], results["recovery"]
     return {
         "task_0": final[0],
         "last_task": final[-1],
         **{name: results["summary"][name] for name in SUMMARISED},
         "recovery": recovery["after"] if recovery else None,
         **{name: _last_mean(results, name) for name in EXTRA},
-        "train_seconds": sum(seconds) if complete else None,
+        **_cost_columns(results["cost"] or {}, len(final)),
+    }
+
+
+def _cost_columns(cost: dict[str, Any], tasks: int) -> dict[str, float | None]:
+    """Cost of a finished run: sums over its tasks, and sizes after the last one."""
+
+    def values(name: str) -> list[float] | None:
+        found = cost.get(name) or []
+        return found if len(found) == tasks and None not in found else None
+
+    def ratio(above: str, below: str) -> float | None:
+        top, bottom = values(above), values(below)
+        return sum(top) / sum(bottom) if top and bottom and sum(bottom) else None
+
+    seconds = values("train_seconds")
+    return {
+        "train_seconds": sum(seconds) if seconds else None,
+        "train_passes": ratio("train_sequences", "train_visits"),
+        "evaluate_passes": ratio("evaluate_sequences", "evaluate_examples"),
+        **{name: (values(name) or [None])[-1] for name in SIZES},
+        "peak_memory_bytes": cost.get("peak_memory_bytes"),
     }
 
 

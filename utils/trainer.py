@@ -76,7 +76,7 @@ class Trainer:
         learning = [w.numel() for w in self.method.named().values() if w.requires_grad]
         examples = len(self.method.train_examples(task))
         self.method.after_task(task)
-        self.cost.sizes(task.index, examples, sum(learning))
+        self.cost.sizes(task, examples, sum(learning))
         self.cost.train(task.index)
 
     def _on_step(self, at: Progress, moments: Callable[[], OptimizerState]) -> None:

@@ -65,6 +65,11 @@ def line(text, start):
     return next(line for line in text.splitlines() if line.startswith(f"| {start}"))
 
 
+def costs(text):
+    """The second table of a comparison."""
+    return text.split("Positive backward transfer")[1]
+
+
 def numbers(text, start):
     return [cell.strip() for cell in line(text, start).split("|")[2:-1]]
 
@@ -144,7 +149,8 @@ def test_unfinished_run(tmp_path):
     assert numbers(text, "after task_2") == ["-"] * 4
     assert "No metric is defined yet." in text
     compared = report.compare([run])
-    assert numbers(compared, "SEQ") == ["1", *["-"] * 6]
+    assert numbers(compared, "SEQ") == ["1", *["-"] * 5]
+    assert "train seconds" not in compared
     assert "1 of 1 runs not finished" in compared
 
 
@@ -227,9 +233,10 @@ def test_compare_groups_seeds(tmp_path):
     text = report.compare(runs)
     seq, ewc = numbers(text, "SEQ"), numbers(text, "EWC")
     assert seq[:2] == ["2", "30.00 ± 14.14"]
-    assert seq[2:] == ["90.00 ± 0.00", "60.00 ± 7.07", "-50.00 ± 14.14", "+50.00 ± 14.14", "20.0 ± 0.0"]
+    assert seq[2:] == ["90.00 ± 0.00", "60.00 ± 7.07", "-50.00 ± 14.14", "+50.00 ± 14.14"]
+    assert numbers(costs(text), "SEQ") == ["2", "20.0 ± 0.0"]
     assert ewc[:2] == ["2", "62.50 ± 3.54"]
-    assert numbers(text, "chance") == ["", "10.00", "20.00", "15.00", "", "", ""]
+    assert numbers(text, "chance") == ["", "10.00", "20.00", "15.00", "", ""]
     assert "recovery" not in text
     (section,) = group([(run, build(run)) for run in runs])
     assert [row["seeds"] for row in section["rows"]] == [[1, 2], [1, 2]]
@@ -276,7 +283,30 @@ def test_repeated_seed_and_unfinished_run_are_told(tmp_path):
     assert "SEQ: more than one run with seed 1; these are not independent." in text
     assert "SEQ: 1 of 3 runs not finished." in text
     assert numbers(text, "SEQ")[:2] == ["3", "20.00 ± 0.00 (n=2)"]
-    assert numbers(text, "SEQ")[-2:] == ["40.00 ± 0.00 (n=2)", "20.0 ± 0.0 (n=2)"]
+    assert numbers(text, "SEQ")[-1] == "40.00 ± 0.00 (n=2)"
+    assert numbers(costs(text), "SEQ") == ["3", "20.0 ± 0.0 (n=2)"]
+
+
+def test_cost_is_told_per_example_and_after_the_last_task(tmp_path):
+    run = make_run(tmp_path / "run", [[0.8, None], [0.2, 0.9]])
+    cost = {"train_seconds": [1.0, 2.0], "train_visits": [10, 30], "train_sequences": [20, 100]}
+    cost |= {"evaluate_examples": [4, 8], "evaluate_sequences": [4, 14], "kept_bytes": [0, 2_500_000]}
+    cost |= {"trainable_parameters": [7, 5000], "stored_parameters": [7000, 8000], "peak_memory_bytes": 3e8}
+    write_json(run / "cost.json", cost)
+    assert numbers(costs(report.compare([run])), "SEQ") == ["1", "3.0", "3.00", "1.50", "0.005", "0.008", "2.50", "300"]
+
+
+def test_other_weights_of_a_run_are_rows_of_their_own(tmp_path):
+    run = make_run(tmp_path / "run", [[0.8, None], [0.2, 0.9]], method="TaskVector")
+    for j, share in enumerate((0.6, 0.4)):
+        make_cell(run / f"predictions/after_1_alpha 0.5/task_{j}.jsonl", share)
+    make_cell(run / "predictions/after_0_alpha 0.5/task_0.jsonl", 0.7)
+    results = report.write(run)
+    assert results["versions"] == {"alpha 0.5": [[0.7, None], [0.6, 0.4]]}
+    assert numbers(report.table(results), "alpha 0.5") == ["60.00", "40.00", "50.00"]
+    text = report.compare([run])
+    assert numbers(text, "TaskVector  ")[:3] == ["1", "20.00", "90.00"]
+    assert numbers(text, "TaskVector: alpha 0.5")[:4] == ["1", "60.00", "40.00", "50.00"]
 
 
 def test_broken_run_folders_are_told(tmp_path):
