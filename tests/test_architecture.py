@@ -27,7 +27,7 @@ LAYERS = [
     ["models.METHOD", "utils.evaluation"],
     ["utils.trainer"],
     ["utils.launch"],
-    ["main_CL", "utils.pretrain"],
+    ["main_CL", "utils.pretrain", "utils.sweep"],
 ]  # fmt: skip
 FAMILIES = {  # methods that extend another one
     "LAMOL_KD": "LAMOL", "L2KD": "LAMOL", "LFPT5": "LAMOL_KD", "PCLL": "LAMOL_KD", "AdapterCL": "PEFT",
