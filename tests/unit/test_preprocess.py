@@ -41,6 +41,12 @@ def test_command_makes_a_stream_then_says_unchanged_then_refuses(tmp_path, capsy
     assert load_stream("mine", tmp_path).tasks == load_stream("biography_qa_task2", tmp_path).tasks
 
 
+def test_the_options_of_a_stream_are_told_as_they_are_written(tmp_path, capsys):
+    order = ["--task-order", "FOMC,C-STANCE", "--sub-sample-test", "3"]
+    assert main(["--dataset", "TRACE", "--raw-dir", str(FIXTURES), "--out-dir", str(tmp_path), *order]) == 0
+    assert "task_order FOMC,C-STANCE, sub_sample_eval 10,10, sub_sample_test 3,3, length" in capsys.readouterr().out
+
+
 def test_limit_shortens_and_renames(tmp_path):
     command = [
         "--dataset=concept_1k",
