@@ -92,6 +92,8 @@ def _adapt(stream: Stream, options: Options) -> Stream:
     """Shorten and rename a stream; a short one gets another name, so that it is not taken for the whole."""
     if options.limit is not None:
         source = stream.config["SOURCE"] | {"limit": options.limit}
+        if "notes" in source:
+            source["notes"] = [f"before --limit: {note}" for note in source["notes"]]
         tasks = tuple(_shorten(task, options.limit) for task in stream.tasks)
         stream = Stream(f"{stream.name}_limit{options.limit}", tasks, stream.config | {"SOURCE": source})
     return replace(stream, name=options.name or stream.name)

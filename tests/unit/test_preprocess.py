@@ -56,7 +56,9 @@ def test_limit_shortens_and_renames(tmp_path):
         f"--out_dir={tmp_path}",
     ]
     assert main(command) == 0
-    assert [len(t.train) for t in load_stream("concept_1k_task3_limit2", tmp_path).tasks] == [2, 2, 2]
+    stream = load_stream("concept_1k_task3_limit2", tmp_path)
+    assert [len(t.train) for t in stream.tasks] == [2, 2, 2] and stream.config["SOURCE"]["limit"] == 2
+    assert [note.partition(" ")[0] for note in stream.config["SOURCE"]["notes"]] == ["before"]  # they count all records
 
 
 MISTAKES = {
