@@ -92,6 +92,8 @@ def _adapt(stream: Stream, options: Options) -> Stream:
     """Shorten and rename a stream; a short one gets another name, so that it is not taken for the whole."""
     if options.limit is not None:
         source = stream.config["SOURCE"] | {"limit": options.limit}
+        if "notes" in source:
+            source["notes"] = [f"before --limit: {note}" for note in source["notes"]]
         tasks = tuple(_shorten(task, options.limit) for task in stream.tasks)
         stream = Stream(f"{stream.name}_limit{options.limit}", tasks, stream.config | {"SOURCE": source})
     return replace(stream, name=options.name or stream.name)
@@ -127,11 +129,18 @@ def _describe(stream: Stream) -> list[str]:
         chance = "" if stream.chance(k) is None else f"  chance {stream.chance(k):.1%}"
         lines.append(f"  task {k}  {task.name:<{width}}  {sizes}{chance}")
     source = stream.config["SOURCE"]
-    used = ", ".join(f"{name} {str(value).lower()}" for name, value in source["options"].items())
+    used = ", ".join(f"{name} {_as_option(value)}" for name, value in source["options"].items())
     notes = [f"  note: {note}" for note in source.get("notes", [])]
     files = list(source["files"])
     rest = f" and {len(files) - 3} more" if len(files) > 3 else ""
     return [*lines, *notes, f"  from {', '.join(files[:3])}{rest} with {used}"]
+
+
+def _as_option(value: object) -> str:
+    """A value as one would write it on the command line."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def _dashed(word: str) -> str:

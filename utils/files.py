@@ -77,7 +77,7 @@ def read_jsonl(path: Path) -> list[dict]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # with or without a byte order mark
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
     except (UnicodeDecodeError, OSError) as error:

@@ -31,6 +31,8 @@ FROM_FIXTURES = {  # stream -> data set, its folder of raw data, options
     "tacred": ("tacred", "", {"classes_per_task": 2}),
     "fewnerd": ("fewnerd", "", {"base_task_entity": 2, "incremental_task_entity": 2}),
     "conll2003": ("conll2003", "", {}),
+    "i2b2": ("i2b2", "", {}),
+    "ontonotes5": ("ontonotes5", "", {}),
 }
 
 

@@ -197,6 +197,13 @@ def test_wrong_raw_persons(tmp_path):
         biography(tmp_path, num_person=4, num_person_first_task=2)
 
 
+def test_a_raw_file_from_windows_gives_the_same_stream(tmp_path):
+    path, numbers = tmp_path / "biography_qa/qa/all.json", {"num_person": 12, "num_person_first_task": 8} | DEV
+    tasks = biography(synth(tmp_path, preset="micro"), **numbers).tasks
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert biography(tmp_path, **numbers).tasks == tasks
+
+
 def test_dev_is_a_fortieth_of_large_blocks():
     assert sizes(biography(preset="small", num_person=10_400, num_person_first_task=10_000)) == [
         (30_000, 1_500, 1_500),

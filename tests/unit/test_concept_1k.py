@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.raw_data import as_windows
 from utils.dataset import Stream
 from utils.errors import UserError
 from utils.preprocess import concept_1k
@@ -23,6 +24,24 @@ def test_concept_records():
     assert records[2].answer == "lamp, lens, and stairs" and records[2].relation == "HasA"
     assert records[4].questions[0] == "Fill in: a teapot is used for what?"
     assert records[-1].concept == "Café" and records[-1].answer == "tables"
+
+
+def test_a_file_from_windows_gives_the_same_stream(tmp_path):
+    assert concept(as_windows(tmp_path, "concept_1k"), num_task=3).tasks == concept(num_task=3).tasks
+
+
+def test_what_is_dropped_is_told_and_odd_line_ends_inside_a_text_are_kept():
+    source = concept(num_task=3).config["SOURCE"]
+    assert source["notes"] == ["2 records are dropped: no two questions with the same answer"]
+    records, dropped = concept_1k.parse("(a, b, c)\nQ1: one\u2028two\x0c?\nA1: x\nQ2: y?\nA2: x\n")
+    assert (records[0].questions[0], dropped) == ("one\u2028two\x0c?", 0)
+
+
+def test_other_bytes_are_told(tmp_path):
+    (tmp_path / "concept_1k").mkdir()
+    (tmp_path / concept_1k.RAW_FILES[1]).write_bytes("(é, b, c)".encode("latin-1"))
+    with pytest.raises(UserError, match=r"concept_1k/dataset\.txt: expected UTF-8 text, got other bytes"):
+        concept(tmp_path)
 
 
 def test_concept_stream():

@@ -41,6 +41,12 @@ def test_command_makes_a_stream_then_says_unchanged_then_refuses(tmp_path, capsy
     assert load_stream("mine", tmp_path).tasks == load_stream("biography_qa_task2", tmp_path).tasks
 
 
+def test_the_options_of_a_stream_are_told_as_they_are_written(tmp_path, capsys):
+    order = ["--task-order", "FOMC,C-STANCE", "--sub-sample-test", "3"]
+    assert main(["--dataset", "TRACE", "--raw-dir", str(FIXTURES), "--out-dir", str(tmp_path), *order]) == 0
+    assert "task_order FOMC,C-STANCE, sub_sample_eval 10,10, sub_sample_test 3,3, length" in capsys.readouterr().out
+
+
 def test_limit_shortens_and_renames(tmp_path):
     command = [
         "--dataset=concept_1k",
@@ -50,7 +56,9 @@ def test_limit_shortens_and_renames(tmp_path):
         f"--out_dir={tmp_path}",
     ]
     assert main(command) == 0
-    assert [len(t.train) for t in load_stream("concept_1k_task3_limit2", tmp_path).tasks] == [2, 2, 2]
+    stream = load_stream("concept_1k_task3_limit2", tmp_path)
+    assert [len(t.train) for t in stream.tasks] == [2, 2, 2] and stream.config["SOURCE"]["limit"] == 2
+    assert [note.partition(" ")[0] for note in stream.config["SOURCE"]["notes"]] == ["before"]  # they count all records
 
 
 MISTAKES = {
@@ -64,7 +72,7 @@ MISTAKES = {
     "--dataset biography_qa --seed": "argument --seed: expected one argument; see --help",
     "--dataset biography_qa --name a/b": "--name: ",
     "--dataset biography_synth --limit 3": "--limit has no meaning for biography_synth",
-    "--dataset concept_1k --raw-dir nowhere": "concept_1k/dataset_2024_1_30_11_40.txt is missing; where",
+    "--dataset concept_1k --raw-dir nowhere": "concept_1k/dataset_2024_1_30_11_40.txt is missing; it comes from",
     "--dataset biography_qa --skip-first-task maybe": "--skip-first-task: expected a valid boolean",
 }
 

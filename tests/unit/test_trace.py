@@ -157,6 +157,11 @@ def test_long_and_empty_texts_and_odd_line_ends(tmp_path):
     assert [row.fields for row in read] == rows and len(read[0].text("prompt")) == 200_000
 
 
+def test_a_cell_of_a_csv_file_may_be_long(tmp_path):
+    (tmp_path / "x.csv").write_text('a,b\n"' + "会议, Straße " * 15_000 + '",c\n', encoding="utf-8")
+    assert len(read_rows(tmp_path / "x.csv")[0].text("a")) == 165_000
+
+
 @pytest.mark.realdata
 @pytest.mark.skipif(not REAL.exists(), reason="raw data absent")
 def test_real_trace():

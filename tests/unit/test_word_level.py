@@ -51,7 +51,7 @@ def test_seen_all_labels_is_a_real_boolean(tmp_path, capsys):
 
 
 def test_every_answer_fits():
-    for name in ("conll2003", "fewnerd"):
+    for name in ("conll2003", "fewnerd", "i2b2", "ontonotes5"):
         stream = build(name, base_task_entity=2, incremental_task_entity=1)
         for k, task in enumerate(stream.tasks):
             assert all(len(e.target.split(" ")) < stream.max_new_tokens(k) for e in task.test)
@@ -93,17 +93,36 @@ def test_defaults_of_the_data_sets():
     assert shown == {"fewnerd": (6, 6), "i2b2": (8, 2), "ontonotes5": (8, 2), "conll2003": (1, 1)}
 
 
-@pytest.mark.parametrize("name", ["i2b2", "ontonotes5"])
-def test_the_others_read_the_same_format(name, tmp_path):
+TYPES = {  # in the order of the tasks: eight, then two a task
+    "i2b2": "AGE CITY COUNTRY DATE DOCTOR HOSPITAL IDNUM MEDICALRECORD ORGANIZATION PATIENT PHONE PROFESSION STATE "
+    "STREET USERNAME ZIP",
+    "ontonotes5": "CARDINAL DATE EVENT FAC GPE LANGUAGE LAW LOC MONEY NORP ORDINAL ORG PERCENT PERSON PRODUCT QUANTITY "
+    "TIME WORK_OF_ART",
+}
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_the_published_cut_of_i2b2_and_ontonotes5(name):
+    stream, types = build(name), TYPES[name].split()
+    count = 1 + (len(types) - 8) // 2
+    assert stream.name == f"{name}_task{count}_base8_inc2" and (stream.metric(0), stream.il_mode) == ("span_f1", "CIL")
+    assert [size[0] for size in sizes(stream)] == [16] + [4] * (count - 1)  # two sentences for each type
+    assert stream.config["CUR_NUM_CLASS"] == [17] + [4] * (count - 1)
+    assert stream.config["idx2label"] == ["O", *(f"{prefix}-{kind}" for kind in types for prefix in "BI")]
+    for k, task in enumerate(stream.tasks):
+        seen, own = set(types[: 8 + 2 * k]), set(types[6 + 2 * k if k else 0 : 8 + 2 * k])
+        assert tags(task.test) == tags(task.dev) == seen and set() < tags(task.train) <= own
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_types_that_do_not_add_up_are_told(name, tmp_path):
     shutil.copytree(FIXTURES / "conll2003", tmp_path / name)
-    stream = build(name, tmp_path, base_task_entity=2)
-    assert stream.name == f"{name}_task2_base2_inc2" and tags(stream.tasks[1].test) == {"LOC", "MISC", "ORG", "PER"}
     with pytest.raises(UserError, match="--base-task-entity 8 --incremental-task-entity 2: expected 4 entity types"):
         build(name, tmp_path)
 
 
 def test_files_from_windows_give_the_same_stream(tmp_path):
-    for name in ("conll2003", "fewnerd"):
+    for name in ("conll2003", "fewnerd", "i2b2", "ontonotes5"):
         root = as_windows(tmp_path, name)
         assert build(name, root, **TWO_TWO).tasks == build(name, **TWO_TWO).tasks
 

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.raw_data import as_windows
 from utils.dataset import Stream
 from utils.errors import UserError
 from utils.preprocess import zsre
@@ -54,6 +55,10 @@ def test_locality_asks_each_task_about_its_own_records():
     questions = [e.input for t in tasks for e in t.dev]
     assert len(questions) == len(set(questions)) == 19 and {e.target for t in tasks for e in t.dev} == {""}
     assert make(locality_answers=True).tasks[0].dev[1].target == "Writer 1"
+
+
+def test_a_file_from_windows_gives_the_same_stream(tmp_path):
+    assert make(as_windows(tmp_path, "zsre")).tasks == make().tasks
 
 
 def test_number_of_tasks_and_file_are_options():

@@ -16,10 +16,10 @@ from utils import config
 from utils.dataset import Example, Stream, TaskData
 from utils.errors import UserError
 from utils.preprocess.classes import class_facts
-from utils.preprocess.raw import DATASET_DIR, file_sha256
+from utils.preprocess.raw import DATASET_DIR, Origin, file_sha256, read_raw
 
 RAW_FILES = ("concept_1k/dataset_2024_1_30_11_40.txt", "concept_1k/dataset.txt")  # two names of the same file
-SHOWN_IN_README = "where to get it: dataset/README.md"
+ORIGIN = Origin("github.com/zzz47zzz/codebase-for-incremental-learning-with-llm", "none stated", "3.4 MB")
 LABELS = (("Q1",), ("A1",), ("Q2",), ("A2", "Q2"))  # the published file says Q2 for the second answer
 
 
@@ -53,7 +53,7 @@ def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
         UserError: the file is missing or has fewer concepts than tasks.
     """
     path = _find(raw_dir or DATASET_DIR)
-    records, dropped = parse(path.read_text(encoding="utf-8"))
+    records, dropped = parse(read_raw(path, ORIGIN))
     if not options.keep_last_record:
         records = records[:-1]
     concepts = list(dict.fromkeys(record.concept for record in records))
@@ -68,6 +68,8 @@ def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
         "options": options.model_dump() | {"seed": seed},
         "dropped_records": dropped,
     }
+    if dropped:
+        source["notes"] = [f"{dropped} records are dropped: no two questions with the same answer"]
     facts = _config(concepts, relations, task_of, tasks)
     return Stream(f"concept_1k_task{options.num_task}", tasks, facts | {"SOURCE": source})
 
@@ -79,7 +81,7 @@ def parse(text: str) -> tuple[list[Record], int]:
     Both answers must be the same. Commas in `rest` and `: ` in a question are text.
     """
     blocks: list[list[str]] = []
-    for line in filter(None, map(str.strip, text.splitlines())):
+    for line in filter(None, map(str.strip, text.split("\n"))):
         if line.startswith("(") or not blocks:
             blocks.append([])
         blocks[-1].append(line)
@@ -100,10 +102,8 @@ def _record(lines: list[str]) -> Record | None:
 
 
 def _find(raw_dir: Path) -> Path:
-    path = next((raw_dir / name for name in RAW_FILES if (raw_dir / name).exists()), None)
-    if path is None:
-        raise UserError(f"{raw_dir / RAW_FILES[0]} is missing; {SHOWN_IN_README}")
-    return path
+    paths = [raw_dir / name for name in RAW_FILES]
+    return next((path for path in paths if path.exists()), paths[0])
 
 
 def _deal(num_concept: int, num_task: int) -> list[int]:
