@@ -5,4 +5,5 @@ METHODS = {  # name in YAML == file == class == prefix of its options
     "Joint": "models.Joint",
     "Single": "models.Single",
     "DERpp": "models.DERpp",
+    "CLSER": "models.CLSER",
 }
