@@ -6,4 +6,5 @@ METHODS = {  # name in YAML == file == class == prefix of its options
     "Single": "models.Single",
     "DERpp": "models.DERpp",
     "CLSER": "models.CLSER",
+    "TaskVector": "models.TaskVector",
 }
