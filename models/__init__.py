@@ -7,4 +7,5 @@ METHODS = {  # name in YAML == file == class == prefix of its options
     "DERpp": "models.DERpp",
     "CLSER": "models.CLSER",
     "TaskVector": "models.TaskVector",
+    "ICL": "models.ICL",
 }
