@@ -57,6 +57,7 @@ class ICL(Method):
         super().__init__(*args)
         self.seen = 0  # tasks
         self.pool = Pool(())
+        self.warned = False
 
     @classmethod
     def refuse(cls, config: Config, options: Options, stream: Stream) -> list[str]:
@@ -99,9 +100,15 @@ class ICL(Method):
         """Prompt with demonstrations, and answer."""
         prompt, answer = self.plain(x)
         lines = ["".join(self.plain(example)) + "\n" for example in self.demonstrations(x)]
-        limit = self.max_length(x.task)
+        limit, count = self.max_length(x.task), len(lines)
         while lines and limit is not None and self._tokens("".join(lines) + prompt) > limit:
             lines = lines[1:]
+        if len(lines) < count and not self.warned:
+            self.warned = True
+            self.session.log.warning(
+                f"a prompt with {count} demonstrations has more than {limit} tokens: it gets {len(lines)}, and others "
+                "too get as many as fit (max_seq_length)"
+            )
         return "".join(lines) + prompt, answer
 
     def _tokens(self, text: str) -> int:

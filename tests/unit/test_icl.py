@@ -111,7 +111,8 @@ def test_whole_demonstrations_are_left_out_of_a_prompt_that_is_too_long():
         wanted = "\n".join(lines[5 - left :])
         limit = len(tiny.tokenizer()(wanted)["input_ids"])
         method = method_of(n_shot=5, limit=limit)
-        assert method.encoder.render(x)[0] == wanted
+        assert method.encoder.render(x)[0] == method.encoder.render(x)[0] == wanted
+        assert len(method.session.log.messages) == (left < 5)  # said once
         (row,) = method.encoder.for_prediction([x], limit)
         assert tiny.tokenizer().decode(row.prompt) == wanted  # nothing is left to cut
 
