@@ -62,7 +62,7 @@ class Method:
     heads: ClassVar[frozenset[str]] = frozenset({"None"})  # classifier; None: answers are generated
     backbones: ClassVar[frozenset[str]] = frozenset({"decoder"})
     parallel: ClassVar[frozenset[str]] = frozenset({"DDP"})  # besides one process
-    needs: ClassVar[dict[str, str]] = {}  # settings it can't do without, such as "is_replay" -> why
+    needs: ClassVar[dict[str, str]] = {}  # settings it can't do without -> why: "is_replay", "Replay_update: step"
     excludes: ClassVar[dict[str, str]] = {}  # settings that contradict it -> why
     trains: ClassVar[bool] = True  # False: no optimizer step is ever made
     state: ClassVar[tuple[str, ...]] = ()  # attributes that a resumed run needs: tensors and plain values
@@ -93,6 +93,11 @@ class Method:
         """Those that learn in this task."""
         chosen = {id(w) for group in self.trainable(task) for w in group.parameters}
         return {name: w for name, w in self.named().items() if id(w) in chosen}
+
+    def max_length(self, index: int) -> int | None:
+        """Most tokens of prompt and answer together in a task; None: no limit."""
+        length = self.config.max_seq_length if self.config.max_seq_length > 0 else self.stream.max_seq_length(index)
+        return per_task(self.config.max_seq_length_list, length, index)
 
     def setup(self) -> None:
         """Edit the model's structure once, before anything is trained: new tokens, adapters, prompts."""

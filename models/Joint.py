@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from models.Base import Method, Task
-from utils.backbone import load_model
+from utils.backbone import load_first_weights
 from utils.dataset import Example
 
 
@@ -24,7 +24,7 @@ class Joint(Method):
 
     def before_task(self, task: Task) -> None:
         if task.index > 0:
-            self.model.load_state_dict(load_model(self.config).state_dict())
+            load_first_weights(self.model, self.config)
 
     def train_examples(self, task: Task) -> list[Example]:
         return [example for data in self.stream.tasks[: task.index + 1] for example in data.train]

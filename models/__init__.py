@@ -3,4 +3,9 @@
 METHODS = {  # name in YAML == file == class == prefix of its options
     "SEQ": "models.SEQ",
     "Joint": "models.Joint",
+    "Single": "models.Single",
+    "DERpp": "models.DERpp",
+    "CLSER": "models.CLSER",
+    "TaskVector": "models.TaskVector",
+    "ICL": "models.ICL",
 }

@@ -60,7 +60,15 @@ SOUNDS = [
     "boom",
 ]
 # A setting that a method can't do without, as an option that switches it on.
-SETTINGS = {"is_replay": {"is_replay": True, "Replay_buffer_ratio": 0.5}}
+SETTINGS = {
+    "is_replay": {"is_replay": True, "Replay_buffer_ratio": 0.5},
+    "Replay_update: step": {
+        "Replay_update": "step",
+        "Replay_sampling_algorithm": "reservoir",
+        "Replay_buffer_size": 8,
+        "Replay_buffer_ratio": 0.01,  # its default: size replaces it
+    },
+}
 
 
 @cache
@@ -145,7 +153,7 @@ def micro_stream(tasks: int = 3) -> Stream:
 
 def make_config(method: str = "SEQ", **options: Any) -> Config:
     """Options of a small run."""
-    needed = [SETTINGS[name] for name in sorted(load_method(method).needs)] if method in METHODS else []
+    needed = [SETTINGS[name] for name in SETTINGS if method in METHODS and name in load_method(method).needs]
     values: dict[str, Any] = {
         "cfg": None,
         "wandb_name": "tiny",

@@ -84,6 +84,11 @@ def load_model(config: Config) -> nn.Module:
     return AutoModelForCausalLM.from_config(shape, dtype=None if dtype == "auto" else dtype)
 
 
+def load_first_weights(model: nn.Module, config: Config) -> None:
+    """Give the model the weights again that it had before any task."""
+    model.load_state_dict(load_model(config).state_dict())
+
+
 def _fetch(load, config: Config, **options):
     source = find_source(config)
     if config.backbone_revision is not None:

@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,7 @@ class Memory:
         self.config, self.num_class = config, num_class
         self.groups: dict[Hashable, list[Example]] = {}
         self.seen = 0  # examples offered so far, for the reservoir
+        self.notes: dict[Example, Any] = {}  # what a method keeps of an example as long as the example is kept
 
     def __len__(self) -> int:
         return sum(map(len, self.groups.values()))
@@ -50,6 +52,12 @@ class Memory:
             rng: For the draws.
             features: Feature vectors of examples; only called for herding.
         """
+        self._take_in(examples, rng, features)
+        if self.notes:
+            kept = set(self.rows())
+            self.notes = {example: note for example, note in self.notes.items() if example in kept}
+
+    def _take_in(self, examples: Sequence[Example], rng: random.Random, features: Features) -> None:
         new = [replace(example, source="memory") for example in dict.fromkeys(examples)]
         if self.config.Replay_sampling_algorithm == "reservoir":
             return self._reservoir(new, rng)
@@ -99,12 +107,14 @@ class Memory:
     def state_dict(self) -> dict:
         """The memory as plain values."""
         groups = {key: [asdict(example) for example in group] for key, group in self.groups.items()}
-        return {"groups": groups, "seen": self.seen}
+        notes = [self.notes.get(example) for example in self.rows()] if self.notes else []
+        return {"groups": groups, "seen": self.seen, "notes": notes}
 
     def load_state_dict(self, state: dict) -> None:
         """Inverse of `state_dict`."""
         self.seen = state["seen"]
         self.groups = {key: [Example(**row) for row in rows] for key, rows in state["groups"].items()}
+        self.notes = dict(zip(self.rows(), state["notes"], strict=False))  # none at all without notes
 
 
 def split_evenly(total: int, keys: list[Hashable]) -> dict[Hashable, int]:

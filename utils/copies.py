@@ -62,4 +62,5 @@ def eval_mode(*modules: nn.Module) -> Iterator[None]:
 
 def interpolate(a: Weights, b: Weights, share: float) -> Weights:
     """a + share (b - a), tensor by tensor; share 0 is exactly a, share 1 exactly b."""
-    return {name: torch.lerp(value.float(), b[name].float(), share).to(value.dtype) for name, value in a.items()}
+    pairs = {name: (value, b[name].to(value.device)) for name, value in a.items()}
+    return {name: torch.lerp(x.float(), y.float(), share).to(x.dtype) for name, (x, y) in pairs.items()}

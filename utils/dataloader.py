@@ -57,6 +57,11 @@ class Batch:
         wanted = [source in (None, e.source) and view in (None, e.view) for e in self.examples]
         return [i for i, fits in enumerate(wanted) if fits]
 
+    def only(self, rows: list[int]) -> Batch:
+        """The batch of these rows; `tokens` are still those of the whole step."""
+        tensors = (t[rows] for t in (self.input_ids, self.attention_mask, self.labels))
+        return Batch(*tensors, [self.examples[i] for i in rows], self.tokens)
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
         moved = (t.to(device, non_blocking=True) for t in (self.input_ids, self.attention_mask, self.labels))

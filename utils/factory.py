@@ -33,9 +33,9 @@ def check_capability(config: Config, method: type) -> list[str]:
         if value not in allowed:
             problems.append(f"method {config.method} supports {option} {', '.join(sorted(allowed))}; got {value}")
     problems += [
-        f"method {config.method} needs {setting} ({why}); set {setting}: True"
-        for setting, why in sorted(method.needs.items())
-        if not getattr(config, setting)
+        f"method {config.method} needs {need} ({why}); set {need if ': ' in need else f'{need}: True'}"
+        for need, why in sorted(method.needs.items())
+        if not _holds(config, need)
     ]
     problems += [
         f"method {config.method} cannot be combined with {setting} ({why}); leave {setting} out"
@@ -43,6 +43,12 @@ def check_capability(config: Config, method: type) -> list[str]:
         if getattr(config, setting)
     ]
     return problems
+
+
+def _holds(config: Config, need: str) -> bool:
+    """True if a setting is on ("is_replay") or has the value that is needed ("Replay_update: step")."""
+    setting, _, value = need.partition(": ")
+    return getattr(config, setting) == value if value else bool(getattr(config, setting))
 
 
 def capability_table() -> str:

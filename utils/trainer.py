@@ -178,20 +178,20 @@ class Trainer:
             first.max_new_tokens,
         )
         fit(plain, task, self.session)
-        self._evaluate_row("recovery", [0])
+        # Not under the method's versions: these are other weights than the ones just trained.
+        self.cost.evaluate(None, self._evaluate_task("recovery", 0))
 
     def _task(self, index: int) -> Task:
         config, data = self.config, self.stream.tasks[index]
         first = index == 0 and config.training_epochs_first_task is not None
         epochs = config.training_epochs_first_task if first else config.training_epochs
-        length = config.max_seq_length if config.max_seq_length > 0 else self.stream.max_seq_length(index)
         new = config.backbone_max_new_token if config.backbone_max_new_token > 0 else self.stream.max_new_tokens(index)
         return Task(
             index,
             data.name,
             data.train,
             per_task(config.training_epochs_list, epochs, index),
-            per_task(config.max_seq_length_list, length, index),
+            self.method.max_length(index),
             per_task(config.backbone_max_new_token_list, new, index),
         )
 

@@ -29,6 +29,10 @@ VARIANTS = {
     "herding": "--Replay_buffer_ratio 0.5 --Replay_sampling_algorithm herding --lr_scheduler cosine --warmup_ratio 0.1",
     "reservoir": "--Replay_buffer_size 7 --Replay_sampling_algorithm reservoir --freeze_parts [head] --il_mode IIL",
     "joint": "--method Joint --is_replay false",
+    "single": "--method Single --is_replay false",
+    "stored logits": "--method DERpp --Replay_buffer_size 7 --Replay_sampling_algorithm reservoir --Replay_update step",
+    "averages": "--method CLSER --Replay_buffer_size 7 --Replay_sampling_algorithm reservoir --Replay_update step",
+    "merged": "--method TaskVector --is_replay false --TaskVector_merge magmax --TaskVector_grid [0.4]",
 }
 
 
@@ -119,6 +123,11 @@ def test_a_run_of_two_processes_is_resumed_by_one(first, tmp_path):
 @pytest.mark.parametrize("name", list(VARIANTS)[1:])
 def test_two_processes_are_one_with(name, common, tmp_path):
     check(*pair([*common, *shlex.split(VARIANTS[name])], tmp_path))
+
+
+@pytest.mark.slow
+def test_two_processes_answer_as_one_without_training(common, tmp_path):
+    check_scores(*pair([*common, *shlex.split("--method ICL --is_replay false")], tmp_path))
 
 
 REFUSED = {

@@ -30,6 +30,7 @@ def names() -> list[str]:
     return [
         f"{method}: {setting}"
         for method in METHODS
+        if load_method(method).trains
         for setting, options in SETTINGS.items()
         if not load_method(method).excludes.keys() & options.keys()
     ]

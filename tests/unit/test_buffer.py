@@ -195,3 +195,16 @@ def test_a_saved_memory_goes_on_as_if_nothing_had_happened(options):
         memory.update(examples[12:], random.Random(2), no_features)
     assert second.rows() == first.rows()
     assert second.state_dict() == first.state_dict()
+
+
+def test_a_note_stays_as_long_as_its_example():
+    memory = filled([20], Replay_sampling_algorithm="reservoir", Replay_buffer_size=5)
+    memory.notes = {row: row.input for row in memory.rows()}
+    before = set(memory.rows())
+    memory.update(task(1, 4), random.Random(0), no_features)
+    kept = before & set(memory.rows())
+    assert 0 < len(kept) < 5
+    assert memory.notes == {row: row.input for row in kept}
+    other = filled([], Replay_sampling_algorithm="reservoir", Replay_buffer_size=5)
+    other.load_state_dict(unpack(*pack(memory.state_dict())))
+    assert {row: note for row, note in other.notes.items() if note} == memory.notes

@@ -224,3 +224,12 @@ def test_loss_of_a_step_is_the_same_however_it_is_cut():
         whole = loss(1, 1)
         for world, parts in ((1, 2), (2, 1), (2, 3), (3, 2), (1, 7)):
             assert loss(world, parts) == pytest.approx(whole, rel=1e-5)
+
+
+def test_some_rows_of_a_batch_keep_the_tokens_of_the_step():
+    batch = collate(encoded(), EXAMPLES, tiny.PAD)
+    part = batch.only(batch.rows("memory"))
+    assert part.examples == EXAMPLES[2:]
+    assert torch.equal(part.labels, batch.labels[2:]) and torch.equal(part.input_ids, batch.input_ids[2:])
+    assert part.tokens == batch.tokens
+    assert batch.only([]).labels.shape[0] == 0

@@ -181,8 +181,25 @@ def test_joint_starts_from_the_first_weights_and_trains_on_the_union(watched):
         assert sorted(map(str, rows)) == sorted(map(str, union))
 
 
-def test_joint_with_random_weights_starts_from_the_same_ones(watched):
-    seen = watched("Joint", backbone_random_init=True)
+def test_single_starts_from_the_first_weights_and_trains_on_one_task(watched):
+    seen = watched("Single")
+    first = tiny.snapshot(tiny.make_method(tiny.make_session(tiny.make_config("Single"))))
+    assert all(tiny.same(seen.start[task], first) for task in range(3))
+    for task, data in enumerate(tiny.micro_stream().tasks):
+        rows = [row for step in seen.steps[task] for row in step]
+        assert sorted(map(str, rows)) == sorted(map(str, data.train))
+
+
+def test_the_only_task_is_the_same_for_all_references(trained):
+    stream = tiny.micro_stream(1)
+    single, joint, seq = (trained(stream=stream, method=name) for name in ("Single", "Joint", "SEQ"))
+    assert tiny.same(single.weights, seq.weights)
+    assert tiny.same(joint.weights, seq.weights)
+
+
+@pytest.mark.parametrize("name", ["Joint", "Single"])
+def test_a_reference_with_random_weights_starts_from_the_same_ones(watched, name):
+    seen = watched(name, backbone_random_init=True)
     assert tiny.same(seen.start[0], seen.start[1])
     assert tiny.same(seen.start[0], seen.start[2])
 

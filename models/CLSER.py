@@ -1,0 +1,112 @@
+"""Two moving averages as teachers: "Learning Fast, Learning Slow" (CLS-ER; Arani et al., ICLR 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from models.Base import Method, Task
+from utils.backbone import answer_logits
+from utils.config import Float, Options
+from utils.copies import Weights, snapshot
+from utils.dataloader import IGNORE, Batch
+from utils.losses import answer_loss
+from utils.seed import random_for
+
+
+class CLSER(Method):
+    """CLS-ER: replay, holding the working model to the better of a plastic and a stable average of its own past.
+
+        L = CE(new and remembered rows) + lambda MSE(f(x'), z*)
+
+    x' are the remembered rows; z* are, at each answer token, the logits of whichever average gives the true token more
+    probability. After step n, with probability r_P for the plastic (fast) and r_S for the stable (slow) average,
+
+        theta_E := a theta_E + (1 - a) theta,   a = min(1 - 1 / (n + 1), alpha)
+
+    where n counts the steps of the whole stream. Both averages begin as the first weights. Answers are the stable
+    average's; the working model is evaluated beside it.
+
+    As published, a reservoir is offered the new examples after every step. The choice between the averages is made for
+    each token, where the paper's unit is an image, and the MSE is the mean over the vocabulary. Averages are kept in
+    float32 whatever the weights are: 1 - alpha of a difference would be lost in bfloat16.
+    """
+
+    class Options(Options):
+        """Options of CLSER."""
+
+        CLSER_alpha_fast: Float = Field(0.999, ge=0, le=1, description="Most that the plastic average keeps.")
+        CLSER_alpha_slow: Float = Field(0.999, ge=0, le=1, description="Most that the stable average keeps.")
+        CLSER_freq_fast: Float = Field(0.9, ge=0, le=1, description="Share of steps that move the plastic average.")
+        CLSER_freq_slow: Float = Field(0.7, ge=0, le=1, description="Share of steps that move the stable average.")
+        CLSER_lambda: Float = Field(0.1, ge=0, description="Weight of the error to the averages' logits.")
+        CLSER_predict_with: Literal["stable", "working"] = Field(
+            "stable", description="Weights that answer; the others are evaluated beside them."
+        )
+
+    needs: ClassVar = {"is_replay": "it replays", "Replay_update: step": "memory is filled while a task is learned"}
+    state: ClassVar = ("fast", "slow", "steps")
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.fast: Weights = {}
+        self.slow: Weights = {}
+        self.steps = 0  # of the whole stream
+
+    def before_task(self, task: Task) -> None:
+        if task.index == 0:  # nothing that is frozen now learns later
+            self.fast = {name: w.float() for name, w in snapshot(self.learning(task)).items()}
+            self.slow = dict(self.fast)
+
+    def loss(self, model: nn.Module, batch: Batch, task: Task) -> dict[str, Tensor]:
+        logits, labels = answer_logits(model, batch)
+        old = batch.rows("memory")
+        error = self._error(logits[old], labels[old], batch.only(old)) if old else logits.sum() * 0
+        return {
+            "answer": answer_loss(logits, labels, batch.tokens["all"]),
+            "consistency": self.options.CLSER_lambda * error / batch.tokens.get("memory", 1.0),
+        }
+
+    def _error(self, logits: Tensor, labels: Tensor, batch: Batch) -> Tensor:
+        """Squared errors to z*, () float: mean over the vocabulary, sum over the answer tokens of x'."""
+        plastic, stable = (self.teacher_logits(weights, batch) for weights in (self.fast, self.slow))
+        logits, labels = logits[:, -plastic.shape[1] :], labels[:, -plastic.shape[1] :]
+        labelled = labels != IGNORE
+        target = better(plastic[labelled], stable[labelled], labels[labelled])
+        return (logits[labelled] - target).float().square().mean(dim=-1).sum()
+
+    def after_step(self, task: Task) -> None:
+        super().after_step(task)
+        self.steps += 1
+        rng, o = random_for(self.config.seed, "averages", self.steps), self.options
+        for average, alpha, frequency in (
+            (self.fast, o.CLSER_alpha_fast, o.CLSER_freq_fast),
+            (self.slow, o.CLSER_alpha_slow, o.CLSER_freq_slow),
+        ):
+            if rng.random() < frequency:
+                follow(average, self.named(), min(1 - 1 / (self.steps + 1), alpha))
+
+    def versions(self) -> dict[str, Weights | None]:
+        if not self.slow:
+            return {"": None}
+        if self.options.CLSER_predict_with == "stable":
+            return {"": self.slow, "working": None}
+        return {"": None, "stable": self.slow}
+
+
+def better(plastic: Tensor, stable: Tensor, labels: Tensor) -> Tensor:
+    """Of two models' logits (N, V), at each token those that give the label (N,) more probability."""
+    of_label = [z.float().log_softmax(dim=-1).gather(-1, labels[:, None]) for z in (plastic, stable)]
+    return torch.where(of_label[0] > of_label[1], plastic, stable)
+
+
+@torch.no_grad()
+def follow(average: Weights, weights: Mapping[str, Tensor], a: float) -> None:
+    """Move an average towards the weights: a average + (1 - a) weights, tensor by tensor."""
+    for name, value in average.items():
+        own = weights[name].detach().float()
+        average[name] = torch.lerp(value.to(own.device), own, 1 - a)

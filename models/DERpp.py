@@ -1,0 +1,132 @@
+"""Dark experience replay: "Dark Experience for General Continual Learning" (Buzzega et al., NeurIPS 2020)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from models.Base import Method, Task
+from utils.backbone import answer_logits
+from utils.config import Config, Float, Int, Options
+from utils.copies import Weights, snapshot
+from utils.dataloader import IGNORE, Batch, collate
+from utils.dataset import Example, Stream
+from utils.losses import answer_loss
+
+Dark = tuple[Tensor, Tensor]  # of the labelled positions of an example: values (N, k) and token ids (N, k)
+
+
+class DERpp(Method):
+    """DER++: replay remembered examples with their answers and with the logits the model once gave them.
+
+        L = CE(x, y) + alpha MSE(f(x'), h') + beta CE(x'', y'')
+
+    (x, y) are new; (x', h') and (x'', y'') are two independent draws from a reservoir that is offered the new examples
+    after every step. h' are the logits f gave to x' when memory took it in.
+
+    A step has batch_size - batch_size // 2 new rows, as many as with plain replay, and batch_size // 2 of each draw:
+    one part each, as published. Each CE is the mean over its own answer tokens.
+
+    Differences from the paper, whose logits are those of a few classes: h' are the `DERpp_topk` largest of the
+    vocabulary at each answer token, in float32 (8 bytes a logit with its token id), and the MSE is the mean over these.
+    `previous_model` keeps no logits: f(x') is held to the logits of the model at the end of the previous task, over the
+    whole vocabulary; in the first task that term is 0.
+    """
+
+    class Options(Options):
+        """Options of DERpp."""
+
+        DERpp_alpha: Float = Field(0.5, ge=0, description="Weight of the error to the stored logits.")
+        DERpp_beta: Float = Field(0.5, ge=0, description="Weight of the cross-entropy on remembered answers.")
+        DERpp_targets: Literal["stored", "previous_model"] = Field(
+            "stored", description="Logits to hold on to: those at insertion, or the previous task's model's."
+        )
+        DERpp_topk: Int = Field(64, ge=1, description="Largest logits stored for each answer token.")
+
+    needs: ClassVar = {
+        "is_replay": "it replays",
+        "Replay_update: step": "logits are those at the step that brought the example",
+    }
+    state: ClassVar = ("teacher",)
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.teacher: Weights = {}  # with previous_model: what learns, as it was before the task
+
+    @classmethod
+    def refuse(cls, config: Config, options: Options, stream: Stream) -> list[str]:
+        changed = options.DERpp_topk != cls.Options.model_fields["DERpp_topk"].default
+        if options.DERpp_targets == "previous_model" and changed:
+            return ["DERpp_topk: has no effect with DERpp_targets previous_model, which stores no logits"]
+        return []
+
+    def before_task(self, task: Task) -> None:
+        if self.options.DERpp_targets == "previous_model" and task.index > 0:
+            self.teacher = snapshot(self.learning(task))
+
+    def batch(self, examples: Sequence[Example], task: Task, rng: random.Random) -> Sequence[Example]:
+        rows = super().batch(examples, task, rng)
+        drawn = self.memory.sample(self.memory_rows(), rng)
+        return [*rows, *(replace(example, source="dark") for example in drawn)]
+
+    def loss(self, model: nn.Module, batch: Batch, task: Task) -> dict[str, Tensor]:
+        logits, labels = answer_logits(model, batch)
+        new, old, dark = (batch.rows(source) for source in ("task", "memory", "dark"))
+        tokens = {"memory": 1.0, "dark": 1.0} | batch.tokens  # before the first step is done memory is empty
+        error = self._error(logits[dark], labels[dark], batch.only(dark))
+        return {
+            "answer": answer_loss(logits[new], labels[new], tokens["task"]),
+            "memory": self.options.DERpp_beta * answer_loss(logits[old], labels[old], tokens["memory"]),
+            "dark": self.options.DERpp_alpha * error / tokens["dark"],
+        }
+
+    def _error(self, logits: Tensor, labels: Tensor, batch: Batch) -> Tensor:
+        """Squared errors to the targets, () float: mean over logits, sum over the answer tokens of x'."""
+        if self.options.DERpp_targets == "stored":
+            notes = [self.memory.notes[replace(example, source="memory")] for example in batch.examples]
+            rows = zip(logits, labels, notes, strict=True)
+            return sum((dark_error(z[y != IGNORE], note) for z, y, note in rows), logits.sum() * 0)
+        if not self.teacher or not batch.examples:
+            return logits.sum() * 0
+        target = self.teacher_logits(self.teacher, batch)
+        own, labelled = logits[:, -target.shape[1] :], labels[:, -target.shape[1] :] != IGNORE
+        return (own - target)[labelled].float().square().mean(dim=-1).sum()
+
+    def after_step(self, task: Task) -> None:
+        super().after_step(task)
+        fresh = [example for example in self.memory.rows() if example not in self.memory.notes]
+        if fresh and self.options.DERpp_targets == "stored":
+            self.memory.notes |= zip(fresh, self.dark(fresh, task), strict=True)
+
+    def dark(self, examples: Sequence[Example], task: Task) -> list[Dark]:
+        """The logits that the model gives now to the answers of some examples, in eval mode."""
+        rows = self.session.encoder(examples, task.max_length)
+        batch = collate(rows, examples, self.backbone.pad_id).to(self.model.device)
+        logits = self.teacher_logits({}, batch)
+        labels = batch.labels[:, -logits.shape[1] :]
+        return [largest(z[y != IGNORE], self.options.DERpp_topk) for z, y in zip(logits, labels, strict=True)]
+
+
+def largest(logits: Tensor, k: int) -> Dark:
+    """The k largest of the logits (N, V) at each position and which tokens they belong to; on the CPU, like texts."""
+    values, tokens = logits.float().topk(min(k, logits.shape[-1]), dim=-1)
+    return values.cpu(), tokens.to("cpu", torch.int32)
+
+
+def dark_error(logits: Tensor, dark: Dark) -> Tensor:
+    """Squared error to stored logits: mean over the k of a position, sum over positions, () float.
+
+    Args:
+        logits: (N, V), at the labelled positions of an example.
+        dark: What was stored of it. A chat that is cut elsewhere today may have other positions; the last are common.
+    """
+    values, tokens = (stored.to(logits.device) for stored in dark)
+    count = min(len(logits), len(values))
+    own = logits[len(logits) - count :].gather(-1, tokens[len(tokens) - count :].long())
+    return (own.float() - values[len(values) - count :]).square().mean(dim=-1).sum()
