@@ -4,4 +4,5 @@ METHODS = {  # name in YAML == file == class == prefix of its options
     "SEQ": "models.SEQ",
     "Joint": "models.Joint",
     "EWC": "models.EWC",
+    "LwF": "models.LwF",
 }

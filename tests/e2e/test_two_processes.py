@@ -30,6 +30,7 @@ VARIANTS = {
     "reservoir": "--Replay_buffer_size 7 --Replay_sampling_algorithm reservoir --freeze_parts [head] --il_mode IIL",
     "joint": "--method Joint --is_replay false",
     "EWC": "--method EWC --EWC_lambda 100 --EWC_samples 7 --is_replay false",
+    "LwF": "--method LwF --Replay_buffer_ratio 0.5",
 }
 
 
