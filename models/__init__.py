@@ -5,4 +5,6 @@ METHODS = {  # name in YAML == file == class == prefix of its options
     "Joint": "models.Joint",
     "EWC": "models.EWC",
     "LwF": "models.LwF",
+    "AGEM": "models.AGEM",
+    "GEM": "models.GEM",
 }

@@ -31,6 +31,8 @@ VARIANTS = {
     "joint": "--method Joint --is_replay false",
     "EWC": "--method EWC --EWC_lambda 100 --EWC_samples 7 --is_replay false",
     "LwF": "--method LwF --Replay_buffer_ratio 0.5",
+    "AGEM": "--method AGEM --Replay_buffer_ratio 0.5 --AGEM_batch_size 5",
+    "GEM": "--method GEM --Replay_buffer_ratio 0.3",
 }
 
 
