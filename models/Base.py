@@ -146,6 +146,11 @@ class Method:
         logits, labels = answer_logits(model, batch)
         return {"answer": answer_loss(logits, labels, batch.tokens["all"])}
 
+    def collated(self, examples: Sequence[Example], task: Task) -> Batch:
+        """These examples as one batch on the model's device, for measurements beside training."""
+        rows = self.encoder(examples, task.max_length)
+        return collate(rows, examples, self.backbone.pad_id).to(self.model.device)
+
     def teacher_logits(self, teacher: Weights, batch: Batch) -> Tensor:
         """Logits (B, K, V) of `answer_logits` under other weights: in eval mode, without gradients."""
         with borrowed(self.named(), teacher), eval_mode(self.model, self.extra):

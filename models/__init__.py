@@ -3,9 +3,8 @@
 METHODS = {  # name in YAML == file == class == prefix of its options
     "SEQ": "models.SEQ",
     "Joint": "models.Joint",
-    "Single": "models.Single",
-    "DERpp": "models.DERpp",
-    "CLSER": "models.CLSER",
-    "TaskVector": "models.TaskVector",
-    "ICL": "models.ICL",
+    "EWC": "models.EWC",
+    "LwF": "models.LwF",
+    "AGEM": "models.AGEM",
+    "GEM": "models.GEM",
 }

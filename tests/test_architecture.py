@@ -21,8 +21,9 @@ LAYERS = [
      "utils.optimizer", "utils.buffer", "utils.factory"],
     ["utils.preprocess", "utils.report", "utils.dataloader"],
     ["utils.dataformat_preprocess", "utils.backbone", "utils.losses", "utils.wrapmodel", "utils.corpus"],
-    ["utils.generation", "utils.download_backbones", "utils.session", "utils.checkpoint"],
-    ["models.Base"],
+    ["utils.generation", "utils.download_backbones", "utils.session", "utils.checkpoint",
+     "utils.gradients"],
+    ["models.Base", "utils.fisher"],
     ["utils.fit", "utils.cost"],
     ["models.METHOD", "utils.evaluation"],
     ["utils.trainer"],
@@ -31,6 +32,7 @@ LAYERS = [
 ]  # fmt: skip
 FAMILIES = {  # methods that extend another one
     "LAMOL_KD": "LAMOL", "L2KD": "LAMOL", "LFPT5": "LAMOL_KD", "PCLL": "LAMOL_KD", "AdapterCL": "PEFT",
+    "AGEM": "GEM",
 }  # fmt: skip
 STEPPERS = ("utils/fit.py", "utils/pretrain.py")
 PICKLE_READER = "utils/preprocess/safe_pickle.py"  # raw files of others: plain values only, no code

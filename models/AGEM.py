@@ -1,0 +1,46 @@
+"""Averaged gradient episodic memory."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from models.GEM import GEM
+from utils.config import Count, Options
+from utils.dataset import Example
+
+
+class AGEM(GEM):
+    """Turn each gradient so that the step does not raise the mean loss of the earlier tasks.
+
+    Chaudhry et al., ICLR 2019. GEM with a single constraint, on g_ref, the gradient of examples drawn at each step
+    from all that is remembered of earlier tasks. Its solution needs no quadratic program:
+
+        g  :=  g - <g, g_ref> / |g_ref|^2  g_ref     if <g, g_ref> < 0
+
+    One gradient is kept, and one batch of memory passes through the model per step. What models/GEM.py says about
+    eval mode, AdamW and the memory holds here too.
+    """
+
+    class Options(Options):
+        """AGEM."""
+
+        AGEM_batch_size: Count | None = Field(
+            None, description="Remembered examples that g_ref is taken of, drawn at each step; None: batch_size."
+        )
+
+    def draw(self, rng: random.Random) -> list[list[Example]]:
+        rows = self.memory.sample(self.options.AGEM_batch_size or self.config.batch_size, rng)
+        return [rows] if rows else []
+
+    def multipliers(self, gram: NDArray, products: NDArray) -> NDArray:
+        return half_space_multipliers(gram, products)
+
+
+def half_space_multipliers(gram: NDArray, products: NDArray) -> NDArray:
+    """The v that makes <g + v g_ref, g_ref> = 0, if it is negative; (1,) for shapes like GEM's."""
+    (square,), (product,) = gram.ravel(), products
+    return np.array([-product / square if product < 0 else 0.0])

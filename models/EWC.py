@@ -1,0 +1,147 @@
+"""Elastic weight consolidation."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from models.Base import Method, Task
+from utils.config import Config, Count, Float, Options
+from utils.copies import eval_mode
+from utils.dataloader import Batch
+from utils.dataset import Stream
+from utils.fisher import Quadratic, diagonal_fisher
+from utils.seed import random_for
+
+Past = tuple[Tensor, Tensor, Tensor]  # A, m, c of the penalty A (theta - m)^2 + c on one parameter tensor; c is summed
+
+
+class EWC(Method):
+    """Pull each weight towards its old values, in proportion to its importance for the old tasks.
+
+    Kirkpatrick et al., PNAS 2017. After task k the method keeps the weights theta_k and the diagonal Fisher F_k, and
+    minimises in task t
+
+        L(theta) = L_t(theta) + lambda/2 sum_(k<t) sum_i F_k,i (theta_i - theta_k,i)^2
+
+    `EWC_merge: sum` is this formula. Its sum over tasks is one quadratic A (theta - m)^2 + c per weight, so memory
+    does not grow with the tasks: two float32 copies of what learns. `online` (Schwarz et al., ICML 2018) has one
+    anchor, the latest weights, and F := gamma F + F_t. `average`, also with the latest anchor, is what the published
+    code of Zheng et al. (ACL 2024) does: F := (t F + F_t) / (t + 1).
+
+    F is the empirical Fisher (the labels are the data's), per example, in eval mode, of the log-likelihood of a whole
+    answer. `EWC_fisher: batch` is what that code takes instead: B times the squared gradient of the mean loss per
+    token of a batch, which is smaller by up to B (answer length)^2 and makes lambda depend on the batch size.
+
+    Only parameters that learn have a penalty. AdamW scales gradients: a huge lambda makes weights swing around their
+    anchors with the step size lr, it does not stop them, and weights with F = 0 move freely.
+    """
+
+    class Options(Options):
+        """EWC."""
+
+        EWC_lambda: Float = Field(5000, ge=0, description="Weight of the penalty.")
+        EWC_fisher: Literal["sample", "batch"] = Field(
+            "sample", description="Squared gradients of single examples, or of batches as in the published code."
+        )
+        EWC_samples: Count | None = Field(
+            None, description="Examples of a task that its Fisher is estimated from; None: all."
+        )
+        EWC_merge: Literal["sum", "average", "online"] = Field(
+            "sum",
+            description="One penalty per task; or the latest anchor, with an average or a decayed sum of F.",
+        )
+        EWC_gamma: Float = Field(
+            1, ge=0, le=1, description="Share of the old F that stays at each task, with EWC_merge online."
+        )
+        EWC_offload: bool = Field(False, description="Keep Fisher and anchors in CPU memory.")
+
+    state: ClassVar = ("past",)
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.past: dict[str, Past] = {}
+
+    @classmethod
+    def refuse(cls, config: Config, options: Options, stream: Stream) -> list[str]:
+        if options.EWC_gamma != 1 and options.EWC_merge != "online":
+            return [f"EWC_gamma: has no effect with EWC_merge {options.EWC_merge}; set EWC_merge: online"]
+        return []
+
+    def loss(self, model: nn.Module, batch: Batch, task: Task) -> dict[str, Tensor]:
+        terms = super().loss(model, batch, task)
+        pulled = [(w, *self.past[name]) for name, w in self.named().items() if w.requires_grad and name in self.past]
+        if pulled:
+            distance = sum(Quadratic.apply(w, a, m) + c.to(w.device) for w, a, m, c in pulled)
+            terms["penalty"] = self.options.EWC_lambda / 2 * distance
+        return terms
+
+    def after_task(self, task: Task) -> None:
+        super().after_task(task)
+        if task.index + 1 == len(self.stream.tasks):
+            return  # nothing is learned after it
+        learning = self.learning(task)
+        for name, fisher in self._fisher(task, learning).items():
+            w = learning[name]
+            old = tuple(x.to(w.device) for x in self.past[name]) if name in self.past else None
+            self.past[name] = merge(old, fisher, w.detach().float(), task.index, self.options)
+        self._place()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._place()
+
+    def _fisher(self, task: Task, learning: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+        """F_t: the diagonal Fisher of this task at the weights as they are now."""
+        count = min(self.options.EWC_samples or len(task.train), len(task.train))
+        rows = random_for(self.config.seed, "fisher", task.index).sample(task.train, count)
+        in_batches = self.options.EWC_fisher == "batch"
+        size = self.config.batch_size if in_batches else 1
+        parts = [rows[i : i + size] for i in range(0, count, size)]
+        with eval_mode(self.model, self.extra):
+            fisher = diagonal_fisher(
+                self.model, learning, lambda i: self.collated(parts[i], task), len(parts), per_token=in_batches
+            )
+        trace, largest = sum(f.sum().item() for f in fisher.values()), max(f.max().item() for f in fisher.values())
+        self.session.log.info(
+            f"Fisher of task {task.index}, {count} examples: trace {trace:.3g}, largest {largest:.3g}"
+        )
+        self.session.log.event("fisher", task=task.index, examples=count, trace=trace, largest=largest)
+        return fisher
+
+    def _place(self) -> None:
+        """Where A, m and c live."""
+        for name, w in self.named().items():
+            if name in self.past:
+                self.past[name] = tuple(x.to("cpu" if self.options.EWC_offload else w.device) for x in self.past[name])
+
+
+def merge(old: Past | None, fisher: Tensor, theta: Tensor, tasks: int, options: EWC.Options) -> Past:
+    """The penalty on one tensor after another task.
+
+    Args:
+        old: The penalty so far; None: this tensor had none.
+        fisher: F of the new task.
+        theta: The weights at its end, float32.
+        tasks: Tasks before it.
+        options: `EWC_merge`, `EWC_gamma`.
+    """
+    if old is None or options.EWC_merge != "sum":
+        theta, nothing = theta.clone(), theta.new_zeros(())
+        if old is not None and options.EWC_merge == "average":
+            fisher = (tasks * old[0] + fisher) / (tasks + 1)
+        if old is not None and options.EWC_merge == "online":
+            fisher = options.EWC_gamma * old[0] + fisher
+        return fisher, theta, nothing
+    return add_quadratics(old, fisher, theta)
+
+
+def add_quadratics(old: Past, fisher: Tensor, theta: Tensor) -> Past:
+    """A (x - m)^2 + c for the sum A_old (x - m_old)^2 + c_old + F (x - theta)^2, for all x."""
+    a_old, m_old, c_old = old
+    a = a_old + fisher
+    new = (fisher / a).nan_to_num(1.0)  # the share of the new one; 0/0 where neither task has a pull
+    m = m_old + new * (theta - m_old)
+    return a, m, c_old + (a_old * new * (theta - m_old).square()).sum()

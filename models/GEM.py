@@ -1,0 +1,112 @@
+"""Gradient episodic memory."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+
+from models.Base import Method, Task
+from utils.config import Config, Count, Float, Options
+from utils.copies import eval_mode
+from utils.dataset import Example, Stream
+from utils.gradients import cone_multipliers, dot, shared_gradient
+
+
+class GEM(Method):
+    """Turn each gradient so that the step raises the loss of no earlier task.
+
+    Lopez-Paz and Ranzato, NeurIPS 2017. With g the gradient of the new task's batch, and g_k that of the examples of
+    task k in memory, every step goes along
+
+        argmin_x 1/2 |x - g|^2   with   <x, g_k> >= 0 for all k < t,
+
+    which is g + sum_k v_k g_k with v from the dual program of one unknown per task; g itself if it opposes no g_k.
+    `GEM_margin` is the paper's gamma: v_k >= gamma wherever g has to be turned.
+
+    Memory is never trained on. Its gradients are taken at every step, in eval mode (the batch's own gradient has
+    dropout, theirs must not depend on how rows are shared out), over the examples of all tasks before this one: that
+    costs a pass over the memory per step, less with `GEM_batch_size`, and one float32 gradient per earlier task at a
+    time. With models above 1B parameters train a small part of them. The paper takes a plain step of SGD; AdamW
+    scales the turned gradient per weight, so its step may oppose a g_k a little.
+    """
+
+    class Options(Options):
+        """GEM."""
+
+        GEM_margin: Float = Field(0.5, ge=0, description="Least share of each old gradient in a turned one.")
+        GEM_batch_size: Count | None = Field(
+            None, description="Examples of each old task that its gradient is taken of, drawn at each step; None: all."
+        )
+
+    needs: ClassVar = {"is_replay": "the gradients of earlier tasks are those of remembered examples"}
+    state: ClassVar = ("steps", "turned")
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.drawn: list[list[Example]] = []  # examples of the constraints on the step in progress
+        self.steps = self.turned = 0  # of this task; and how many of them had to be turned
+
+    @classmethod
+    def refuse(cls, config: Config, options: Options, stream: Stream) -> list[str]:
+        why = f"has no effect with {cls.__name__}, which takes gradients of its memory and does not train on it"
+        problems = [] if config.Replay_batch_level else [f"Replay_batch_level: {why}; leave it out"]
+        if config.Replay_update == "step":
+            problems.append(f"Replay_update: {cls.__name__} holds against earlier tasks only; leave it at task")
+        return problems
+
+    def memory_rows(self) -> int:
+        return 0
+
+    def train_examples(self, task: Task) -> Sequence[Example]:
+        return task.train
+
+    def before_task(self, task: Task) -> None:
+        self.steps = self.turned = 0
+
+    def batch(self, examples: Sequence[Example], task: Task, rng: random.Random) -> Sequence[Example]:
+        self.drawn = self.draw(rng)
+        return examples
+
+    def draw(self, rng: random.Random) -> list[list[Example]]:
+        """The remembered examples of each earlier task, or some of them."""
+        groups: dict[int, list[Example]] = {}
+        for row in self.memory.rows():
+            groups.setdefault(row.task, []).append(row)
+        size = self.options.GEM_batch_size
+        return [rows if size is None else rng.sample(rows, min(size, len(rows))) for rows in groups.values()]
+
+    def on_gradients(self, task: Task) -> None:
+        if not self.drawn:
+            return
+        learning = {name: w for name, w in self.named().items() if w.grad is not None}
+        g = {name: w.grad.float() for name, w in learning.items()}
+        world, parts = self.session.accelerator.num_processes, self.config.gradient_accumulation_steps
+        size = -(-self.config.batch_size // (world * parts))  # as many as training puts through the model
+        with eval_mode(self.model, self.extra):
+            old = [
+                shared_gradient(self.model, learning, rows, size, lambda rows: self.collated(rows, task))
+                for rows in self.drawn
+            ]
+        gram = np.array([[dot(a, b) for b in old] for a in old])
+        v = self.multipliers(gram, np.array([dot(g, a) for a in old]))
+        self.steps, self.turned = self.steps + 1, self.turned + bool(v.any())
+        with torch.no_grad():
+            for share, a in zip(v.tolist(), old, strict=True):
+                for name, w in learning.items():
+                    w.grad.add_(a[name], alpha=share)
+
+    def multipliers(self, gram: NDArray, products: NDArray) -> NDArray:
+        """v (K,) from <g_i, g_k> (K, K) and <g, g_k> (K,); g becomes g + sum_k v_k g_k."""
+        return cone_multipliers(gram, products, self.options.GEM_margin)
+
+    def after_task(self, task: Task) -> None:
+        super().after_task(task)
+        if self.steps:
+            self.session.log.info(f"{type(self).__name__}: {self.turned} of {self.steps} gradients were turned")
+            self.session.log.event("turned", task=task.index, turned=self.turned, steps=self.steps)
