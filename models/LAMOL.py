@@ -15,14 +15,13 @@ from models.Base import Method, Task
 from utils.backbone import answer_logits
 from utils.buffer import split_evenly
 from utils.config import Config, Float, Int, Options
-from utils.copies import eval_mode
+from utils.copies import Weights, eval_mode
 from utils.dataloader import Batch
 from utils.dataset import Example, Stream
-from utils.losses import answer_loss
-from utils.pseudo import make_room, parse, sample_texts, top_up
+from utils.losses import answer_loss, distillation
+from utils.pseudo import make_room, parse, sample_texts, tell, top_up
 
 ANS, GEN = "__ans__", "__gen__"
-SHOWN = 3  # pseudo-samples in the text log
 
 
 class LAMOL(Method):
@@ -124,8 +123,23 @@ class LAMOL(Method):
         return [row for row, length in zip(rows, self.encoder.lengths(rows), strict=True) if length <= limit]
 
     def loss(self, model: nn.Module, batch: Batch, task: Task) -> dict[str, Tensor]:
-        logits, labels = answer_logits(model, batch)
-        return self.terms(batch, None, lambda rows, tokens: answer_loss(logits[rows], labels[rows], tokens))
+        return self.learn(*answer_logits(model, batch), batch)
+
+    def learn(self, logits: Tensor, labels: Tensor, batch: Batch, source: str | None = None) -> dict[str, Tensor]:
+        """l_A and lambda l_G of the rows from one source; None: of all rows."""
+        return self.terms(batch, source, lambda rows, tokens: answer_loss(logits[rows], labels[rows], tokens))
+
+    def distil(
+        self, logits: Tensor, labels: Tensor, batch: Batch, source: str, teacher: Weights, tau: float
+    ) -> dict[str, Tensor]:
+        """KD(A) and lambda KD(G) of the rows from one source; for the variants with a teacher."""
+        chosen = batch.rows(source) or [0]  # a micro-batch without such rows: terms of 0
+        part = batch.pick(chosen)
+        wanted = self.teacher_logits(teacher, part)
+        student, labels = (full[chosen][:, -wanted.shape[1] :] for full in (logits, labels))
+        return self.terms(
+            part, source, lambda rows, tokens: distillation(student[rows], wanted[rows], labels[rows], tokens, tau)
+        )
 
     def terms(self, batch: Batch, source: str | None, term: Callable[[list[int], float], Tensor]) -> dict[str, Tensor]:
         """A term of the answers, and lambda times the same of the whole examples.
@@ -135,13 +149,12 @@ class LAMOL(Method):
             source: Whose rows; None: all.
             term: (rows, labelled tokens of the step among such rows) -> () float.
         """
-        weights = {"answer": 1.0, "lm": self.options.LAMOL_lambda}
-        kind = f"{source} " if source else ""
-        return {
-            f"{kind}{view}": weight * term(batch.rows(source, view), batch.tokens.get(f"{kind}{view}", 1.0))
-            for view, weight in weights.items()
-            if weight
-        }
+        terms = {}
+        for view, weight in (("answer", 1.0), ("lm", self.options.LAMOL_lambda)):
+            name = f"{source} {view}" if source else view
+            if weight:
+                terms[name] = weight * term(batch.rows(source, view), batch.tokens.get(name, 1.0))
+        return terms
 
     def after_task(self, task: Task) -> None:
         self.longest = max([self.longest, *self.encoder.lengths(self.whole(task.train, task))])
@@ -161,9 +174,7 @@ class LAMOL(Method):
                     self.options.LAMOL_top_up,
                 )
                 pseudo += [(*pair, old) for pair in kept]
-                self._tell(task, old, requested, written, kept)
-        for question, answer, _ in pseudo[:: max(1, len(pseudo) // SHOWN)][:SHOWN]:
-            self.session.log.info(f"pseudo-sample: {question!r} -> {answer!r}")
+                tell(self.session.log, task.index, old, requested, written, kept)
         return pseudo
 
     def write(self, task: Task, old: int, attempt: int, count: int) -> list[tuple[str, str] | None]:
@@ -173,11 +184,3 @@ class LAMOL(Method):
         texts = sample_texts(self.backbone, row.prompt, count, self.longest, self.options.LAMOL_topk, *seed)
         eos, keep = self.backbone.tokenizer.eos_token, not self.options.LAMOL_use_ans_token
         return [parse(text, eos, self.separator, keep) for text in texts]
-
-    def _tell(self, task: Task, old: int, requested: int, written: int, kept: list[tuple[str, str]]) -> None:
-        counts = {"requested": requested, "written": written, "well_formed": len(kept), "distinct": len(set(kept))}
-        words = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
-        of = f"task {old}" if old >= 0 else "earlier tasks"
-        tell = self.session.log.info if len(kept) == requested else self.session.log.warning
-        tell(f"task {task.index}: pseudo-samples of {of}: {words}")
-        self.session.log.event("pseudo", task=task.index, of=old, **counts)

@@ -8,10 +8,13 @@ import torch
 from torch import nn
 
 from utils.backbone import Backbone
+from utils.logger import RunLog
 from utils.processes import gather, share
 from utils.seed import seed_torch
 
 TOKENS = 8192  # of the texts that are written together: a fixed number, so that what is drawn depends on no setting
+
+SHOWN = 3  # samples in the text log
 
 Pair = tuple[str, str]  # question, answer
 
@@ -99,6 +102,18 @@ def _continue(backbone: Backbone, prompt: Sequence[int], count: int, longest: in
     )
     written = output[:, ids.shape[1] :].tolist()
     return [backbone.tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in written]
+
+
+def tell(log: RunLog, task: int, old: int, requested: int, written: int, kept: Sequence[Pair]) -> None:
+    """Log how many samples of task `old` (-1: of any) were written for `task`, and show some."""
+    counts = {"requested": requested, "written": written, "well_formed": len(kept), "distinct": len(set(kept))}
+    words = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
+    of = f"task {old}" if old >= 0 else "earlier tasks"
+    say = log.info if len(kept) == requested else log.warning
+    say(f"task {task}: pseudo-samples of {of}: {words}")
+    for question, answer in kept[:: max(1, len(kept) // SHOWN)][:SHOWN]:
+        log.info(f"pseudo-sample: {question!r} -> {answer!r}")
+    log.event("pseudo", task=task, of=old, **counts)
 
 
 def make_room(model: nn.Module, tokens: int, seed: int) -> None:
