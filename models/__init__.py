@@ -3,8 +3,7 @@
 METHODS = {  # name in YAML == file == class == prefix of its options
     "SEQ": "models.SEQ",
     "Joint": "models.Joint",
-    "EWC": "models.EWC",
-    "LwF": "models.LwF",
-    "AGEM": "models.AGEM",
-    "GEM": "models.GEM",
+    "LAMOL": "models.LAMOL",
+    "LAMOL_KD": "models.LAMOL_KD",
+    "L2KD": "models.L2KD",
 }

@@ -58,8 +58,10 @@ class Batch:
         return [i for i, fits in enumerate(wanted) if fits]
 
     def only(self, rows: list[int]) -> Batch:
-        """The batch of these rows; `tokens` are still those of the whole step."""
-        tensors = (t[rows] for t in (self.input_ids, self.attention_mask, self.labels))
+        """The batch of these rows, without the padding that they share; `tokens` are still those of the whole step."""
+        used = (self.attention_mask[rows] == 1).any(dim=0).nonzero()
+        first = int(used[0]) if rows else 0
+        tensors = (t[rows][:, first:] for t in (self.input_ids, self.attention_mask, self.labels))
         return Batch(*tensors, [self.examples[i] for i in rows], self.tokens)
 
     def to(self, device: torch.device) -> Batch:
