@@ -3,4 +3,6 @@
 METHODS = {  # name in YAML == file == class == prefix of its options
     "SEQ": "models.SEQ",
     "Joint": "models.Joint",
+    "PEFT": "models.PEFT",
+    "AdapterCL": "models.AdapterCL",
 }

@@ -60,7 +60,10 @@ SOUNDS = [
     "boom",
 ]
 # A setting that a method can't do without, as an option that switches it on.
-SETTINGS = {"is_replay": {"is_replay": True, "Replay_buffer_ratio": 0.5}}
+SETTINGS = {
+    "is_replay": {"is_replay": True, "Replay_buffer_ratio": 0.5},
+    "PEFT_type": {"PEFT_type": "LoRA", "PEFT_lora_dropout": 0.0},
+}
 
 
 @cache
