@@ -5,4 +5,7 @@ METHODS = {  # name in YAML == file == class == prefix of its options
     "Joint": "models.Joint",
     "PEFT": "models.PEFT",
     "AdapterCL": "models.AdapterCL",
+    "OLoRA": "models.OLoRA",
+    "InfLoRA": "models.InfLoRA",
+    "SLAO": "models.SLAO",
 }

@@ -31,6 +31,7 @@ LAYERS = [
 ]  # fmt: skip
 FAMILIES = {  # methods that extend another one
     "LAMOL_KD": "LAMOL", "L2KD": "LAMOL", "LFPT5": "LAMOL_KD", "PCLL": "LAMOL_KD", "AdapterCL": "PEFT",
+    "OLoRA": "PEFT", "InfLoRA": "PEFT",
 }  # fmt: skip
 STEPPERS = ("utils/fit.py", "utils/pretrain.py")
 PICKLE_READER = "utils/preprocess/safe_pickle.py"  # raw files of others: plain values only, no code

@@ -150,6 +150,18 @@ def owner(name: str) -> str | None:
     return found and found[1]
 
 
+def factors(model: nn.Module, side: str, adapter: str) -> dict[str, nn.Parameter]:
+    """LoRA's A (r, D_in) or B (D_out, r) of one adapter, by the name of the layer it is in."""
+    end = f".lora_{side}.{adapter}.weight"
+    return {name.removesuffix(end): w for name, w in model.named_parameters() if name.endswith(end)}
+
+
+def need_lora(config: Config) -> list[str]:
+    """The problem of a method about LoRA's factors with another kind of adapter."""
+    kind = config.PEFT_type
+    return [f"PEFT_type: method {config.method} needs LoRA, got {kind}"] if kind not in (None, "LoRA") else []
+
+
 def resting(model: nn.Module) -> set[str]:
     """Names of the parameters that never learn now: the base and every adapter that is not active."""
     if not has_adapters(model):
