@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from utils import freeze
+from utils import adapters, freeze
 from utils.backbone import Backbone, answer_logits, features
 from utils.buffer import Memory
 from utils.config import Config, NoOptions, Options, per_task
@@ -132,9 +132,9 @@ class Method:
         return [Group(parameters, lr, self.config.weight_decay)]
 
     def frozen(self, task: Task) -> set[str]:
-        """Names of the model's parameters that `freeze_parts` keeps from learning in this task."""
+        """Names of the model's parameters that do not learn in this task: by `freeze_parts`, and beside adapters."""
         parts = self.config.freeze_parts if task.index >= self.config.freeze_from_task else ()
-        return freeze.select(self.model, parts, self.config.freeze_match)
+        return freeze.select(self.model, parts, self.config.freeze_match) | adapters.resting(self.model)
 
     def loss(self, model: nn.Module, batch: Batch, task: Task) -> dict[str, Tensor]:
         """The method's objective on one micro-batch, as named terms, () float each. The heart of a method file.
@@ -180,6 +180,11 @@ class Method:
         """
         return {"": None}
 
+    @property
+    def is_plain(self) -> bool:
+        """True if answers are the greedy ones of the model as it stands, which `evaluation_mode: verify` can check."""
+        return type(self).predict is Method.predict
+
     def predict(self, rows: Sequence[Encoded], task_id: int | None, max_new_tokens: int) -> list[str]:
         """Answers to a batch of encoded prompts; the model is in eval mode.
 
@@ -189,6 +194,9 @@ class Method:
             max_new_tokens: Most tokens of an answer.
         """
         return generate(self.backbone, rows, max_new_tokens)
+
+    def after_evaluation(self, task_id: int) -> None:
+        """Log what `predict` has seen on the way, now that a set of questions of this task is answered."""
 
     def state_dict(self) -> dict[str, Any]:
         """Everything besides the model and `extra` that a resumed run needs."""

@@ -6,4 +6,9 @@ METHODS = {  # name in YAML == file == class == prefix of its options
     "LAMOL": "models.LAMOL",
     "LAMOL_KD": "models.LAMOL_KD",
     "L2KD": "models.L2KD",
+    "PEFT": "models.PEFT",
+    "AdapterCL": "models.AdapterCL",
+    "OLoRA": "models.OLoRA",
+    "InfLoRA": "models.InfLoRA",
+    "SLAO": "models.SLAO",
 }

@@ -17,8 +17,9 @@ LAYERS = [
      "utils.tables", "models"],
     ["utils.files", "utils.recipe", "utils.words", "utils.chat", "utils.freeze", "utils.scoring"],
     ["utils.config", "utils.dataset"],
+    ["utils.consistency"],
     ["utils.prompt", "utils.parse", "utils.results", "utils.compare", "utils.logger", "utils.trackers",
-     "utils.optimizer", "utils.buffer", "utils.factory"],
+     "utils.optimizer", "utils.buffer", "utils.factory", "utils.adapters"],
     ["utils.preprocess", "utils.report", "utils.dataloader"],
     ["utils.dataformat_preprocess", "utils.backbone", "utils.losses", "utils.wrapmodel", "utils.corpus"],
     ["utils.generation", "utils.download_backbones", "utils.session", "utils.checkpoint", "utils.gradients",
@@ -32,7 +33,7 @@ LAYERS = [
 ]  # fmt: skip
 FAMILIES = {  # methods that extend another one
     "LAMOL_KD": "LAMOL", "L2KD": "LAMOL", "LFPT5": "LAMOL_KD", "PCLL": "LAMOL_KD", "AdapterCL": "PEFT",
-    "AGEM": "GEM",
+    "AGEM": "GEM", "OLoRA": "PEFT", "InfLoRA": "PEFT",
 }  # fmt: skip
 STEPPERS = ("utils/fit.py", "utils/pretrain.py")
 PICKLE_READER = "utils/preprocess/safe_pickle.py"  # raw files of others: plain values only, no code

@@ -68,6 +68,7 @@ SETTINGS = {
         "Replay_buffer_size": 8,
         "Replay_buffer_ratio": 0.01,  # its default: size replaces it
     },
+    "PEFT_type": {"PEFT_type": "LoRA", "PEFT_lora_dropout": 0.0},
 }
 
 

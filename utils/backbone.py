@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from utils import adapters
 from utils.config import Config
 from utils.copies import eval_mode
 from utils.dataloader import Batch
@@ -73,7 +74,11 @@ def load_backbone(config: Config) -> Backbone:
 
 
 def load_model(config: Config) -> nn.Module:
-    """The model alone, with the weights it has before any task."""
+    """The model alone, with the weights it has before any task; with its first adapter, if it shall have one."""
+    return adapters.wrap(_load_base(config), config)
+
+
+def _load_base(config: Config) -> nn.Module:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     dtype = config.backbone_dtype if config.backbone_dtype == "auto" else getattr(torch, config.backbone_dtype)
@@ -122,7 +127,7 @@ def hub_answers() -> bool:
 
 def _stop_ids(model: nn.Module, tokenizer) -> list[int]:
     """The tokenizer's EOS and those of the model's generation config (chat models have several)."""
-    own = model.generation_config.eos_token_id
+    own = adapters.innermost(model).generation_config.eos_token_id
     own = [] if own is None else own if isinstance(own, list) else [own]
     return sorted({tokenizer.eos_token_id, *own})
 
@@ -131,8 +136,9 @@ def _make_greedy(model: nn.Module, pad_id: int, stop_ids: list[int]) -> None:
     """Greedy decoding whatever the checkpoint asks for: Llama-2-chat, say, would sample."""
     from transformers import GenerationConfig
 
-    bos = model.generation_config.bos_token_id
-    model.generation_config = GenerationConfig(
+    net = adapters.innermost(model)
+    bos = net.generation_config.bos_token_id
+    net.generation_config = GenerationConfig(
         do_sample=False, pad_token_id=pad_id, eos_token_id=stop_ids, bos_token_id=bos
     )
 
@@ -157,15 +163,19 @@ def forward(model: nn.Module, batch: Batch, logits_to_keep: int = 0) -> Tensor:
     otherwise see shifted ones.
     """
     keep = {"logits_to_keep": logits_to_keep} if logits_to_keep else {}
-    return model(**_inputs(model, batch, **keep)).logits
+    net = adapters.innermost(model)
+    logits = net(**_inputs(model, net, batch, **keep)).logits
+    return logits[:, -batch.input_ids.shape[1] :]  # virtual tokens come first
 
 
-def _inputs(model: nn.Module, batch: Batch, **options: Any) -> dict[str, Any]:
-    """What the model is given; options that its forward does not know are left out."""
-    accepted = inspect.signature(model.forward).parameters
-    options |= {"use_cache": False, "position_ids": (batch.attention_mask.cumsum(dim=1) - 1).clamp(min=0)}
-    known = {name: value for name, value in options.items() if name in accepted}
-    return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask} | known
+def _inputs(model: nn.Module, net: nn.Module, batch: Batch, **options: Any) -> dict[str, Any]:
+    """What `net`, a part of the model, is given; options that its forward does not know are left out."""
+    given = adapters.inputs(model, batch.input_ids, batch.attention_mask)
+    columns = given["input_ids" if "input_ids" in given else "inputs_embeds"].shape[1]
+    positions = (given["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)[:, -columns:]
+    options |= {"use_cache": False, "position_ids": positions}
+    accepted = inspect.signature(net.forward).parameters
+    return given | {name: value for name, value in options.items() if name in accepted}
 
 
 @torch.no_grad()
@@ -176,6 +186,7 @@ def features(model: nn.Module, batch: Batch) -> Tensor:
         model: Causal language model; left in the mode it was found in.
         batch: Rows padded on the left, answers included or not: the last column is what counts.
     """
+    net = adapters.innermost(model).base_model
     with eval_mode(model):
-        hidden = model.base_model(**_inputs(model.base_model, batch)).last_hidden_state
+        hidden = net(**_inputs(model, net, batch)).last_hidden_state
     return hidden[:, -1].float()

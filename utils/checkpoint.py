@@ -1,8 +1,9 @@
 """Checkpoints that are either whole or absent, in the format of transformers.
 
-A checkpoint is a folder that `AutoModelForCausalLM.from_pretrained` loads, tokenizer included, with what a resumed run
-needs besides: state.safetensors (tensors), state.json (the rest) and manifest.json (sha256 of every file). It is
-written under a temporary name, synced, then renamed. Nothing is pickled.
+A checkpoint is a folder that `AutoModelForCausalLM.from_pretrained` loads, tokenizer included; if only adapters learn,
+they alone are in it, for `PeftModel.from_pretrained`. What a resumed run needs besides: state.safetensors (tensors),
+state.json (the rest) and manifest.json (sha256 of every file). It is written under a temporary name, synced, then
+renamed. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from utils import adapters
 from utils.errors import UserError
 from utils.files import read_json, sync_folder, write_json
 
@@ -61,7 +63,7 @@ def save(root: Path, place: Place, model: nn.Module, tokenizer, state: Packed, k
     for rest_of_a_crash in (draft, old):
         shutil.rmtree(rest_of_a_crash, ignore_errors=True)
     draft.mkdir(parents=True)
-    model.save_pretrained(draft)
+    adapters.save(model, draft)
     tokenizer.save_pretrained(draft)
     plain, tensors = state
     save_file(tensors, draft / "state.safetensors")
@@ -113,7 +115,10 @@ def load_state(folder: Path) -> dict[str, Any]:
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
-    """Give a model the weights of a checkpoint, exactly."""
+    """Give a model the weights of a checkpoint, exactly; what is not in there (the base of adapters) it has already."""
+    if adapters.has_adapters(model):
+        adapters.load(model, folder)
+        return
     saved = type(model).from_pretrained(folder, dtype=model.dtype)
     model.load_state_dict(saved.state_dict())
 

@@ -157,6 +157,25 @@ class FreezeOptions(Options):
     )
 
 
+class PeftOptions(Options):
+    """Adapters: a setting of any method."""
+
+    PEFT_type: Literal["LoRA", "IA3", "PromptTuning", "PrefixTuning"] | None = Field(
+        None, description="Train an adapter of this kind (of peft), not the backbone; None: train the backbone."
+    )
+    PEFT_lora_r: Int = Field(8, ge=1, description="Rank of LoRA.")
+    PEFT_lora_alpha: Int = Field(16, ge=1, description="LoRA's update is scaled by alpha / r.")
+    PEFT_lora_dropout: Float = Field(0.05, ge=0, lt=1, description="Dropout before LoRA's down-projection.")
+    PEFT_lora_bias: Literal["none"] = Field("none", description="Biases that learn beside LoRA: none.")
+    PEFT_lora_target_modules: tuple[str, ...] | None = Field(
+        None, description="Names of the linear layers that get LoRA, or [all-linear]; None: peft's table."
+    )
+    PEFT_num_virtual_tokens: Int = Field(10, ge=1, description="Length of a prompt or prefix.")
+    PEFT_prompt_tuning_init_text: str = Field(
+        "auto", description="Text a prompt starts as; auto: random words of the vocabulary, empty: random numbers."
+    )
+
+
 class ReplayOptions(Options):
     """Replay: a setting of any method."""
 
@@ -219,6 +238,7 @@ GROUPS = (
     BackboneOptions,
     TrainOptions,
     FreezeOptions,
+    PeftOptions,
     ReplayOptions,
     EvaluateOptions,
 )
@@ -235,53 +255,3 @@ class NoOptions(Options):
 def per_task(values: tuple | None, value, index: int):
     """The value of one task: from the list if there is one, else the common value."""
     return value if values is None else values[index]
-
-
-def check(config: Config) -> list[str]:
-    """Problems that concern more than one option: combinations in which one would have no effect."""
-
-    def changed(name: str) -> bool:
-        return getattr(config, name) != Config.model_fields[name].default
-
-    problems = [
-        f"{name}: has no effect without {switch}; set {switch}: True"
-        for name in Config.model_fields
-        for prefix, switch in (("Replay_", "is_replay"), ("recovery_", "recovery"), ("wandb_", "is_wandb"))
-        if name.startswith(prefix) and name != "wandb_name" and changed(name) and not getattr(config, switch)
-    ]
-    if changed("Replay_buffer_ratio") and changed("Replay_buffer_size"):
-        problems.append("Replay_buffer_ratio, Replay_buffer_size: expected one of them, got both")
-    if config.Replay_fix_budge_each_class and not (config.Replay_class_balanced and config.Replay_buffer_size):
-        problems.append("Replay_fix_budge_each_class: needs Replay_class_balanced and Replay_buffer_size")
-    if config.is_replay:
-        problems += _check_replay(config)
-    problems += [
-        f"{name}: has no effect without freeze_parts"
-        for name in ("freeze_from_task", "freeze_match")
-        if changed(name) and not config.freeze_parts
-    ]
-    problems += [
-        f"{name}: expected -1 or at least 1, got 0"
-        for name, field in Config.model_fields.items()
-        if field.default == -1 and getattr(config, name) == 0
-    ]
-    if config.load_llm_ckpt and config.backbone_cache_path is None:
-        problems.append("load_llm_ckpt: needs backbone_cache_path, the folder of the checkpoint")
-    if config.lr_scheduler == "constant" and config.lr_min_ratio:
-        problems.append("lr_min_ratio: has no effect with lr_scheduler constant")
-    return problems
-
-
-def _check_replay(config: Config) -> list[str]:
-    problems = []
-    if config.Replay_sampling_algorithm == "reservoir" and config.Replay_buffer_size is None:
-        problems.append("Replay_sampling_algorithm: reservoir needs Replay_buffer_size")
-    if config.Replay_update == "step" and config.Replay_sampling_algorithm != "reservoir":
-        problems.append("Replay_update: step needs Replay_sampling_algorithm reservoir")
-    if config.Replay_update == "step" and not config.Replay_batch_level:
-        problems.append("Replay_update: step needs Replay_batch_level, as memory changes inside an epoch")
-    if config.Replay_sampling_algorithm == "reservoir" and config.Replay_class_balanced:
-        problems.append("Replay_class_balanced: has no effect with Replay_sampling_algorithm reservoir")
-    if config.Replay_batch_level and config.batch_size < 2:
-        problems.append(f"Replay_batch_level: needs a batch_size of at least 2, got {config.batch_size}")
-    return problems

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.Base import Method, Task
+from utils.adapters import innermost
 from utils.checkpoint import pack
 from utils.processes import sum_over_processes
 
@@ -86,11 +87,6 @@ class Cost:
         self._sequences = self._tokens = 0
         sequences, tokens = sum_over_processes({"counts": counts})["counts"].tolist()
         return sequences, tokens
-
-
-def innermost(model: nn.Module) -> nn.Module:
-    """The transformers model, inside whatever an adapter library has put around it."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def kept_bytes(state: dict[str, Any]) -> int:

@@ -78,6 +78,7 @@ class Encoder:
 
     def __init__(self, tokenizer, prompt_type: str):
         self.tokenizer = tokenizer
+        self.loss_on_prompts = False  # a method may learn to write the questions too
         self.render: Callable[[Example], tuple[str, str]] = partial(render, prompt_type=prompt_type)
         plain = tokenizer("x", add_special_tokens=False)["input_ids"]
         special = tokenizer("x")["input_ids"]
@@ -92,7 +93,10 @@ class Encoder:
             examples: What to encode.
             max_length: Most tokens of prompt and answer together; None: no limit.
         """
-        return [self._cut(row, max_length, len(row.answer)) for row in self._rows(examples)]
+        rows = [self._cut(row, max_length, len(row.answer)) for row in self._rows(examples)]
+        if self.loss_on_prompts:  # on all but the first token, which nothing predicts
+            return [row._replace(labelled=range(1, len(row.prompt))) for row in rows]
+        return rows
 
     def for_prediction(self, examples: Sequence[Example], max_length: int | None) -> list[Encoded]:
         """The same with the limit on the prompt alone: how much of it is kept can't depend on the target."""

@@ -48,6 +48,7 @@ def predict(method: Method, session: Session, cell: Cell) -> list[dict[str, Any]
     """The rows of predictions.jsonl, in the order of the examples, on every process."""
     with eval_mode(method.model, method.extra):
         answers = _answer(method, session, cell, [cell.examples[i] for i in share(len(cell.examples))])
+    method.after_evaluation(cell.task)
     found = [Answer(*answer) for answer in gather([tuple(answer) for answer in answers], len(cell.examples))]
     predictions = [answer.text for answer in found]
     targets, sources = ([getattr(example, key) for example in cell.examples] for key in ("target", "input"))
@@ -71,10 +72,9 @@ def _answer(method: Method, session: Session, cell: Cell, examples: list[Example
     config, encoder = session.config, session.encoder
     rows = encoder.for_prediction(examples, cell.max_length)
     answers: list[Answer | None] = [None] * len(rows)
-    own_way = type(method).predict is not Method.predict  # routing and the like can't be checked in one pass
     by_length = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt) + len(rows[i].answer))
     bar = session.log.progress(f"evaluate task {cell.task}", len(rows))
-    by_text = cell.in_full or own_way or find(cell.metric).name != "exact_match"
+    by_text = cell.in_full or not method.is_plain or find(cell.metric).name != "exact_match"
     if config.evaluation_mode == "verify" and not by_text:
         for chosen in _chunks(by_length, config.evaluate_batch_size):
             targets = [examples[i].target for i in chosen]

@@ -33,7 +33,7 @@ def check_capability(config: Config, method: type) -> list[str]:
         if value not in allowed:
             problems.append(f"method {config.method} supports {option} {', '.join(sorted(allowed))}; got {value}")
     problems += [
-        f"method {config.method} needs {need} ({why}); set {need if ': ' in need else f'{need}: True'}"
+        f"method {config.method} needs {need} ({why}); set {need if ': ' in need else need + _switched_on(need)}"
         for need, why in sorted(method.needs.items())
         if not _holds(config, need)
     ]
@@ -49,6 +49,10 @@ def _holds(config: Config, need: str) -> bool:
     """True if a setting is on ("is_replay") or has the value that is needed ("Replay_update: step")."""
     setting, _, value = need.partition(": ")
     return getattr(config, setting) == value if value else bool(getattr(config, setting))
+
+
+def _switched_on(setting: str) -> str:
+    return ": True" if Config.model_fields[setting].annotation is bool else ""
 
 
 def capability_table() -> str:
@@ -82,6 +86,8 @@ def describe(config: Config) -> str:
     if config.freeze_parts:
         match = " (substring)" if config.freeze_match == "substring" else ""
         words.append(f"freeze {', '.join(config.freeze_parts)} from task {config.freeze_from_task}{match}")
+    if config.PEFT_type:
+        words.append(config.PEFT_type + (f" r {config.PEFT_lora_r}" if config.PEFT_type == "LoRA" else ""))
     if config.is_replay:
         size = config.Replay_buffer_size
         words.append(f"replay {f'{config.Replay_buffer_ratio:.3g}' if size is None else size}")

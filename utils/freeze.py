@@ -85,7 +85,7 @@ def describe(model: nn.Module) -> str:
     if head is not None and any(w.requires_grad for w in head.parameters()):
         words.append("head")
     count = sum(w.numel() for w in model.parameters() if w.requires_grad)
-    return f"trainable: {', '.join(words) or 'nothing'} ({count:,} parameters)"
+    return f"trainable: {', '.join(words) or ('other parts' if count else 'nothing')} ({count:,} parameters)"
 
 
 def _component(model: nn.Module, part: str) -> set[str]:

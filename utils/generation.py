@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+from utils import adapters
 from utils.backbone import Backbone, answer_logits
 from utils.dataloader import IGNORE, Encoded, collate
 from utils.dataset import Example
@@ -34,13 +35,9 @@ def generate(backbone: Backbone, rows: Sequence[Encoded], max_new_tokens: int) -
     """
     prompts = [Encoded(row.prompt, ()) for row in rows]
     batch = collate(prompts, [Example("", "")] * len(rows), backbone.pad_id).to(backbone.model.device)
-    output = backbone.model.generate(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        max_new_tokens=max_new_tokens,
-        use_cache=True,
-    )
-    return [decode(backbone, ids) for ids in output[:, batch.input_ids.shape[1] :].tolist()]
+    limits = {"max_new_tokens": max_new_tokens, "use_cache": True}
+    output = adapters.generate(backbone.model, batch.input_ids, batch.attention_mask, **limits)
+    return [decode(backbone, ids) for ids in output.tolist()]
 
 
 @torch.no_grad()

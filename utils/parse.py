@@ -18,7 +18,8 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from utils.config import GROUPS, Config, Options, check
+from utils.config import GROUPS, Config, Options
+from utils.consistency import check
 from utils.errors import UserError
 
 WORDS = {  # pydantic's words -> ours

@@ -159,7 +159,8 @@ def test_what_is_not_trainable_stands_still(name, tmp_path):
         tiny.run(tmp_path, config, None, spied(name, trainable=trainable, after_task=after_task))
     assert len(checked) == 3
     for frozen in checked[1:]:
-        assert frozen >= {"gpt_neox.embed_in.weight", "gpt_neox.layers.0.attention.dense.weight"}
+        for part in ("gpt_neox.embed_in.weight", "gpt_neox.layers.0.attention.dense.weight"):
+            assert any(key.endswith(part) for key in frozen)  # adapters put something before the names
 
 
 def test_accumulated_parts_are_one_big_batch(name, tmp_path):
@@ -177,7 +178,7 @@ def test_accumulated_parts_are_one_big_batch(name, tmp_path):
     assert len(made[0].losses) == len(made[1].losses)
     assert made[1].losses == pytest.approx(made[0].losses, rel=1e-4)
     for key in whole:
-        moved = (whole[key] - start[key]).abs().max()
+        moved = (whole[key] - start.get(key, 0)).abs().max()  # 0: made for a later task
         assert torch.allclose(whole[key], cut[key], rtol=1e-5, atol=1e-4 * moved.item() + 1e-7), key
 
 

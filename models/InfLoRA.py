@@ -1,0 +1,160 @@
+"""InfLoRA: low-rank adaptation inside a subspace that earlier tasks' inputs do not reach."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from models.Base import Task
+from models.PEFT import PEFT
+from utils import adapters
+from utils.backbone import forward
+from utils.config import Config, Float, Options
+from utils.copies import eval_mode
+from utils.dataloader import Batch, collate
+from utils.dataset import Stream
+from utils.processes import share, sum_over_processes
+
+
+class InfLoRAOptions(Options):
+    """Method InfLoRA."""
+
+    InfLoRA_threshold: Float = Field(
+        0.95,
+        gt=0,
+        le=1,
+        description="Share of the inputs' squared norm that is kept free of later tasks; rises to 1 over the stream.",
+    )
+
+
+class InfLoRA(PEFT):
+    """Learn each task with a LoRA whose down-projection is designed beforehand, so that old inputs do not feel it.
+
+    Liang and Li, "InfLoRA: Interference-Free Low-Rank Adaptation for Continual Learning", CVPR 2024. With the inputs
+    of a layer in task t as the columns of H_t and an orthonormal basis M of the inputs of earlier tasks,
+
+        y = W x + sum_{i <= t} B_i A_i x        (the paper's A and B are ours the other way round)
+        A_t = U_r^T / sqrt(3),   (I - M M^T) H_t = U S V^T
+
+    only B_t learns. As A_t M = 0, what B_t does is not felt on the span of M. After the task M takes in the directions
+    of H_t until it holds a share eps_t = eps + (1 - eps) t / T of ||H_t||^2 (GPM; Saha et al., ICLR 2021).
+
+    Singular vectors come from the (D, D) sum of H H^T; one for each layer is held at the begin and end of a task. The
+    1 / sqrt(3), as in the published code, is the length of the rows that LoRA usually starts with. Deviations: M is
+    kept as it is where DualGPM keeps its complement if that is smaller: same subspace, at most D^2 numbers; the
+    factors of earlier tasks are summed beside the base, not merged into it, so that the base stays as it is.
+    """
+
+    Options = InfLoRAOptions
+    per_task = True
+    inference = "sum"
+    state = ("basis",)
+    excludes: ClassVar = {"keep_optimizer_state": "each task has parameters of its own"}
+
+    @classmethod
+    def refuse(cls, config: Config, options: InfLoRAOptions, stream: Stream) -> list[str]:
+        return adapters.need_lora(config)
+
+    def setup(self) -> None:
+        super().setup()
+        self.basis: dict[str, Tensor] = {}  # layer -> M
+
+    def before_task(self, task: Task) -> None:
+        super().before_task(task)
+        newest = adapters.factors(self.model, "A", adapters.names(self.model)[-1])
+        for layer, covariance in self.covariances(task).items():
+            newest[layer].data.copy_(design(covariance, self._basis_of(layer, covariance), len(newest[layer])))
+
+    def frozen(self, task: Task) -> set[str]:
+        return super().frozen(task) | {name for name, _ in self.model.named_parameters() if ".lora_A." in name}
+
+    def after_task(self, task: Task) -> None:
+        super().after_task(task)
+        eps, progress = self.options.InfLoRA_threshold, task.index / len(self.stream.tasks)
+        for layer, covariance in self.covariances(task).items():
+            self.basis[layer] = extend(self._basis_of(layer, covariance), covariance, eps + (1 - eps) * progress)
+
+    def _basis_of(self, layer: str, like: Tensor) -> Tensor:
+        return self.basis.get(layer, like[:, :0]).to(like.device)
+
+    @torch.no_grad()
+    def covariances(self, task: Task) -> dict[str, Tensor]:
+        """H H^T (D, D) float64 of each layer with LoRA, over all tokens of the task's training texts."""
+        rows, size = self.encoder(task.train, task.max_length), self.config.evaluate_batch_size
+        starts = range(0, len(rows), size)
+        sums: dict[str, Tensor] = {}
+        for i in share(len(starts)):  # the same batches whatever the number of processes
+            place = slice(starts[i], starts[i] + size)
+            batch = collate(rows[place], task.train[place], self.backbone.pad_id).to(self.model.device)
+            with eval_mode(self.model), self._watched(batch, sums):
+                forward(self.model, batch, logits_to_keep=1)
+        for layer, a in adapters.factors(self.model, "A", adapters.names(self.model)[-1]).items():
+            sums.setdefault(layer, a.new_zeros(a.shape[1], a.shape[1], dtype=torch.float64))
+        return sum_over_processes(dict(sorted(sums.items())))
+
+    @contextmanager
+    def _watched(self, batch: Batch, sums: dict[str, Tensor]) -> Iterator[None]:
+        """Add up what goes into the layers inside the `with`."""
+        real = batch.attention_mask.bool()
+
+        def watch(layer: str):
+            def look(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+                x = args[0][real].double()
+                sums[layer] = sums.get(layer, 0) + x.T @ x
+
+            return look
+
+        layers = adapters.factors(self.model, "A", adapters.names(self.model)[-1])
+        hooks = [self.model.get_submodule(layer).register_forward_pre_hook(watch(layer)) for layer in layers]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def design(covariance: Tensor, basis: Tensor, rank: int) -> Tensor:
+    """The down-projection: the main directions of the inputs, as far as the basis does not hold them.
+
+    Args:
+        covariance: (D, D) float64, sum of x x^T.
+        basis: (D, k) float64, orthonormal columns.
+        rank: Rows of the result.
+
+    Returns:
+        (rank, D) float64; rows orthogonal to the basis and to each other, each of length 1 / sqrt(3), or 0 where the
+        inputs have no direction left.
+    """
+    values, vectors = _rest(covariance, basis)
+    used = values > 1e-10 * covariance.trace()
+    return (vectors * used)[:, :rank].T / math.sqrt(3)
+
+
+def extend(basis: Tensor, covariance: Tensor, wanted: float) -> Tensor:
+    """A basis that holds at least a share of the inputs' squared norm; the old one is its beginning.
+
+    Args:
+        basis: (D, k) float64, orthonormal columns.
+        covariance: (D, D) float64, sum of x x^T.
+        wanted: The share, in (0, 1].
+    """
+    values, vectors = _rest(covariance, basis)
+    total = covariance.trace()
+    held = total - values.sum() + values.cumsum(dim=0) - values  # with the directions before each one
+    needed = (held < wanted * total) & (values > 1e-10 * total)
+    return torch.cat([basis, vectors[:, needed]], dim=1)
+
+
+def _rest(covariance: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (D,), largest first, and eigenvectors (columns) of the inputs without what the basis holds."""
+    off = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device) - basis @ basis.T
+    values, vectors = torch.linalg.eigh(off @ covariance @ off)
+    values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
+    largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
+    return values, vectors * largest.sign()  # the same sign everywhere

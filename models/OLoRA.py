@@ -1,0 +1,73 @@
+"""O-LoRA: a low-rank subspace for each task, orthogonal to the earlier ones."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from models.Base import Task
+from models.PEFT import PEFT
+from utils import adapters
+from utils.config import Config, Float, Options
+from utils.dataloader import Batch
+from utils.dataset import Stream
+
+
+class OLoRAOptions(Options):
+    """Method OLoRA."""
+
+    OLoRA_lambda_1: Float = Field(0.5, ge=0, description="Weight of the overlap with earlier tasks' subspaces.")
+    OLoRA_lambda_2: Float = Field(0.0, ge=0, description="Weight of the norms of the new factors.")
+
+
+class OLoRA(PEFT):
+    """Learn each task with a new LoRA whose down-projection keeps off the rows of all earlier ones.
+
+    Wang et al., "Orthogonal Subspace Learning for Language Model Continual Learning", Findings of EMNLP 2023. The
+    rows of A_i span the subspace that task i was learned in; earlier factors stand still, all are summed:
+
+        y = W x + sum_{i <= t} B_i A_i x
+        L = L_task + lambda_1 sum_{i < t} sum_jk |(A_i A_t^T)_jk| + lambda_2 (||A_t|| + ||B_t||)
+
+    each sum over all layers with LoRA. So the size of lambda_1's term grows with the number of layers, ranks and tasks.
+    As in the published code, entries of the overlap count by their absolute value, where the paper squares them, and
+    the factors by their norm.
+    """
+
+    Options = OLoRAOptions
+    per_task = True
+    inference = "sum"
+    excludes: ClassVar = {"keep_optimizer_state": "each task has parameters of its own"}
+
+    @classmethod
+    def refuse(cls, config: Config, options: OLoRAOptions, stream: Stream) -> list[str]:
+        return adapters.need_lora(config)
+
+    def loss(self, model: nn.Module, batch: Batch, task: Task) -> dict[str, Tensor]:
+        terms = super().loss(model, batch, task)
+        *earlier, newest = adapters.names(self.model)
+        new_a, new_b = (adapters.factors(self.model, side, newest) for side in "AB")
+        if earlier:
+            old = [adapters.factors(self.model, "A", name) for name in earlier]
+            overlaps = [overlap(torch.cat([a[layer] for a in old]), new_a[layer]) for layer in new_a]
+            terms["orthogonal"] = self.options.OLoRA_lambda_1 * torch.stack(overlaps).sum()
+        if self.options.OLoRA_lambda_2:
+            norms = [w.norm() for w in (*new_a.values(), *new_b.values())]
+            terms["norm"] = self.options.OLoRA_lambda_2 * torch.stack(norms).sum()
+        return terms
+
+
+def overlap(old: Tensor, new: Tensor) -> Tensor:
+    """How far two subspaces are from orthogonal: the sum of |inner products| of their spanning rows.
+
+    Args:
+        old: (R, D) float, the rows of all earlier tasks.
+        new: (r, D) float.
+
+    Returns:
+        () float, 0 if every new row is orthogonal to every old one.
+    """
+    return (old @ new.T).abs().sum()

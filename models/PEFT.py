@@ -1,0 +1,155 @@
+"""Adapters beside a base model that never changes: one for all tasks, or one per task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from models.Base import Method, Task
+from utils import adapters
+from utils.backbone import forward
+from utils.config import Config, Options
+from utils.dataloader import Encoded, collate
+from utils.dataset import Example, Stream
+from utils.generation import generate
+from utils.processes import sum_over_processes
+
+
+class PeftOptions(Options):
+    """Method PEFT."""
+
+    PEFT_per_task: bool = Field(True, description="An adapter for each task; False: one for all, trained on and on.")
+    PEFT_inference: Literal["newest", "sum", "task_id", "route"] = Field(
+        "newest",
+        description="Which adapter answers: the last, the sum of all (LoRA), the task's (TIL), or the one whose "
+        "perplexity of the question is lowest.",
+    )
+
+
+class PEFT(Method):
+    """Train an adapter for each task, beside a base model that never changes.
+
+    `PEFT_type` says of what kind (LoRA: Hu et al., ICLR 2022; prompts: Lester et al., EMNLP 2021; prefixes: Li and
+    Liang, ACL 2021; IA3: Liu et al., NeurIPS 2022). With one adapter for all tasks this is sequential fine-tuning of
+    the adapter (SeqLoRA), as is SEQ with `PEFT_type`. With one per task, an adapter is made when its task begins and
+    is never touched afterwards, so nothing can be forgotten; the question is which one answers:
+
+        newest    the last task's
+        sum       all together, y = W x + sum_{i <= t} B_i A_i x, in training too (IncLoRA; Wang et al., 2023)
+        task_id   the task's own, where tasks are known (TIL)
+        route     i* = argmin_i -1/n sum_k log p_i(x_k | x_<k), the one that the question x surprises least
+    """
+
+    Options = PeftOptions
+    needs: ClassVar = {"PEFT_type": "the kind of the adapters"}
+
+    @classmethod
+    def refuse(cls, config: Config, options: PeftOptions, stream: Stream) -> list[str]:
+        way, alone = options.PEFT_inference, options.PEFT_inference in ("task_id", "route")
+        rules = {
+            "PEFT_inference: has no effect with PEFT_per_task False": way != "newest" and not options.PEFT_per_task,
+            "PEFT_inference: task_id needs il_mode TIL, where tasks are known": way == "task_id"
+            and config.il_mode != "TIL",
+            "PEFT_inference: sum needs PEFT_type LoRA": way == "sum" and config.PEFT_type != "LoRA",
+            "keep_optimizer_state: has no effect with PEFT_per_task": config.keep_optimizer_state
+            and options.PEFT_per_task,
+            f"recovery: trains the newest adapter, which does not answer task 0 with PEFT_inference {way}": alone
+            and config.recovery,
+        }
+        return [problem for problem, found in rules.items() if found]
+
+    @property
+    def per_task(self) -> bool:
+        """True if each task has an adapter of its own."""
+        return self.options.PEFT_per_task
+
+    @property
+    def inference(self) -> str:
+        """Which adapter answers, see above."""
+        return self.options.PEFT_inference
+
+    @property
+    def is_plain(self) -> bool:
+        return type(self).predict is PEFT.predict and self.inference in ("newest", "sum")
+
+    def setup(self) -> None:
+        self.routed: list[int] = []  # tasks whose adapters have answered, since this was last logged
+        if self.per_task:
+            adapters.rename(self.model, adapters.FIRST, "task_0", self.config.seed)
+
+    def before_task(self, task: Task) -> None:
+        if self.per_task and task.index > 0:
+            adapters.add(self.model, f"task_{task.index}", self.config.seed)
+            self._activate()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._activate()
+
+    def _activate(self) -> None:
+        names = adapters.names(self.model)
+        adapters.use(self.model, names if self.inference == "sum" else names[-1:])
+
+    def frozen(self, task: Task) -> set[str]:
+        newest = adapters.names(self.model)[-1]
+        others = {name for name, _ in self.model.named_parameters() if adapters.owner(name) != newest}
+        return super().frozen(task) | others
+
+    def predict(self, rows: Sequence[Encoded], task_id: int | None, max_new_tokens: int) -> list[str]:
+        if self.inference in ("newest", "sum"):
+            return super().predict(rows, task_id, max_new_tokens)
+        chosen = self.route(rows) if self.inference == "route" else [self._known(task_id)] * len(rows)
+        self.routed += chosen
+        answers = [""] * len(rows)
+        for index in sorted(set(chosen)):
+            places = [i for i, other in enumerate(chosen) if other == index]
+            with adapters.using(self.model, adapters.names(self.model)[index]):
+                texts = generate(self.backbone, [rows[i] for i in places], max_new_tokens)
+            for i, text in zip(places, texts, strict=True):
+                answers[i] = text
+        return answers
+
+    def _known(self, task_id: int | None) -> int:
+        """The task, or the last one learned for a task not yet seen."""
+        return min(task_id or 0, len(adapters.names(self.model)) - 1)
+
+    @torch.no_grad()
+    def route(self, rows: Sequence[Encoded]) -> list[int]:
+        """For each prompt the task whose adapter predicts it best; one pass for each adapter."""
+        prompts = [Encoded(row.prompt, ()) for row in rows]
+        batch = collate(prompts, [Example("", "")] * len(rows), self.backbone.pad_id).to(self.model.device)
+        surprises = []
+        for name in adapters.names(self.model):
+            with adapters.using(self.model, name):
+                surprises.append(surprise(forward(self.model, batch), batch.input_ids, batch.attention_mask))
+        return torch.stack(surprises).argmin(dim=0).tolist()
+
+    def after_evaluation(self, task_id: int) -> None:
+        device = self.model.device
+        counts = torch.tensor([self.routed.count(task_id), len(self.routed)], device=device)
+        self.routed = []
+        right, total = sum_over_processes({"counts": counts})["counts"].tolist()
+        if self.inference == "route" and total:
+            self.session.log.info(f"task {task_id}: {100 * right / total:.1f} % answered by the task's own adapter")
+            self.session.log.event("route", task=task_id, accuracy=right / total)
+
+
+def surprise(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    """Log-perplexity of texts: the mean of -log p(token | those before it), without the first token.
+
+    Args:
+        logits: (B, T, V) float.
+        ids: (B, T) int64.
+        mask: (B, T) int64, 0 on padding.
+
+    Returns:
+        (B,) float, in nats per token.
+    """
+    losses = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), ids[:, 1:], reduction="none")
+    counted = mask[:, 1:] * mask[:, :-1]
+    return (losses * counted).sum(dim=1) / counted.sum(dim=1).clamp(min=1)

@@ -1,0 +1,76 @@
+"""Options that contradict each other, or of which one would have no effect."""
+
+from __future__ import annotations
+
+from utils.config import Config
+
+# Which kinds of adapter an option is about, by the beginning of its name.
+PEFT_KINDS = {
+    "PEFT_lora_": ("LoRA",),
+    "PEFT_num_": ("PromptTuning", "PrefixTuning"),
+    "PEFT_prompt_": ("PromptTuning",),
+}
+
+
+def check(config: Config) -> list[str]:
+    """Problems that concern more than one option: combinations in which one would have no effect."""
+    problems = [
+        f"{name}: has no effect without {switch}; set {switch}: True"
+        for name in Config.model_fields
+        for prefix, switch in (("Replay_", "is_replay"), ("recovery_", "recovery"), ("wandb_", "is_wandb"))
+        if name.startswith(prefix) and name != "wandb_name" and _changed(config, name) and not getattr(config, switch)
+    ]
+    if _changed(config, "Replay_buffer_ratio") and _changed(config, "Replay_buffer_size"):
+        problems.append("Replay_buffer_ratio, Replay_buffer_size: expected one of them, got both")
+    if config.Replay_fix_budge_each_class and not (config.Replay_class_balanced and config.Replay_buffer_size):
+        problems.append("Replay_fix_budge_each_class: needs Replay_class_balanced and Replay_buffer_size")
+    if config.is_replay:
+        problems += _check_replay(config)
+    problems += _check_adapters(config)
+    problems += [
+        f"{name}: has no effect without freeze_parts"
+        for name in ("freeze_from_task", "freeze_match")
+        if _changed(config, name) and not config.freeze_parts
+    ]
+    problems += [
+        f"{name}: expected -1 or at least 1, got 0"
+        for name, field in Config.model_fields.items()
+        if field.default == -1 and getattr(config, name) == 0
+    ]
+    if config.load_llm_ckpt and config.backbone_cache_path is None:
+        problems.append("load_llm_ckpt: needs backbone_cache_path, the folder of the checkpoint")
+    if config.lr_scheduler == "constant" and config.lr_min_ratio:
+        problems.append("lr_min_ratio: has no effect with lr_scheduler constant")
+    return problems
+
+
+def _check_replay(config: Config) -> list[str]:
+    problems = []
+    if config.Replay_sampling_algorithm == "reservoir" and config.Replay_buffer_size is None:
+        problems.append("Replay_sampling_algorithm: reservoir needs Replay_buffer_size")
+    if config.Replay_update == "step" and config.Replay_sampling_algorithm != "reservoir":
+        problems.append("Replay_update: step needs Replay_sampling_algorithm reservoir")
+    if config.Replay_update == "step" and not config.Replay_batch_level:
+        problems.append("Replay_update: step needs Replay_batch_level, as memory changes inside an epoch")
+    if config.Replay_sampling_algorithm == "reservoir" and config.Replay_class_balanced:
+        problems.append("Replay_class_balanced: has no effect with Replay_sampling_algorithm reservoir")
+    if config.Replay_batch_level and config.batch_size < 2:
+        problems.append(f"Replay_batch_level: needs a batch_size of at least 2, got {config.batch_size}")
+    return problems
+
+
+def _check_adapters(config: Config) -> list[str]:
+    kind = config.PEFT_type
+    problems = [
+        f"{name}: has no effect with PEFT_type {kind}; it belongs to {' and '.join(kinds)}"
+        for prefix, kinds in PEFT_KINDS.items()
+        for name in Config.model_fields
+        if name.startswith(prefix) and _changed(config, name) and kind not in kinds
+    ]
+    if config.freeze_parts and kind in PEFT_KINDS["PEFT_num_"]:
+        problems.append(f"freeze_parts: has no effect with PEFT_type {kind}, as no part of the model learns")
+    return problems
+
+
+def _changed(config: Config, name: str) -> bool:
+    return getattr(config, name) != Config.model_fields[name].default
