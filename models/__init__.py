@@ -7,4 +7,5 @@ METHODS = {  # name in YAML == file == class == prefix of its options
     "LwF": "models.LwF",
     "AGEM": "models.AGEM",
     "GEM": "models.GEM",
+    "GradientProjection": "models.GradientProjection",
 }

@@ -84,6 +84,21 @@ class RunLog:
         self._text.handlers, self._events, self.tracker = [logging.NullHandler()], None, None
 
 
+class Silent(RunLog):
+    """The log of training beside the run: its steps are not the run's steps, its losses not the run's losses."""
+
+    def __init__(self):
+        self.is_main, self.step = False, 0
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Nothing is written."""
+
+    def info(self, text: str) -> None:
+        """Nothing is told."""
+
+    warning = info
+
+
 class _BarHandler(logging.Handler):
     """Prints to stdout without tearing a progress bar."""
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from utils.config import Config
 from utils.dataloader import Encoder
-from utils.logger import RunLog
+from utils.logger import RunLog, Silent
 
 if TYPE_CHECKING:
     from accelerate import Accelerator  # seconds to import: not for --help
@@ -21,6 +21,10 @@ class Session:
     accelerator: Accelerator
     encoder: Encoder
     log: RunLog
+
+    def aside(self, config: Config) -> Session:
+        """For training that is not the run's own, such as of a teacher: with other options, and untold."""
+        return replace(self, config=config, log=Silent())
 
 
 @dataclass(frozen=True)
