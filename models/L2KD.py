@@ -17,7 +17,6 @@ from utils.copies import Weights, assign, eval_mode, snapshot
 from utils.dataloader import Batch
 from utils.dataset import Example
 from utils.fit import fit
-from utils.logger import Aside
 from utils.processes import gather, share
 from utils.pseudo import make_room
 
@@ -73,7 +72,7 @@ class L2KD(LAMOL):
         make_room(first, len(self.backbone.tokenizer), self.config.seed)
         assign(self.named(), dict(first.named_parameters()))
         alone = LAMOL(self.config, self.options, self.backbone, self.encoder, self.stream)
-        fit(alone, task, replace(self.session, log=Aside(self.session.log, "teacher")))
+        fit(alone, task, self.session.aside("teacher"))
 
     def _write_answers(self, task: Task) -> list[str]:
         """The model's greedy answers to the questions of the task, on every process."""

@@ -46,6 +46,10 @@ class LwF(Method):
         if task.index > 0:
             self.teacher = snapshot(self.learning(task))  # the rest will not differ
 
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.teacher = {name: w.to(self.model.device) for name, w in self.teacher.items()}
+
     def loss(self, model: nn.Module, batch: Batch, task: Task) -> dict[str, Tensor]:
         logits, labels = answer_logits(model, batch)
         terms = {"answer": answer_loss(logits, labels, batch.tokens["all"])}

@@ -10,6 +10,7 @@ METHODS = {  # name in YAML == file == class == prefix of its options
     "CLSER": "models.CLSER",
     "AGEM": "models.AGEM",
     "GEM": "models.GEM",
+    "GradientProjection": "models.GradientProjection",
     "LAMOL": "models.LAMOL",
     "LAMOL_KD": "models.LAMOL_KD",
     "L2KD": "models.L2KD",

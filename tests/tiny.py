@@ -71,6 +71,13 @@ SETTINGS = {
     "PEFT_type": {"PEFT_type": "LoRA", "PEFT_lora_dropout": 0.0},
 }
 
+# Options of a method's own whose defaults are too large for a stream of thirty questions.
+OWN = {
+    "GradientProjection": {
+        "GradientProjection_begin_step": 1, "GradientProjection_end_step": 3, "GradientProjection_runs": 2,
+    },
+}  # fmt: skip
+
 
 @cache
 def tokenizer(bos: bool = False, eos: bool = True) -> PreTrainedTokenizerFast:
@@ -203,7 +210,8 @@ def make_method(
     method_class = method_class or load_method(config.method)
     backbone = load_backbone(config)
     session.encoder.tokenizer = backbone.tokenizer  # one object, as in a real run: a method may add tokens to it
-    method = method_class(config, method_class.Options(**options), backbone, session.encoder, stream)
+    own = method_class.Options(**OWN.get(config.method, {}) | options)
+    method = method_class(config, own, backbone, session.encoder, stream)
     method.session = session
     method.setup()
     return method

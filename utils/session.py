@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from utils.config import Config
@@ -21,6 +21,10 @@ class Session:
     accelerator: Accelerator
     encoder: Encoder
     log: RunLog | Aside
+
+    def aside(self, name: str, config: Config | None = None) -> Session:
+        """For training that is not the run's own, such as of a teacher: told apart, maybe with other options."""
+        return replace(self, config=config or self.config, log=Aside(self.log, name))
 
 
 @dataclass(frozen=True)

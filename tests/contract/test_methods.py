@@ -266,6 +266,7 @@ def test_what_cannot_run_is_refused_before_anything_is_loaded(name, tmp_path, mo
         monkeypatch.setattr(launch, loader, lambda *_: pytest.fail("loaded"))
     options = {"method": name, "il_mode": "CIL", "evaluate_unseen": "true", "dataset": "micro"}
     options |= {"dataset_path": str(tmp_path), "dump_path": str(tmp_path / "runs")}
+    options |= {key: str(value) for key, value in tiny.OWN.get(name, {}).items()}
     argv = [word for key, value in options.items() for word in (f"--{key}", value)]
     with pytest.raises(ConfigError) as caught:
         launch.launch(resolve(["--cfg", "None", *argv], load_options), None)

@@ -37,6 +37,8 @@ VARIANTS = {
     "LwF": "--method LwF --Replay_buffer_ratio 0.5",
     "AGEM": "--method AGEM --Replay_buffer_ratio 0.5 --AGEM_batch_size 5",
     "GEM": "--method GEM --Replay_buffer_ratio 0.3",
+    "GradientProjection": "--method GradientProjection --GradientProjection_begin_step 2 "
+    "--GradientProjection_end_step 5 --GradientProjection_runs 2 --is_replay false",
 }
 
 
