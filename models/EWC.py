@@ -86,12 +86,12 @@ class EWC(Method):
         for name, fisher in self._fisher(task, learning).items():
             w = learning[name]
             old = tuple(x.to(w.device) for x in self.past[name]) if name in self.past else None
-            self.past[name] = merge(old, fisher, w.detach().float(), task.index, self.options)
-        self._place()
+            self._keep(name, merge(old, fisher, w.detach().float(), task.index, self.options))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self._place()
+        for name, past in self.past.items():
+            self._keep(name, past)
 
     def _fisher(self, task: Task, learning: dict[str, nn.Parameter]) -> dict[str, Tensor]:
         """F_t: the diagonal Fisher of this task at the weights as they are now."""
@@ -111,11 +111,9 @@ class EWC(Method):
         self.session.log.event("fisher", task=task.index, examples=count, trace=trace, largest=largest)
         return fisher
 
-    def _place(self) -> None:
-        """Where A, m and c live."""
-        for name, w in self.named().items():
-            if name in self.past:
-                self.past[name] = tuple(x.to("cpu" if self.options.EWC_offload else w.device) for x in self.past[name])
+    def _keep(self, name: str, past: Past) -> None:
+        home = "cpu" if self.options.EWC_offload else self.model.device
+        self.past[name] = tuple(x.to(home) for x in past)
 
 
 def merge(old: Past | None, fisher: Tensor, theta: Tensor, tasks: int, options: EWC.Options) -> Past:

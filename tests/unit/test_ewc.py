@@ -230,6 +230,15 @@ def test_float32_whatever_the_model_computes_in():
     fit(method, tiny.make_task(1), method.session)
 
 
+def test_a_copy_in_cpu_memory_changes_no_number(tmp_path):
+    made = []
+    for offload in (False, True):
+        (tmp_path / str(offload)).mkdir()
+        made.append(tiny.run(tmp_path / str(offload), tiny.make_config("EWC"), EWC_offload=offload))
+    assert tiny.same(made[0].weights, made[1].weights)
+    assert {x.device.type for past in made[1].method.past.values() for x in past} == {"cpu"}
+
+
 def test_gamma_without_its_merge_is_refused():
     config, stream = tiny.make_config("EWC"), tiny.micro_stream()
     (problem,) = EWC.refuse(config, EWC.Options(EWC_gamma=0.5), stream)
