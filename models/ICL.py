@@ -100,7 +100,11 @@ class ICL(Method):
         """Prompt with demonstrations, and answer."""
         prompt, answer = self.plain(x)
         lines = ["".join(self.plain(example)) + "\n" for example in self.demonstrations(x)]
-        limit, count = self.max_length(x.task), len(lines)
+        return "".join(self._fitting(lines, prompt, self.max_length(x.task))) + prompt, answer
+
+    def _fitting(self, lines: list[str], prompt: str, limit: int | None) -> list[str]:
+        """The last demonstrations that fit before the prompt; once it is said that some do not."""
+        count = len(lines)
         while lines and limit is not None and self._tokens("".join(lines) + prompt) > limit:
             lines = lines[1:]
         if len(lines) < count and not self.warned:
@@ -109,7 +113,7 @@ class ICL(Method):
                 f"a prompt with {count} demonstrations has more than {limit} tokens: it gets {len(lines)}, and others "
                 "too get as many as fit (max_seq_length)"
             )
-        return "".join(lines) + prompt, answer
+        return lines
 
     def _tokens(self, text: str) -> int:
         return len(self.encoder.bos) + len(self.encoder.tokenizer(text, add_special_tokens=False)["input_ids"])
