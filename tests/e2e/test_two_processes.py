@@ -23,6 +23,8 @@ OPTIONS = (
     "--cfg None --dataset micro --training_epochs 4 --batch_size 4 --gradient_accumulation_steps 3 --lr 1e-3 "
     "--info_per_steps 1 --is_replay"
 )
+# Enough training for samples that are well formed; a small step thereafter, as a sample that differs is another run.
+WRITING = "--is_replay false --LAMOL_gamma 0.5 --training_epochs_first_task 12 --lr_list [1e-2,1e-3,1e-3]"
 VARIANTS = {
     "batch level": "--Replay_buffer_ratio 0.5 --recovery",
     "dataset level": "--Replay_buffer_size 7 --Replay_batch_level false --keep_optimizer_state --max_grad_norm 0.5",
@@ -39,6 +41,9 @@ VARIANTS = {
     "GEM": "--method GEM --Replay_buffer_ratio 0.3",
     "GradientProjection": "--method GradientProjection --GradientProjection_begin_step 2 "
     "--GradientProjection_end_step 5 --GradientProjection_runs 2 --is_replay false",
+    "LAMOL": f"--method LAMOL {WRITING} --LAMOL_use_task_specific_gen_token true",
+    "LAMOL_KD": f"--method LAMOL_KD {WRITING}",
+    "L2KD": f"--method L2KD {WRITING} --L2KD_variant seq_soft",
 }
 
 
