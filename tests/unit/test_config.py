@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from main_CL import load_options, main, read_options
+from models import METHODS
 from utils.config import GROUPS, Config
 from utils.parse import ConfigError, flatten, option_table, read_yaml, resolve, to_yaml
 
@@ -165,11 +166,15 @@ def test_config_is_frozen(read):
             ["evaluation_mode: expected 'verify' or 'generate', got 'guess'  (my.yaml)"],
         ),
         ("classifier: Linear", [], ["classifier: expected None, got 'Linear'  (my.yaml)"]),
-        ("method: SEC", [], ["method: expected one of SEQ, Joint, got 'SEC'; did you mean 'SEQ'?  (my.yaml)"]),
+        (
+            "method: SEC",
+            [],
+            [f"method: expected one of {', '.join(METHODS)}, got 'SEC'; did you mean 'SEQ'?  (my.yaml)"],
+        ),
         (
             "method: Joint",
             ["--method", "SEC"],
-            ["method: expected one of SEQ, Joint, got 'SEC'; did you mean 'SEQ'?  (--method)"],
+            [f"method: expected one of {', '.join(METHODS)}, got 'SEC'; did you mean 'SEQ'?  (--method)"],
         ),
         ("", ["wandb_name=x"], ["'wandb_name=x': unknown option; did you mean 'wandb_name'?  (wandb_name=x)"]),
         ("", ["wandb_name"], ["'wandb_name': unknown option; did you mean 'wandb_name'?  (wandb_name)"]),
