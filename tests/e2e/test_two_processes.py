@@ -23,12 +23,18 @@ OPTIONS = (
     "--cfg None --dataset micro --training_epochs 4 --batch_size 4 --gradient_accumulation_steps 3 --lr 1e-3 "
     "--info_per_steps 1 --is_replay"
 )
+LORA = "--PEFT_type LoRA --PEFT_lora_dropout 0 --is_replay false"
 VARIANTS = {
     "batch level": "--Replay_buffer_ratio 0.5 --recovery",
     "dataset level": "--Replay_buffer_size 7 --Replay_batch_level false --keep_optimizer_state --max_grad_norm 0.5",
     "herding": "--Replay_buffer_ratio 0.5 --Replay_sampling_algorithm herding --lr_scheduler cosine --warmup_ratio 0.1",
     "reservoir": "--Replay_buffer_size 7 --Replay_sampling_algorithm reservoir --freeze_parts [head] --il_mode IIL",
     "joint": "--method Joint --is_replay false",
+    "prompts": "--method PEFT --PEFT_type PromptTuning --lr 1e-2 --is_replay false",
+    "adaptercl": f"--method AdapterCL {LORA}",
+    "olora": f"--method OLoRA {LORA}",
+    "inflora": f"--method InfLoRA {LORA} --evaluate_batch_size 5",
+    "slao": f"--method SLAO {LORA}",
 }
 
 
