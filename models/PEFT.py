@@ -130,13 +130,14 @@ class PEFT(Method):
         return torch.stack(surprises).argmin(dim=0).tolist()
 
     def after_evaluation(self, task_id: int) -> None:
-        device = self.model.device
-        counts = torch.tensor([self.routed.count(task_id), len(self.routed)], device=device)
-        self.routed = []
+        routed, self.routed = self.routed, []
+        learned = len(adapters.names(self.model))
+        if self.inference != "route" or learned == 1 or task_id >= learned:
+            return  # there was nothing to choose, or nothing right
+        counts = torch.tensor([routed.count(task_id), len(routed)], device=self.model.device)
         right, total = sum_over_processes({"counts": counts})["counts"].tolist()
-        if self.inference == "route" and total:
-            self.session.log.info(f"task {task_id}: {100 * right / total:.1f} % answered by the task's own adapter")
-            self.session.log.event("route", task=task_id, accuracy=right / total)
+        self.session.log.info(f"task {task_id}: {100 * right / total:.1f} % answered by the task's own adapter")
+        self.session.log.event("route", task=task_id, accuracy=right / total)
 
 
 def surprise(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:

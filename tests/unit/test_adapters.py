@@ -114,6 +114,17 @@ def test_a_resumed_run_finds_its_base_again(kind, random_init, tmp_path):
     assert tiny.same(expected.weights, tiny.run(cut, config, tiny.micro_stream(2)).weights)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_base_may_be_in_half_precision(kind, tmp_path):
+    options = {"PEFT_type": kind, "lr": 1e-2, "backbone_dtype": "bfloat16", "mixed_precision": "bfloat16"}
+    made = tiny.run(tmp_path, tiny.make_config(**options), tiny.micro_stream(2))
+    types = {adapters.owner(name): w.dtype for name, w in made.weights.items()}
+    assert types == {None: torch.bfloat16, "default": torch.float32}
+    other = load_model(tiny.make_config(**options))
+    checkpoint.load_weights(other, tmp_path / "checkpoints/task_1")
+    assert tiny.same(made.weights, dict(other.named_parameters()))
+
+
 def test_the_seed_draws_the_adapter():
     def drawn(seed):
         torch.manual_seed(99)
