@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from utils.backbone import Backbone, answer_logits
+from utils.backbone import Backbone, answer_logits, text_inputs
 from utils.dataloader import IGNORE, Encoded, collate
 from utils.dataset import Example
 from utils.scoring import normalise
@@ -24,28 +25,33 @@ class Answer(NamedTuple):
 
 
 @torch.no_grad()
-def generate(backbone: Backbone, rows: Sequence[Encoded], max_new_tokens: int) -> list[str]:
+def generate(
+    backbone: Backbone, rows: Sequence[Encoded], max_new_tokens: int, prompt: Tensor | None = None
+) -> list[str]:
     """Greedy continuations of one batch of prompts, cut at the first stop token and stripped.
 
     Args:
         backbone: Model and tokenizer; the model must be in eval mode.
         rows: Encoded examples, of which only the prompts are used.
         max_new_tokens: Most tokens of an answer.
+        prompt: Virtual tokens before each text, see `answer_logits`.
     """
     prompts = [Encoded(row.prompt, ()) for row in rows]
     batch = collate(prompts, [Example("", "")] * len(rows), backbone.pad_id).to(backbone.model.device)
-    output = backbone.model.generate(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        max_new_tokens=max_new_tokens,
-        use_cache=True,
-    )
-    return [decode(backbone, ids) for ids in output[:, batch.input_ids.shape[1] :].tolist()]
+    inputs = text_inputs(backbone.model, batch, prompt)
+    output = backbone.model.generate(**inputs, max_new_tokens=max_new_tokens, use_cache=True)
+    # An encoder-decoder's output begins with its start token, a decoder's with what it read as tokens.
+    begin = 1 if backbone.is_encoder_decoder else batch.input_ids.shape[1] if prompt is None else 0
+    return [decode(backbone, ids) for ids in output[:, begin:].tolist()]
 
 
 @torch.no_grad()
 def verify(
-    backbone: Backbone, rows: Sequence[Encoded], targets: Sequence[str], max_new_tokens: int
+    backbone: Backbone,
+    rows: Sequence[Encoded],
+    targets: Sequence[str],
+    max_new_tokens: int,
+    prompt: Tensor | None = None,
 ) -> list[Answer | None]:
     """What greedy decoding would answer, as far as one pass over prompt and target can tell.
 
@@ -59,6 +65,7 @@ def verify(
         rows: Encoded examples, prompt and answer.
         targets: Their targets.
         max_new_tokens: Most tokens that generation would have produced.
+        prompt: Virtual tokens before each text, see `answer_logits`.
 
     Returns:
         For each row an answer that scores in exact match as the generated one does, or None if undecided. The text
@@ -66,12 +73,13 @@ def verify(
     """
     rows = [Encoded(row.prompt, row.answer) for row in rows]
     batch = collate(rows, [Example("", "")] * len(rows), backbone.pad_id).to(backbone.model.device)
-    logits, labels = answer_logits(backbone.model, batch)
+    logits, labels = answer_logits(backbone.model, batch, prompt)
     best, labels = logits.argmax(dim=-1).tolist(), labels.tolist()
     decided = []
     for predicted, wanted, target in zip(best, labels, targets, strict=True):
         first = next(i for i, label in enumerate(wanted) if label != IGNORE)
-        decided.append(_decide(backbone, predicted[first:], wanted[first:], target, max_new_tokens))
+        wanted = [label for label in wanted if label != IGNORE]
+        decided.append(_decide(backbone, predicted[first:], wanted, target, max_new_tokens))
     return decided
 
 
