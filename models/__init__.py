@@ -3,4 +3,5 @@
 METHODS = {  # name in YAML == file == class == prefix of its options
     "SEQ": "models.SEQ",
     "Joint": "models.Joint",
+    "ProgPrompt": "models.ProgPrompt",
 }
