@@ -3,5 +3,8 @@
 METHODS = {  # name in YAML == file == class == prefix of its options
     "SEQ": "models.SEQ",
     "Joint": "models.Joint",
+    "LAMOL": "models.LAMOL",
+    "LAMOL_KD": "models.LAMOL_KD",
+    "L2KD": "models.L2KD",
     "ProgPrompt": "models.ProgPrompt",
 }

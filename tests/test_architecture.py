@@ -20,7 +20,7 @@ LAYERS = [
      "utils.buffer", "utils.factory"],
     ["utils.preprocess", "utils.report", "utils.dataloader"],
     ["utils.dataformat_preprocess", "utils.backbone", "utils.losses", "utils.wrapmodel", "utils.corpus"],
-    ["utils.generation", "utils.download_backbones", "utils.session", "utils.checkpoint"],
+    ["utils.generation", "utils.download_backbones", "utils.session", "utils.checkpoint", "utils.pseudo"],
     ["models.Base"],
     ["utils.fit", "utils.cost"],
     ["models.METHOD", "utils.evaluation"],

@@ -57,6 +57,12 @@ class Batch:
         wanted = [source in (None, e.source) and view in (None, e.view) for e in self.examples]
         return [i for i, fits in enumerate(wanted) if fits]
 
+    def pick(self, rows: list[int]) -> Batch:
+        """Some of the rows, without the columns of padding that they share; tokens are still those of the step."""
+        first = int((self.attention_mask[rows] == 1).any(dim=0).nonzero()[0])
+        cut = (x[rows][:, first:] for x in (self.input_ids, self.attention_mask, self.labels))
+        return Batch(*cut, [self.examples[i] for i in rows], self.tokens)
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
         moved = (t.to(device, non_blocking=True) for t in (self.input_ids, self.attention_mask, self.labels))

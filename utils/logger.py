@@ -84,6 +84,29 @@ class RunLog:
         self._text.handlers, self._events, self.tracker = [logging.NullHandler()], None, None
 
 
+class Aside:
+    """The log of training beside the run, such as a teacher's: told apart, and its steps are not steps of the run."""
+
+    def __init__(self, log: RunLog, name: str):
+        self.log, self.name, self.step = log, name, 0
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """As `RunLog.event`."""
+        self.log.event(f"{self.name}_{kind}", **fields)
+
+    def info(self, text: str) -> None:
+        """As `RunLog.info`."""
+        self.log.info(f"{self.name}: {text}")
+
+    def warning(self, text: str) -> None:
+        """As `RunLog.warning`."""
+        self.log.warning(f"{self.name}: {text}")
+
+    def progress(self, title: str, total: int, done: int = 0) -> tqdm:
+        """As `RunLog.progress`."""
+        return self.log.progress(f"{self.name}: {title}", total, done)
+
+
 class _BarHandler(logging.Handler):
     """Prints to stdout without tearing a progress bar."""
 

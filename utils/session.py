@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from utils.config import Config
 from utils.dataloader import Encoder
-from utils.logger import RunLog
+from utils.logger import Aside, RunLog
 
 if TYPE_CHECKING:
     from accelerate import Accelerator  # seconds to import: not for --help
@@ -20,7 +20,7 @@ class Session:
     config: Config
     accelerator: Accelerator
     encoder: Encoder
-    log: RunLog
+    log: RunLog | Aside
 
 
 @dataclass(frozen=True)

@@ -271,7 +271,8 @@ def test_says_what_it_needs_in_known_words(name):
     assert kind.scenarios <= {"CIL", "TIL", "IIL", "CIT", "CKE"}
     assert all(hasattr(config, setting) for setting in {**kind.needs, **kind.excludes})
     assert not kind.needs.keys() & kind.excludes.keys()
-    assert all(option.startswith(f"{name}_") for option in kind.Options.model_fields)
+    family = tuple(f"{base.__name__}_" for base in kind.__mro__ if base.__name__ in METHODS)
+    assert all(option.startswith(family) for option in kind.Options.model_fields)
     assert all(field.description for field in kind.Options.model_fields.values())
     assert check_capability(config.model_copy(update={"il_mode": min(kind.scenarios)}), kind) == []
     assert kind.__doc__

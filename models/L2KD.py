@@ -1,0 +1,106 @@
+"""L2KD: Chuang, Su and Chen, "Lifelong Language Knowledge Distillation", EMNLP 2020."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from models.Base import Task
+from models.LAMOL import LAMOL
+from utils.backbone import answer_logits, load_model
+from utils.config import Float
+from utils.copies import Weights, assign, eval_mode, snapshot
+from utils.dataloader import Batch
+from utils.dataset import Example
+from utils.fit import fit
+from utils.logger import Aside
+from utils.processes import gather, share
+from utils.pseudo import make_room
+
+
+class L2KD(LAMOL):
+    """LAMOL, but each new task is learned from a teacher that has learned this task alone::
+
+        L = w [T_A + lambda T_G](new rows) + [l_A + lambda l_G](pseudo rows)
+
+        word:      T = KD_tau on the task's examples, no hard loss      KD_tau = tau^2 KL(teacher || student)
+        seq:       T = cross-entropy of the answers that the teacher writes to the task's questions
+        seq_soft:  T = KD_tau on these answers
+
+    A task's teacher starts from the weights before any task, learns l_A + lambda l_G by the same loop, with the same
+    options and for as many epochs, teaches in eval mode, and is dropped after the task. Each term is a mean over the
+    tokens of its own rows.
+
+    Answers are written greedily. Deviations from the published code, which reads the teacher one position late: none of
+    that. Deviation of `L2KD_first_task_teacher: False`, the published code's way: the first task is LAMOL.
+    """
+
+    class Options(LAMOL.Options):
+        """L2KD."""
+
+        L2KD_variant: Literal["word", "seq", "seq_soft"] = Field(
+            "word", description="What is learned: probabilities, the teacher's answers, or its probabilities of those."
+        )
+        L2KD_distill_weight: Float = Field(1.0, gt=0, description="w, weight of what the teacher gives.")
+        L2KD_temperature: Float = Field(2.0, gt=0, description="tau, temperature of the distillation.")
+        L2KD_first_task_teacher: bool = Field(True, description="The first task has a teacher, too; else it is LAMOL.")
+
+    state = (*LAMOL.state, "teacher", "answers")
+
+    def setup(self) -> None:
+        super().setup()
+        self.teacher: Weights = {}
+        self.answers: list[str] = []  # the teacher's, to the questions of the task
+
+    def before_task(self, task: Task) -> None:
+        super().before_task(task)
+        if task.index > 0 or self.options.L2KD_first_task_teacher:
+            student = snapshot(self.named())
+            self._be_teacher(task)
+            if self.options.L2KD_variant != "word":
+                self.answers = self._write_answers(task)
+            if self.options.L2KD_variant != "seq":
+                self.teacher = snapshot(self.named())
+            assign(self.named(), student)
+
+    def _be_teacher(self, task: Task) -> None:
+        """Give the model the weights before any task and let it learn this task alone."""
+        first = load_model(self.config)
+        make_room(first, len(self.backbone.tokenizer), self.config.seed)
+        assign(self.named(), dict(first.named_parameters()))
+        alone = LAMOL(self.config, self.options, self.backbone, self.encoder, self.stream)
+        fit(alone, task, replace(self.session, log=Aside(self.session.log, "teacher")))
+
+    def _write_answers(self, task: Task) -> list[str]:
+        """The model's greedy answers to the questions of the task, on every process."""
+        rows = self.encoder.for_prediction(task.train, task.max_length)
+        size = self.config.evaluate_batch_size
+        chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
+        with eval_mode(self.model):
+            mine = [self.predict(chunks[i], None, task.max_new_tokens) for i in share(len(chunks))]
+        return [answer for answers in gather(mine, len(chunks)) for answer in answers]
+
+    def train_examples(self, task: Task) -> Sequence[Example]:
+        rows = super().train_examples(task)
+        answered = [replace(example, target=answer) for example, answer in zip(rows, self.answers, strict=False)]
+        return [*answered, *rows[len(answered) :]]
+
+    def loss(self, model: nn.Module, batch: Batch, task: Task) -> dict[str, Tensor]:
+        logits, labels = answer_logits(model, batch)
+        if not self.teacher and not self.answers:
+            return self.learn(logits, labels, batch)
+        w, tau = self.options.L2KD_distill_weight, self.options.L2KD_temperature
+        if self.teacher:
+            taught = self.distil(logits, labels, batch, "task", self.teacher, tau)
+        else:
+            taught = self.learn(logits, labels, batch, "task")
+        practised = self.learn(logits, labels, batch, "pseudo") if self.pseudo else {}
+        return {name: w * term for name, term in taught.items()} | practised
+
+    def after_task(self, task: Task) -> None:
+        super().after_task(task)
+        self.teacher, self.answers = {}, []

@@ -1,0 +1,186 @@
+"""LAMOL: Sun, Ho and Lee, "LAMOL: LAnguage MOdeling for Lifelong Language Learning", ICLR 2020."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from models.Base import Method, Task
+from utils.backbone import answer_logits
+from utils.buffer import split_evenly
+from utils.config import Config, Float, Int, Options
+from utils.copies import Weights, eval_mode
+from utils.dataloader import Batch
+from utils.dataset import Example, Stream
+from utils.losses import answer_loss, distillation
+from utils.pseudo import make_room, parse, sample_texts, tell, top_up
+
+ANS, GEN = "__ans__", "__gen__"
+
+
+class LAMOL(Method):
+    """One model answers questions and writes its own exercises; before a task it writes some of the earlier ones.
+
+    An example with question x and answer y is learned twice, real and pseudo-samples alike::
+
+        L = l_A + lambda l_G        l_A: CE of y after "x ANS"        l_G: CE of "x ANS y" after GEN
+
+    Before task t > 0 the model samples floor(gamma N_t) texts after GEN (top-k, eval mode), which join the N_t examples
+    of the task. GEN is one token for all tasks, one per task (then each earlier task gets its share), or EOS.
+
+    Deviations: malformed texts, among them those that do not end, are replaced in up to `LAMOL_top_up` rounds (0: as
+    published); repetitions stay, as published. Special tokens weigh as much as others (published: 5 times). Examples
+    longer than `max_seq_length` are left out of l_G, or the model would learn to write half questions.
+    """
+
+    class Options(Options):
+        """LAMOL."""
+
+        LAMOL_lambda: Float = Field(0.25, ge=0, description="Weight of l_G, the loss of writing whole examples.")
+        LAMOL_gamma: Float = Field(0.2, ge=0, description="Pseudo-samples, as a share of the new task's examples.")
+        LAMOL_topk: Int = Field(20, ge=1, description="Pseudo-samples are drawn from the k best tokens.")
+        LAMOL_top_up: Int = Field(5, ge=0, description="Most rounds in which malformed pseudo-samples are replaced.")
+        LAMOL_use_task_specific_gen_token: bool = Field(False, description="A GEN token of its own for each task.")
+        LAMOL_use_eos_as_gen_token: bool = Field(False, description="The end-of-sequence token is GEN.")
+        LAMOL_use_ans_token: bool = Field(True, description="The token ANS stands between question and answer.")
+        LAMOL_ans_split_token: str | None = Field(
+            None,
+            min_length=1,
+            description="Text that ends each question, in place of ANS; appended where missing.",
+        )
+
+    scenarios = frozenset({"CIT", "IIL", "CIL", "TIL"})
+    excludes: ClassVar = {"is_replay": "pseudo-samples take the place of memory"}
+    state = ("pseudo", "longest")
+
+    pseudo: Sequence[tuple[str, str, int]] = ()  # question, answer, task; of the task being learned
+    longest = 0  # tokens of the longest text of an earlier task
+
+    @classmethod
+    def refuse(cls, config: Config, options: Options, stream: Stream) -> list[str]:
+        problems = []
+        if options.LAMOL_use_task_specific_gen_token and options.LAMOL_use_eos_as_gen_token:
+            problems.append("LAMOL_use_task_specific_gen_token: has no effect with LAMOL_use_eos_as_gen_token")
+        if options.LAMOL_use_ans_token == (options.LAMOL_ans_split_token is not None):
+            problems.append("LAMOL_ans_split_token: needed without LAMOL_use_ans_token, and only then")
+        if options.LAMOL_gamma and not options.LAMOL_lambda:
+            problems.append("LAMOL_gamma: needs a LAMOL_lambda above 0, else the model never learns to write")
+        if config.prompt_type not in ("auto", "none"):
+            problems.append(f"prompt_type: has no effect with {cls.__name__}, which has a format of its own")
+        if any(example.messages for task in stream.tasks for example in (*task.train, *task.test)):
+            problems.append(f"method {cls.__name__} learns questions and answers; {stream.name} holds chats")
+        return problems
+
+    def setup(self) -> None:
+        tokenizer, options = self.backbone.tokenizer, self.options
+        self.separator = ANS if options.LAMOL_use_ans_token else options.LAMOL_ans_split_token
+        tasks = range(len(self.stream.tasks))
+        special = dict.fromkeys([self.gen(task) for task in tasks] + [ANS] * options.LAMOL_use_ans_token)
+        tokenizer.add_tokens([token for token in special if token != tokenizer.eos_token], special_tokens=True)
+        make_room(self.model, len(tokenizer), self.config.seed)
+        self.encoder.render = self.render
+
+    def gen(self, task: int) -> str:
+        """The token after which the model writes examples of a task."""
+        if self.options.LAMOL_use_eos_as_gen_token:
+            return self.backbone.tokenizer.eos_token
+        return f"__{task}__" if self.options.LAMOL_use_task_specific_gen_token else GEN
+
+    def render(self, example: Example) -> tuple[str, str]:
+        """Prompt and answer as text: "x ANS" and "y", or of the whole example GEN and "x ANS y"."""
+        question, answer = example.input.strip(), " " + example.target.strip()
+        if self.options.LAMOL_use_ans_token:
+            question += ANS
+        elif not question.endswith(self.separator):
+            question += " " + self.separator
+        return (self.gen(example.task), question + answer) if example.view == "lm" else (question, answer)
+
+    def before_task(self, task: Task) -> None:
+        left_out = len(task.train) - len(self.whole(task.train, task)) if self.options.LAMOL_lambda else 0
+        if left_out:
+            self.session.log.warning(
+                f"task {task.index}: {left_out} of {len(task.train)} examples have more than {task.max_length} tokens; "
+                "the model does not learn to write them (max_seq_length)"
+            )
+        self.pseudo = self.write_pseudo(task) if task.index and self.options.LAMOL_gamma else []
+
+    def train_examples(self, task: Task) -> Sequence[Example]:
+        return [*task.train, *(Example(x, y, task=j, source="pseudo") for x, y, j in self.pseudo)]
+
+    def batch(self, examples: Sequence[Example], task: Task, rng: random.Random) -> Sequence[Example]:
+        return [*examples, *self.whole(examples, task)] if self.options.LAMOL_lambda else examples
+
+    def whole(self, examples: Sequence[Example], task: Task) -> list[Example]:
+        """The second view of the examples, with the question in the loss too; without those that are too long."""
+        rows = [replace(example, view="lm") for example in examples]
+        limit = task.max_length or math.inf
+        return [row for row, length in zip(rows, self.encoder.lengths(rows), strict=True) if length <= limit]
+
+    def loss(self, model: nn.Module, batch: Batch, task: Task) -> dict[str, Tensor]:
+        return self.learn(*answer_logits(model, batch), batch)
+
+    def learn(self, logits: Tensor, labels: Tensor, batch: Batch, source: str | None = None) -> dict[str, Tensor]:
+        """l_A and lambda l_G of the rows from one source; None: of all rows."""
+        return self.terms(batch, source, lambda rows, tokens: answer_loss(logits[rows], labels[rows], tokens))
+
+    def distil(
+        self, logits: Tensor, labels: Tensor, batch: Batch, source: str, teacher: Weights, tau: float
+    ) -> dict[str, Tensor]:
+        """KD(A) and lambda KD(G) of the rows from one source; for the variants with a teacher."""
+        chosen = batch.rows(source) or [0]  # a micro-batch without such rows: terms of 0
+        part = batch.pick(chosen)
+        wanted = self.teacher_logits(teacher, part)
+        student, labels = (full[chosen][:, -wanted.shape[1] :] for full in (logits, labels))
+        return self.terms(
+            part, source, lambda rows, tokens: distillation(student[rows], wanted[rows], labels[rows], tokens, tau)
+        )
+
+    def terms(self, batch: Batch, source: str | None, term: Callable[[list[int], float], Tensor]) -> dict[str, Tensor]:
+        """A term of the answers, and lambda times the same of the whole examples.
+
+        Args:
+            batch: Rows of both views.
+            source: Whose rows; None: all.
+            term: (rows, labelled tokens of the step among such rows) -> () float.
+        """
+        terms = {}
+        for view, weight in (("answer", 1.0), ("lm", self.options.LAMOL_lambda)):
+            name = f"{source} {view}" if source else view
+            if weight:
+                terms[name] = weight * term(batch.rows(source, view), batch.tokens.get(name, 1.0))
+        return terms
+
+    def after_task(self, task: Task) -> None:
+        self.longest = max([self.longest, *self.encoder.lengths(self.whole(task.train, task))])
+        self.pseudo = []
+
+    def write_pseudo(self, task: Task) -> list[tuple[str, str, int]]:
+        """Samples of the earlier tasks, floor(gamma N_t) in all; task -1 where a common GEN can't tell them apart."""
+        by_task = self.options.LAMOL_use_task_specific_gen_token
+        total = math.floor(self.options.LAMOL_gamma * len(task.train) + 1e-9)  # 0.29 * 100 is 28.999999999999996
+        shares = split_evenly(total, list(range(task.index)) if by_task else [-1])
+        pseudo = []
+        with eval_mode(self.model):
+            for old, requested in shares.items():
+                kept, written = top_up(
+                    lambda attempt, count, old=old: self.write(task, old, attempt, count),
+                    requested if self.longest else 0,
+                    self.options.LAMOL_top_up,
+                )
+                pseudo += [(*pair, old) for pair in kept]
+                tell(self.session.log, task.index, old, requested, written, kept)
+        return pseudo
+
+    def write(self, task: Task, old: int, attempt: int, count: int) -> list[tuple[str, str] | None]:
+        """Samples of one earlier task; None for each that is malformed."""
+        (row,) = self.encoder([Example("", "", task=old, view="lm")], None)
+        seed = (self.config.seed, "pseudo", task.index, old, attempt)
+        texts = sample_texts(self.backbone, row.prompt, count, self.longest, self.options.LAMOL_topk, *seed)
+        eos, keep = self.backbone.tokenizer.eos_token, not self.options.LAMOL_use_ans_token
+        return [parse(text, eos, self.separator, keep) for text in texts]

@@ -1,0 +1,54 @@
+"""LAMOL_KD: LAMOL with a teacher for the pseudo-samples, a baseline of Zheng et al., "Learn or Recall?", ACL 2024."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from models.Base import Task
+from models.LAMOL import LAMOL
+from utils.backbone import answer_logits
+from utils.config import Float
+from utils.copies import Weights, snapshot
+from utils.dataloader import Batch
+
+
+class LAMOL_KD(LAMOL):
+    """LAMOL, but pseudo-samples are learned from the model of the previous task, softly::
+
+        L = [l_A + lambda l_G](new rows) + w [KD_tau(A) + lambda KD_tau(G)](pseudo rows)
+
+    KD_tau is tau^2 KL(teacher || student) at the positions that predict the labels. The teacher is the model as it was
+    before the task, in eval mode. Each term is a mean over the tokens of its own rows. The first task is LAMOL.
+
+    Deviations from the published code, in which the teacher is read one position late and with dropout: none of that.
+    """
+
+    class Options(LAMOL.Options):
+        """LAMOL_KD."""
+
+        LAMOL_KD_distill_weight: Float = Field(1.0, ge=0, description="w, weight of the distillation.")
+        LAMOL_KD_temperature: Float = Field(2.0, gt=0, description="tau, temperature of the distillation.")
+
+    state = (*LAMOL.state, "teacher")
+
+    def setup(self) -> None:
+        super().setup()
+        self.teacher: Weights = {}
+
+    def before_task(self, task: Task) -> None:
+        super().before_task(task)
+        self.teacher = snapshot(self.learning(task)) if self.pseudo else {}
+
+    def loss(self, model: nn.Module, batch: Batch, task: Task) -> dict[str, Tensor]:
+        logits, labels = answer_logits(model, batch)
+        terms = self.learn(logits, labels, batch, "task")
+        if self.teacher:
+            w, tau = self.options.LAMOL_KD_distill_weight, self.options.LAMOL_KD_temperature
+            distilled = self.distil(logits, labels, batch, "pseudo", self.teacher, tau)
+            terms |= {name: w * term for name, term in distilled.items()}
+        return terms
+
+    def after_task(self, task: Task) -> None:
+        super().after_task(task)
+        self.teacher = {}

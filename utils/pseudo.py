@@ -1,0 +1,127 @@
+"""Pseudo-samples: a model that has learned to write examples writes those of the tasks it has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from utils.backbone import Backbone
+from utils.logger import RunLog
+from utils.processes import gather, share
+from utils.seed import seed_torch
+
+TOKENS = 8192  # of the texts that are written together: a fixed number, so that what is drawn depends on no setting
+
+SHOWN = 3  # samples in the text log
+
+Pair = tuple[str, str]  # question, answer
+
+
+def parse(text: str, eos: str, separator: str, keep: bool) -> Pair | None:
+    """Question and answer of a written text; None unless it ends and holds exactly one separator between two parts.
+
+    Args:
+        text: Text with special tokens; what follows the first `eos` is dropped.
+        eos: End-of-sequence token. A text without it was cut off, and its answer may be half of one.
+        separator: Stands between question and answer.
+        keep: The separator belongs to the question.
+
+    >>> parse(" Where? __ans__ Here<eos>and more<eos>", "<eos>", "__ans__", False)
+    ('Where?', 'Here')
+    >>> parse("Where? Answer: Here<eos>", "<eos>", "Answer:", True)
+    ('Where? Answer:', 'Here')
+    """
+    written, end, _ = text.partition(eos)
+    parts = [part.strip() for part in written.split(separator)]
+    if not end or len(parts) != 2 or not all(parts):
+        return None
+    question = written.partition(separator)[0] + separator if keep else parts[0]
+    return question.strip(), parts[1]
+
+
+def top_up(write: Callable[[int, int], Sequence[Pair | None]], requested: int, rounds: int) -> tuple[list[Pair], int]:
+    """Write until `requested` samples are well formed, at most `rounds` times more after the first.
+
+    Args:
+        write: (round, count) -> that many samples, None for each that is malformed.
+        requested: How many are wanted.
+        rounds: 0: malformed samples are not replaced.
+
+    Returns:
+        The well-formed samples, and how many were written for them.
+    """
+    kept, written = [], 0
+    for attempt in range(rounds + 1):
+        missing = requested - len(kept)
+        if missing == 0:
+            break
+        samples = write(attempt, missing)
+        written += len(samples)
+        kept += [sample for sample in samples if sample is not None]
+    return kept, written
+
+
+def sample_texts(
+    backbone: Backbone, prompt: Sequence[int], count: int, longest: int, top_k: int, *seed: object
+) -> list[str]:
+    """Sampled continuations of one prompt, with their special tokens, on every process.
+
+    They are drawn in chunks, each from a generator of its own, which the processes share among them: what is drawn
+    does not depend on how many processes there are.
+
+    Args:
+        backbone: Model and tokenizer; the model must be in eval mode.
+        prompt: Token ids.
+        count: Number of texts.
+        longest: Most tokens of a text.
+        top_k: At each step only the k best tokens can be drawn.
+        seed: What the draws are for.
+    """
+    size = max(1, TOKENS // longest)
+    sizes = [min(size, count - start) for start in range(0, count, size)]
+    mine = []
+    for chunk in share(len(sizes)):
+        seed_torch(*seed, chunk)
+        mine.append(_continue(backbone, prompt, sizes[chunk], longest, top_k))
+    return [text for texts in gather(mine, len(sizes)) for text in texts]
+
+
+@torch.no_grad()
+def _continue(backbone: Backbone, prompt: Sequence[int], count: int, longest: int, top_k: int) -> list[str]:
+    ids = torch.tensor([list(prompt)] * count, device=backbone.model.device)
+    output = backbone.model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=longest,
+        do_sample=True,
+        top_k=top_k,
+        eos_token_id=backbone.tokenizer.eos_token_id,
+        use_cache=True,
+    )
+    written = output[:, ids.shape[1] :].tolist()
+    return [backbone.tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in written]
+
+
+def tell(log: RunLog, task: int, old: int, requested: int, written: int, kept: Sequence[Pair]) -> None:
+    """Log how many samples of task `old` (-1: of any) were written for `task`, and show some."""
+    counts = {"requested": requested, "written": written, "well_formed": len(kept), "distinct": len(set(kept))}
+    words = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
+    of = f"task {old}" if old >= 0 else "earlier tasks"
+    say = log.info if len(kept) == requested else log.warning
+    say(f"task {task}: pseudo-samples of {of}: {words}")
+    for question, answer in kept[:: max(1, len(kept) // SHOWN)][:SHOWN]:
+        log.info(f"pseudo-sample: {question!r} -> {answer!r}")
+    log.event("pseudo", task=task, of=old, **counts)
+
+
+def make_room(model: nn.Module, tokens: int, seed: int) -> None:
+    """Give every token of the tokenizer a row in embedding and head; the same new rows whenever it is done.
+
+    A new row starts near the mean of the others, so that its token is neither likely nor impossible. Nothing changes
+    where there are spare rows.
+    """
+    if model.get_input_embeddings().weight.shape[0] < tokens:
+        seed_torch(seed, "new tokens")
+        model.resize_token_embeddings(tokens)
