@@ -13,6 +13,7 @@ from utils.config import Config, Int, Options, per_task
 from utils.dataset import Stream
 from utils.optimizer import Group
 from utils.seed import random_for, seed_torch
+from utils.virtual import random_words
 
 NO_MODEL = "the model never changes, only prompts learn"
 
@@ -59,16 +60,14 @@ class ProgPrompt(Method):
 
     def setup(self) -> None:
         tasks = range(len(self.stream.tasks))
-        self.prompts = nn.ParameterList([nn.Parameter(self.random_words(k)) for k in tasks])
+        self.prompts = nn.ParameterList([nn.Parameter(self.new_prompt(k)) for k in tasks])
         self.extra["prompts"] = self.prompts
         self.extra["mlp"] = self.new_mlp(0)
 
-    def random_words(self, k: int) -> Tensor:
-        """(n, D) float32: embeddings that the prompt of task k begins with."""
-        tokenizer, rng = self.backbone.tokenizer, random_for(self.config.seed, "prompt", k)
-        words = sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids))
-        chosen = rng.choices(words, k=self.options.ProgPrompt_num_tokens_per_task)
-        return self.model.get_input_embeddings().weight.detach()[chosen].float()
+    def new_prompt(self, k: int) -> Tensor:
+        """(n, D): what the prompt of task k begins with."""
+        rng, n = random_for(self.config.seed, "prompt", k), self.options.ProgPrompt_num_tokens_per_task
+        return random_words(self.model, self.backbone.tokenizer, n, rng)
 
     def new_mlp(self, k: int) -> nn.Module:
         """The MLP that task k begins with; it gives 0."""

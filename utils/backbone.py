@@ -170,11 +170,12 @@ def answer_logits(model: nn.Module, batch: Batch, prompt: Tensor | None = None) 
         prompt: (P, D) float, embeddings of virtual tokens that the model reads before each text; None: no such.
 
     Returns:
-        logits (B, K, V) and the labels (B, K) they predict, K = longest answer of the batch.
+        logits (B, K, V) and the labels (B, K) they predict, those of the last K columns, K = longest answer.
     """
     if model.config.is_encoder_decoder:
-        output, labels = _translate(model, batch, prompt)
-        return output.logits, labels
+        output, written = _translate(model, batch, prompt)
+        order = (written != IGNORE).int().argsort(dim=1, stable=True)  # to the last columns, where they are in a batch
+        return output.logits.take_along_dim(order[..., None], 1), written.gather(1, order)
     length = min(batch.answer_length, batch.labels.shape[1] - (prompt is None))
     logits = forward(model, batch, prompt, logits_to_keep=length + 1)[:, -length - 1 : -1]
     return logits, batch.labels[:, -length:]

@@ -6,7 +6,7 @@ Shapes: B rows, K answer columns, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,11 +24,10 @@ class Answer(NamedTuple):
     decided: str  # "verified" | "refuted" | "generated"
 
 
-@torch.no_grad()
 def generate(
     backbone: Backbone, rows: Sequence[Encoded], max_new_tokens: int, prompt: Tensor | None = None
 ) -> list[str]:
-    """Greedy continuations of one batch of prompts, cut at the first stop token and stripped.
+    """Greedy answers to one batch of prompts, cut at the first stop token and stripped.
 
     Args:
         backbone: Model and tokenizer; the model must be in eval mode.
@@ -36,13 +35,21 @@ def generate(
         max_new_tokens: Most tokens of an answer.
         prompt: Virtual tokens before each text, see `answer_logits`.
     """
+    return [decode(backbone, ids) for ids in continuations(backbone, rows, max_new_tokens, prompt)]
+
+
+@torch.no_grad()
+def continuations(
+    backbone: Backbone, rows: Sequence[Encoded], max_new_tokens: int, prompt: Tensor | None = None, **options: Any
+) -> list[list[int]]:
+    """What the model writes after each prompt, as token ids; arguments as in `generate`, more for transformers."""
     prompts = [Encoded(row.prompt, ()) for row in rows]
     batch = collate(prompts, [Example("", "")] * len(rows), backbone.pad_id).to(backbone.model.device)
     inputs = text_inputs(backbone.model, batch, prompt)
-    output = backbone.model.generate(**inputs, max_new_tokens=max_new_tokens, use_cache=True)
+    output = backbone.model.generate(**inputs, max_new_tokens=max_new_tokens, use_cache=True, **options)
     # An encoder-decoder's output begins with its start token, a decoder's with what it read as tokens.
     begin = 1 if backbone.is_encoder_decoder else batch.input_ids.shape[1] if prompt is None else 0
-    return [decode(backbone, ids) for ids in output[:, begin:].tolist()]
+    return output[:, begin:].tolist()
 
 
 @torch.no_grad()
