@@ -70,7 +70,7 @@ class L2KD(LAMOL):
     def _be_teacher(self, task: Task) -> None:
         """Give the model the weights before any task and let it learn this task alone."""
         first = load_model(self.config)
-        make_room(first, len(self.backbone.tokenizer), self.config.seed)
+        make_room(first, len(self.backbone.tokenizer))
         assign(self.named(), dict(first.named_parameters()))
         alone = LAMOL(self.config, self.options, self.backbone, self.encoder, self.stream)
         fit(alone, task, replace(self.session, log=Aside(self.session.log, "teacher")))

@@ -83,7 +83,7 @@ class LAMOL(Method):
         tasks = range(len(self.stream.tasks))
         special = dict.fromkeys([self.gen(task) for task in tasks] + [ANS] * options.LAMOL_use_ans_token)
         tokenizer.add_tokens([token for token in special if token != tokenizer.eos_token], special_tokens=True)
-        make_room(self.model, len(tokenizer), self.config.seed)
+        make_room(self.model, len(tokenizer))
         self.encoder.render = self.render
 
     def gen(self, task: int) -> str:

@@ -109,12 +109,14 @@ def tell(log: RunLog, task: int, old: int, requested: int, written: int, kept: S
     log.event("pseudo", task=task, of=old, **counts)
 
 
-def make_room(model: nn.Module, tokens: int, seed: int) -> None:
-    """Give every token of the tokenizer a row in embedding and head; the same new rows whenever it is done.
+@torch.no_grad()
+def make_room(model: nn.Module, tokens: int) -> None:
+    """Give every token of the tokenizer a row in embedding and head; nothing changes where there are spare rows.
 
-    A new row starts near the mean of the others, so that its token is neither likely nor impossible. Nothing changes
-    where there are spare rows.
+    A new row is the mean of the others, so that its token is neither likely nor impossible.
     """
-    if model.get_input_embeddings().weight.shape[0] < tokens:
-        seed_torch(seed, "new tokens")
-        model.resize_token_embeddings(tokens)
+    known = model.get_input_embeddings().weight.shape[0]
+    if known < tokens:
+        model.resize_token_embeddings(tokens, mean_resizing=False)
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            layer.weight[known:] = layer.weight[:known].mean(dim=0)
