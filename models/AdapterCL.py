@@ -25,6 +25,7 @@ class AdapterCL(PEFT):
     """
 
     Options = NoOptions
+    backbones = frozenset({"decoder"})
     per_task = True
     excludes: ClassVar = {
         "is_replay": "an adapter would learn other tasks' questions, and no longer be told by them",

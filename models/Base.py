@@ -60,7 +60,7 @@ class Method:
     Options: ClassVar[type[Options]] = NoOptions
     scenarios: ClassVar[frozenset[str]] = frozenset({"CIL", "TIL", "IIL", "CIT", "CKE"})  # il_mode
     heads: ClassVar[frozenset[str]] = frozenset({"None"})  # classifier; None: answers are generated
-    backbones: ClassVar[frozenset[str]] = frozenset({"decoder"})
+    backbones: ClassVar[frozenset[str]] = frozenset({"decoder", "encoder-decoder"})
     parallel: ClassVar[frozenset[str]] = frozenset({"DDP"})  # besides one process
     needs: ClassVar[dict[str, str]] = {}  # settings it can't do without -> why: "is_replay", "Replay_update: step"
     excludes: ClassVar[dict[str, str]] = {}  # settings that contradict it -> why
@@ -143,7 +143,7 @@ class Method:
         therefore divided by `batch.tokens`, which makes that average the mean over the whole step; a term that does
         not depend on the batch (a penalty on the weights) stands as it is.
         """
-        logits, labels = answer_logits(model, batch)
+        logits, labels = answer_logits(model, batch, self.soft_prompt(task.index))
         return {"answer": answer_loss(logits, labels, batch.tokens["all"])}
 
     def collated(self, examples: Sequence[Example], task: Task) -> Batch:
@@ -151,10 +151,17 @@ class Method:
         rows = self.encoder(examples, task.max_length)
         return collate(rows, examples, self.backbone.pad_id).to(self.model.device)
 
-    def teacher_logits(self, teacher: Weights, batch: Batch) -> Tensor:
+    def soft_prompt(self, task_id: int | None) -> Tensor | None:
+        """Embeddings (P, D) of virtual tokens that the model reads before each text of a task; None: no such.
+
+        In training the task is the one that is learned; otherwise it is as in `predict`.
+        """
+        return None
+
+    def teacher_logits(self, teacher: Weights, batch: Batch, task_id: int | None = None) -> Tensor:
         """Logits (B, K, V) of `answer_logits` under other weights: in eval mode, without gradients."""
         with borrowed(self.named(), teacher), eval_mode(self.model, self.extra):
-            return answer_logits(self.model, batch)[0]
+            return answer_logits(self.model, batch, self.soft_prompt(task_id))[0]
 
     def on_gradients(self, task: Task) -> None:
         """Edit the step's accumulated gradients, e.g. project them."""
@@ -193,7 +200,7 @@ class Method:
             task_id: The task they belong to in TIL, otherwise None: identity does not leak.
             max_new_tokens: Most tokens of an answer.
         """
-        return generate(self.backbone, rows, max_new_tokens)
+        return generate(self.backbone, rows, max_new_tokens, self.soft_prompt(task_id))
 
     def after_evaluation(self, task_id: int) -> None:
         """Log what `predict` has seen on the way, now that a set of questions of this task is answered."""

@@ -52,6 +52,7 @@ class InfLoRA(PEFT):
     """
 
     Options = InfLoRAOptions
+    backbones = frozenset({"decoder"})
     per_task = True
     inference = "sum"
     state = ("basis",)

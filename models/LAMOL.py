@@ -181,6 +181,9 @@ class LAMOL(Method):
         """Samples of one earlier task; None for each that is malformed."""
         (row,) = self.encoder([Example("", "", task=old, view="lm")], None)
         seed = (self.config.seed, "pseudo", task.index, old, attempt)
-        texts = sample_texts(self.backbone, row.prompt, count, self.longest, self.options.LAMOL_topk, *seed)
+        options, prompt = self.options, self.soft_prompt(None)
+        texts = sample_texts(
+            self.backbone, row.prompt, count, self.longest, options.LAMOL_topk, *seed, soft_prompt=prompt
+        )
         eos, keep = self.backbone.tokenizer.eos_token, not self.options.LAMOL_use_ans_token
         return [parse(text, eos, self.separator, keep) for text in texts]

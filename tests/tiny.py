@@ -16,12 +16,15 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    BartConfig,
     BertConfig,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
     PretrainedConfig,
     PreTrainedTokenizerFast,
+    T5Config,
 )
 
 from models import METHODS
@@ -42,6 +45,7 @@ quieten()
 gc.freeze()  # training collects garbage after each task; the libraries' own objects need not be looked at
 
 EOS, BOS, PAD = 0, 1, 2
+ENCODER_DECODERS = ("t5", "bart")
 VOCABULARY = 320
 FOLDERS = tempfile.TemporaryDirectory()  # holds saved backbones until the tests end
 ANIMALS = ["cat", "dog", "hen", "pig", "cow", "ant", "bee", "owl", "fox", "elk", "yak", "emu"]
@@ -80,8 +84,8 @@ OWN = {
 
 
 @cache
-def tokenizer(bos: bool = False, eos: bool = True) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer; every text has a code."""
+def tokenizer(bos: bool = False, eos: bool = True, end: bool = False) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer; every text has a code. With `end` it puts EOS behind a text, as T5's does."""
     fast = Tokenizer(models.BPE())
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     fast.decoder = decoders.ByteLevel()
@@ -96,6 +100,10 @@ def tokenizer(bos: bool = False, eos: bool = True) -> PreTrainedTokenizerFast:
     if bos:
         fast.post_processor = processors.TemplateProcessing(
             single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", BOS)]
+        )
+    if end:
+        fast.post_processor = processors.TemplateProcessing(
+            single="$A <eos>", pair="$A $B <eos>", special_tokens=[("<eos>", EOS)]
         )
     names = {"pad_token": "<pad>"} | ({"eos_token": "<eos>"} if eos else {}) | ({"bos_token": "<bos>"} if bos else {})
     return PreTrainedTokenizerFast(tokenizer_object=fast, padding_side="left", **names)
@@ -114,6 +122,15 @@ def shape(family: str, layers: int = 2, dropout: float = 0.0, width: int = 32, *
             attn_pdrop=dropout, **more,
         ),
         "bert": lambda: BertConfig(**common, **size, max_position_embeddings=256, is_decoder=True, **more),
+        "t5": lambda: T5Config(
+            **common, d_model=width, d_kv=width // 2, d_ff=2 * width, num_layers=layers, num_heads=2,
+            dropout_rate=dropout, decoder_start_token_id=PAD, **more,
+        ),
+        "bart": lambda: BartConfig(
+            **common, d_model=width, encoder_layers=layers, decoder_layers=layers, encoder_attention_heads=2,
+            decoder_attention_heads=2, encoder_ffn_dim=2 * width, decoder_ffn_dim=2 * width, dropout=dropout,
+            max_position_embeddings=256, decoder_start_token_id=PAD, **more,
+        ),
     }  # fmt: skip
     return makers[family]()
 
@@ -121,15 +138,20 @@ def shape(family: str, layers: int = 2, dropout: float = 0.0, width: int = 32, *
 def make_model(family: str = "neox", seed: int = 0, **more: Any) -> torch.nn.Module:
     """A model with weights large enough that its greedy answers differ from each other."""
     torch.manual_seed(seed)
-    spread = {} if "initializer_range" in more else {"initializer_range": 0.2}
-    return AutoModelForCausalLM.from_config(shape(family, **spread, **more), dtype=torch.float32).eval()
+    more.setdefault("initializer_range", 0.2)
+    if family == "t5":  # whose spread has another name, and another unit: 1 is an embedding of standard deviation 1
+        more["initializer_factor"] = more.pop("initializer_range") / 0.05
+    if family == "bart":
+        more["init_std"] = more.pop("initializer_range")
+    kind = AutoModelForSeq2SeqLM if family in ENCODER_DECODERS else AutoModelForCausalLM
+    return kind.from_config(shape(family, **more), dtype=torch.float32).eval()
 
 
 def make_backbone(family: str = "neox", bos: bool = False, **more: Any) -> Backbone:
     """A backbone as `load_backbone` would give it, without files."""
     from utils.backbone import _make_greedy
 
-    model, words = make_model(family, **more), tokenizer(bos)
+    model, words = make_model(family, **more), tokenizer(bos, end=family in ENCODER_DECODERS)
     _make_greedy(model, PAD, [EOS])
     return Backbone(model, words, PAD, [EOS])
 
@@ -139,7 +161,7 @@ def backbone_folder(family: str = "neox", bos: bool = False, dropout: float = 0.
     """A saved model with its tokenizer; the same folder for every test."""
     folder = Path(FOLDERS.name) / f"{family}-{bos}-{dropout}"
     make_model(family, dropout=dropout, initializer_range=0.05).save_pretrained(folder)
-    tokenizer(bos).save_pretrained(folder)
+    tokenizer(bos, end=family in ENCODER_DECODERS).save_pretrained(folder)
     return str(folder)
 
 
@@ -172,6 +194,8 @@ def make_config(method: str = "SEQ", **options: Any) -> Config:
         "training_epochs": 2,
         "checkpoint_minutes": 0,
     }
+    if method in METHODS and "CIT" not in load_method(method).scenarios:
+        values["il_mode"] = min(load_method(method).scenarios)
     for setting in needed:
         values |= setting
     return Config(**values | options)
@@ -198,8 +222,10 @@ def make_session(config: Config, folder: Path = Path(), prompt_type: str = "none
     """A fresh session on the CPU."""
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
-    words = tokenizer("True" in Path(config.backbone).name)
-    return Session(config, make_accelerator(config), Encoder(words, prompt_type), Recorder(folder, config))
+    family, bos = Path(config.backbone).name.split("-")[:2] if config.backbone.startswith(FOLDERS.name) else ("", "")
+    both = family in ENCODER_DECODERS
+    encoder = Encoder(tokenizer(bos == "True", end=both), prompt_type, both)
+    return Session(config, make_accelerator(config), encoder, Recorder(folder, config))
 
 
 def make_method(

@@ -34,11 +34,13 @@ def wrap(model: nn.Module, config: Config) -> nn.Module:
     """
     if config.PEFT_type is None:
         return model
+    if model.config.is_encoder_decoder and config.PEFT_type not in ("LoRA", "IA3"):
+        raise UserError(f"PEFT_type: an encoder-decoder takes LoRA or IA3, got {config.PEFT_type}")
     from peft import get_peft_model  # seconds to import: not for --help
 
     seed_torch(config.seed, "adapter", FIRST)
     try:
-        wrapped = get_peft_model(model, _recipe(config, model.name_or_path), FIRST)
+        wrapped = get_peft_model(model, _recipe(config, model), FIRST)
     except ValueError as error:
         reason = str(error).split("\n")[0]
         raise UserError(
@@ -48,11 +50,11 @@ def wrap(model: nn.Module, config: Config) -> nn.Module:
     return wrapped
 
 
-def _recipe(config: Config, source: str):
+def _recipe(config: Config, model: nn.Module):
     """The options, as peft wants them."""
     import peft
 
-    kind: dict[str, Any] = {"task_type": "CAUSAL_LM"}
+    kind: dict[str, Any] = {"task_type": "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"}
     if config.PEFT_type == "LoRA":
         targets = config.PEFT_lora_target_modules
         return peft.LoraConfig(
@@ -71,7 +73,7 @@ def _recipe(config: Config, source: str):
     if text in ("", "auto"):
         return peft.PromptTuningConfig(**kind, prompt_tuning_init="SAMPLE_VOCAB" if text else "RANDOM")
     return peft.PromptTuningConfig(
-        **kind, prompt_tuning_init="TEXT", prompt_tuning_init_text=text, tokenizer_name_or_path=source
+        **kind, prompt_tuning_init="TEXT", prompt_tuning_init_text=text, tokenizer_name_or_path=model.name_or_path
     )
 
 
@@ -192,12 +194,15 @@ def inputs(model: nn.Module, ids: Tensor, mask: Tensor) -> dict[str, Any]:
     return {"inputs_embeds": torch.cat([prompt.to(words.dtype), words], dim=1), "attention_mask": mask}
 
 
-def generate(model: nn.Module, ids: Tensor, mask: Tensor, **options: Any) -> Tensor:
-    """New tokens (B, N) that the innermost model generates after these rows; arguments as in `inputs`."""
-    given = inputs(model, ids, mask)
+def generate(model: nn.Module, given: dict[str, Any], **options: Any) -> Tensor:
+    """New tokens (B, N) that the innermost model generates after what it is given, see `inputs`."""
+    net = innermost(model)
     if "past_key_values" in given:  # generate() takes what is in a cache for the beginning of its ids
-        given["input_ids"] = F.pad(ids, (given["attention_mask"].shape[1] - mask.shape[1], 0))
-    output = innermost(model).generate(**given, **options)
+        ids, mask = given["input_ids"], given["attention_mask"]
+        given = given | {"input_ids": F.pad(ids, (mask.shape[1] - ids.shape[1], 0))}
+    output = net.generate(**given, **options)
+    if net.config.is_encoder_decoder:
+        return output[:, 1:]  # it begins with the start token
     return output[:, given["input_ids"].shape[1] :] if "input_ids" in given else output
 
 

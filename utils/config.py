@@ -97,7 +97,9 @@ class StreamOptions(Options):
 class BackboneOptions(Options):
     """Backbone."""
 
-    backbone: str = Field(EMBEDDED_BACKBONE, description="Hub name or local folder of a causal language model.")
+    backbone: str = Field(
+        EMBEDDED_BACKBONE, description="Hub name or local folder of a causal language model or an encoder-decoder."
+    )
     backbone_revision: str | None = Field(None, description="Revision on the hub.")
     load_llm_ckpt: bool = Field(False, description="Load weights and tokenizer from backbone_cache_path.")
     backbone_cache_path: str | None = Field(

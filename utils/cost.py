@@ -21,7 +21,7 @@ PER_TASK = {
     "train_examples": 0,  # of one epoch, with memory and pseudo-samples
     "train_visits": 0,  # to the task's own examples, over all epochs
     "train_sequences": 0,  # that went through the model, over all epochs and hooks
-    "train_tokens": 0,  # of these sequences, with padding
+    "train_tokens": 0,  # of these sequences, with padding; of an encoder-decoder those that the encoder reads
     "evaluate_examples": 0,
     "evaluate_sequences": 0,  # prompts that went through the model; steps of generation not counted
     "trainable_parameters": 0,
@@ -39,7 +39,9 @@ class Cost:
         self.values |= {"evaluate_seconds": 0.0, "peak_memory_bytes": 0}
         self._began = time.monotonic()
         self._sequences = self._tokens = 0
-        innermost(method.model).register_forward_pre_hook(self._count, with_kwargs=True)
+        net = innermost(method.model)
+        reader = net.get_encoder() if net.config.is_encoder_decoder else net
+        reader.register_forward_pre_hook(self._count, with_kwargs=True)
 
     def _count(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         given = kwargs.get("inputs_embeds")

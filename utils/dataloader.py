@@ -74,16 +74,22 @@ class Encoder:
     """Tokenises examples; each text once.
 
     `render` turns an example into prompt and answer; a method with a format of its own puts its own function there.
+
+    Args:
+        tokenizer: The backbone's.
+        prompt_type: See utils/prompt.py.
+        is_encoder_decoder: The prompt is a text of its own, which ends as the tokenizer ends a text: T5's with EOS.
     """
 
-    def __init__(self, tokenizer, prompt_type: str):
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer, prompt_type: str, is_encoder_decoder: bool = False):
+        self.tokenizer, self.is_encoder_decoder = tokenizer, is_encoder_decoder
         self.loss_on_prompts = False  # a method may learn to write the questions too
         self.render: Callable[[Example], tuple[str, str]] = partial(render, prompt_type=prompt_type)
         plain = tokenizer("x", add_special_tokens=False)["input_ids"]
         special = tokenizer("x")["input_ids"]
         at = next(i for i in range(len(special)) if list(special[i : i + len(plain)]) == list(plain))
         self.bos: list[int] = list(special[:at])  # what the tokenizer puts in front of a text, often nothing
+        self.end: list[int] = list(special[at + len(plain) :]) if is_encoder_decoder else []  # and behind a prompt
         self._ids: dict[str, array] = {}
 
     def __call__(self, examples: Sequence[Example], max_length: int | None) -> list[Encoded]:
@@ -104,14 +110,15 @@ class Encoder:
 
     def lengths(self, examples: Sequence[Example]) -> list[int]:
         """Tokens of prompt and answer of each example, before anything is cut."""
-        return [len(self.bos) + len(row.prompt) + len(row.answer) for row in self._rows(examples)]
+        extra = len(self.bos) + len(self.end)
+        return [extra + len(row.prompt) + len(row.answer) for row in self._rows(examples)]
 
     def forget(self) -> None:
         """Drop the cached token ids."""
         self._ids.clear()
 
     def _rows(self, examples: Sequence[Example]) -> list[Encoded]:
-        """Whole prompts without BOS, answers with EOS."""
+        """Whole prompts without BOS and end, answers with EOS."""
         texts = [None if e.messages else self.render(e) for e in examples]
         new = sorted({text for pair in texts if pair for text in pair} - self._ids.keys())
         if new:
@@ -126,16 +133,16 @@ class Encoder:
     def _chat(self, example: Example) -> Encoded:
         prompt, labelled, answer = encode_chat(self.tokenizer, example.messages)
         skip = len(self.bos) if prompt[: len(self.bos)] == self.bos else 0  # `_cut` puts BOS in front
-        return Encoded(prompt[skip:], answer, [place - skip for place in labelled])
+        return Encoded(prompt[skip:], answer, [] if self.is_encoder_decoder else [place - skip for place in labelled])
 
     def _cut(self, row: Encoded, max_length: int | None, answer_length: int) -> Encoded:
         """BOS and the last prompt tokens that fit; at least one token, so that the answer has a beginning."""
         drop = 0
         if max_length is not None:
-            room = max(max_length - answer_length - len(self.bos), 0 if self.bos else 1)
+            room = max(max_length - answer_length - len(self.bos) - len(self.end), 0 if self.bos else 1)
             drop = max(0, len(row.prompt) - room)
         # A model can't predict its first token; an empty text begins with EOS where there is no BOS.
-        prompt = [*self.bos, *row.prompt[drop:]] or [self.tokenizer.eos_token_id]
+        prompt = [*self.bos, *row.prompt[drop:], *self.end] or [self.tokenizer.eos_token_id]
         labelled = [place - drop + len(self.bos) for place in row.labelled]
         return Encoded(prompt, row.answer, [place for place in labelled if place > 0 and place >= len(self.bos)])
 

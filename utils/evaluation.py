@@ -74,16 +74,17 @@ def _answer(method: Method, session: Session, cell: Cell, examples: list[Example
     answers: list[Answer | None] = [None] * len(rows)
     by_length = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt) + len(rows[i].answer))
     bar = session.log.progress(f"evaluate task {cell.task}", len(rows))
+    task_id = cell.task if config.il_mode == "TIL" else None
     by_text = cell.in_full or not method.is_plain or find(cell.metric).name != "exact_match"
     if config.evaluation_mode == "verify" and not by_text:
         for chosen in _chunks(by_length, config.evaluate_batch_size):
             targets = [examples[i].target for i in chosen]
-            decided = verify(method.backbone, [rows[i] for i in chosen], targets, cell.max_new_tokens)
+            prompt = method.soft_prompt(task_id)
+            decided = verify(method.backbone, [rows[i] for i in chosen], targets, cell.max_new_tokens, prompt)
             for i, answer in zip(chosen, decided, strict=True):
                 answers[i] = answer
             bar.update(sum(answer is not None for answer in decided))
     left = sorted((i for i in by_length if answers[i] is None), key=lambda i: len(rows[i].prompt))
-    task_id = cell.task if config.il_mode == "TIL" else None
     for chosen in _chunks(left, config.evaluate_batch_size):
         texts = method.predict([rows[i] for i in chosen], task_id, cell.max_new_tokens)
         for i, text in zip(chosen, texts, strict=True):

@@ -206,13 +206,18 @@ def _set_trainable(step: Step, groups: list[Group]) -> list[Group]:
 def _announce(session: Session, method: Method, task: Task, plan: _Plan) -> None:
     count = len(plan.examples)
     session.log.info(f"task {task.index} ({task.name}): {count} examples, {task.epochs} epochs of {plan.steps} steps")
-    session.log.info(describe(method.model))
+    session.log.info(describe(method.model) + _describe_extra(method))
     cut = sum(length > task.max_length for length in plan.lengths) if task.max_length else 0
     if cut:
         session.log.warning(
             f"task {task.index}: {cut} of {count} examples have more than {task.max_length} tokens; their prompts lose "
             "tokens from the left (max_seq_length)"
         )
+
+
+def _describe_extra(method: Method) -> str:
+    own = sum(w.numel() for w in method.extra.parameters() if w.requires_grad)
+    return f", and {own:,} parameters of {type(method).__name__} itself" if own else ""
 
 
 def _check_finite(terms: dict[str, Tensor], task: Task, at: Progress) -> None:

@@ -4,7 +4,8 @@ Parts are found through the model's own accessors, so one name fits every archit
 
     embeddings       the input embedding
     head             the output layer (the same tensor as the embedding where weights are tied)
-    layers 0-2       the blocks 0, 1 and 2, exactly; `layers 5` is one block
+    layers 0-2       the blocks 0, 1 and 2, exactly; `layers 5` is one block. An encoder-decoder's are counted from the
+                     encoder's first to the decoder's last: of 12 + 12, `layers 0-11` is the encoder
     attention 0-2    the attention module of these blocks; `mlp 0-2` their feed-forward module
     a.b.c            any parameter whose name holds these whole dotted parts
 """
@@ -12,6 +13,7 @@ Parts are found through the model's own accessors, so one name fits every archit
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from torch import nn
 
@@ -19,8 +21,8 @@ from utils.errors import UserError
 
 _BLOCKS = re.compile(r"(layers|attention|mlp) (\d+)(?:-(\d+))?")
 # Names of a block's own children; whole, because the norm between them is called post_attention_layernorm.
-_ATTENTION = re.compile(r"(self_?|cross_?)?(attn|attention)", re.IGNORECASE)
-_MLP = re.compile(r"mlp|ffn|feed_?forward|intermediate|output|fc\d", re.IGNORECASE)
+_ATTENTION = re.compile(r"(self_?|cross_?|encoder_?|EncDec)?(attn|attention)", re.IGNORECASE)
+_MLP = re.compile(r"mlp|ffn|feed_?forward|intermediate|output|fc\d|DenseReluDense", re.IGNORECASE)
 
 
 def matches(name: str, component: str) -> bool:
@@ -58,11 +60,17 @@ def select(model: nn.Module, parts: tuple[str, ...], match: str = "component") -
 
 
 def blocks(model: nn.Module) -> nn.ModuleList:
-    """The model's transformer blocks: its largest list of modules of one class.
+    """The model's transformer blocks: its largest list of modules of one class; of an encoder-decoder, both lists.
 
     Raises:
         UserError: the model has no such list.
     """
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return nn.ModuleList([*_largest_list(model.get_encoder()), *_largest_list(model.get_decoder())])
+    return _largest_list(model)
+
+
+def _largest_list(model: nn.Module) -> nn.ModuleList:
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len({type(x) for x in m}) == 1]
     if not lists:
         raise UserError(f"freeze_parts: {type(model).__name__} has no list of layers; name parameters instead")
@@ -101,8 +109,17 @@ def _component(model: nn.Module, part: str) -> set[str]:
         if kind == "layers":
             return _names(model, chosen)
         pattern = _ATTENTION if kind == "attention" else _MLP
-        return _names(model, [child for b in chosen for name, child in b.named_children() if pattern.fullmatch(name)])
+        return _names(model, [child for b in chosen for name, child in _children(b) if pattern.fullmatch(name)])
     return {name for name, _ in model.named_parameters() if matches(name, part)}
+
+
+def _children(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """A block's own modules by name; where it is a list of sublayers (T5), those of the sublayers."""
+    for name, child in block.named_children():
+        if isinstance(child, nn.ModuleList):
+            yield from (pair for sublayer in child for pair in sublayer.named_children())
+        else:
+            yield name, child
 
 
 def _substring(model: nn.Module, part: str) -> set[str]:

@@ -6,12 +6,13 @@ Shapes: B rows, K answer columns, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from utils import adapters
-from utils.backbone import Backbone, answer_logits
+from utils.backbone import Backbone, answer_logits, text_inputs
 from utils.dataloader import IGNORE, Encoded, collate
 from utils.dataset import Example
 from utils.scoring import normalise
@@ -24,25 +25,38 @@ class Answer(NamedTuple):
     decided: str  # "verified" | "refuted" | "generated"
 
 
-@torch.no_grad()
-def generate(backbone: Backbone, rows: Sequence[Encoded], max_new_tokens: int) -> list[str]:
-    """Greedy continuations of one batch of prompts, cut at the first stop token and stripped.
+def generate(
+    backbone: Backbone, rows: Sequence[Encoded], max_new_tokens: int, prompt: Tensor | None = None
+) -> list[str]:
+    """Greedy answers to one batch of prompts, cut at the first stop token and stripped.
 
     Args:
         backbone: Model and tokenizer; the model must be in eval mode.
         rows: Encoded examples, of which only the prompts are used.
         max_new_tokens: Most tokens of an answer.
+        prompt: Virtual tokens before each text, see `answer_logits`.
     """
+    return [decode(backbone, ids) for ids in continuations(backbone, rows, max_new_tokens, prompt)]
+
+
+@torch.no_grad()
+def continuations(
+    backbone: Backbone, rows: Sequence[Encoded], max_new_tokens: int, prompt: Tensor | None = None, **options: Any
+) -> list[list[int]]:
+    """What the model writes after each prompt, as token ids; arguments as in `generate`, more for transformers."""
     prompts = [Encoded(row.prompt, ()) for row in rows]
     batch = collate(prompts, [Example("", "")] * len(rows), backbone.pad_id).to(backbone.model.device)
-    limits = {"max_new_tokens": max_new_tokens, "use_cache": True}
-    output = adapters.generate(backbone.model, batch.input_ids, batch.attention_mask, **limits)
-    return [decode(backbone, ids) for ids in output.tolist()]
+    inputs = text_inputs(backbone.model, batch, prompt)
+    return adapters.generate(backbone.model, inputs, max_new_tokens=max_new_tokens, use_cache=True, **options).tolist()
 
 
 @torch.no_grad()
 def verify(
-    backbone: Backbone, rows: Sequence[Encoded], targets: Sequence[str], max_new_tokens: int
+    backbone: Backbone,
+    rows: Sequence[Encoded],
+    targets: Sequence[str],
+    max_new_tokens: int,
+    prompt: Tensor | None = None,
 ) -> list[Answer | None]:
     """What greedy decoding would answer, as far as one pass over prompt and target can tell.
 
@@ -56,6 +70,7 @@ def verify(
         rows: Encoded examples, prompt and answer.
         targets: Their targets.
         max_new_tokens: Most tokens that generation would have produced.
+        prompt: Virtual tokens before each text, see `answer_logits`.
 
     Returns:
         For each row an answer that scores in exact match as the generated one does, or None if undecided. The text
@@ -63,12 +78,13 @@ def verify(
     """
     rows = [Encoded(row.prompt, row.answer) for row in rows]
     batch = collate(rows, [Example("", "")] * len(rows), backbone.pad_id).to(backbone.model.device)
-    logits, labels = answer_logits(backbone.model, batch)
+    logits, labels = answer_logits(backbone.model, batch, prompt)
     best, labels = logits.argmax(dim=-1).tolist(), labels.tolist()
     decided = []
     for predicted, wanted, target in zip(best, labels, targets, strict=True):
         first = next(i for i, label in enumerate(wanted) if label != IGNORE)
-        decided.append(_decide(backbone, predicted[first:], wanted[first:], target, max_new_tokens))
+        wanted = [label for label in wanted if label != IGNORE]
+        decided.append(_decide(backbone, predicted[first:], wanted, target, max_new_tokens))
     return decided
 
 

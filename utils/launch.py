@@ -13,7 +13,7 @@ from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
 
 from models.Base import Method
 from utils import freeze, report
-from utils.backbone import find_source, load_backbone
+from utils.backbone import find_source, kind, load_backbone
 from utils.config import Config
 from utils.dataloader import Encoder
 from utils.dataset import Stream, load_stream
@@ -46,6 +46,7 @@ def launch(options: Resolved, folder: Path | None) -> dict[str, Any]:
         raise ConfigError(problems)
     find_source(config)
     quieten()
+    check_backbone(config, method_class)
     accelerator = make_accelerator(config)
     method = _build_method(options, method_class, stream, accelerator)
     folder = _open_folder(options, stream, accelerator, folder)
@@ -83,7 +84,7 @@ def _build_method(options: Resolved, method_class: type[Method], stream: Stream,
     backbone.model.to(accelerator.device)
     if accelerator.device.type == "cpu" and backbone.model.num_parameters() < SMALL:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    encoder = Encoder(backbone.tokenizer, choose(config.prompt_type, stream))
+    encoder = Encoder(backbone.tokenizer, choose(config.prompt_type, stream), backbone.is_encoder_decoder)
     method = method_class(config, options.method_options, backbone, encoder, stream)
     method.setup()
     freeze.select(method.model, config.freeze_parts, config.freeze_match)  # not first in the task that needs it
@@ -116,6 +117,17 @@ def check_stream(config: Config, stream: Stream) -> list[str]:
     if config.classification_type == "sentence-level" and stream.is_word_level:
         problems.append(f"classification_type: {stream.name} is word-level, got sentence-level; use auto")
     return problems
+
+
+def check_backbone(config: Config, method_class: type[Method]) -> None:
+    """Refuse a kind of model that the method cannot train; its weights are not loaded for that.
+
+    Raises:
+        UserError: the model's own configuration says that it is of another kind.
+    """
+    if (own := kind(config)) not in method_class.backbones:
+        allowed = ", ".join(sorted(method_class.backbones))
+        raise UserError(f"backbone: method {config.method} works with {allowed} models; {find_source(config)} is {own}")
 
 
 def make_accelerator(config: Config) -> Accelerator:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from utils.backbone import Backbone
+from utils.dataloader import Encoded
+from utils.generation import continuations
 from utils.logger import RunLog
 from utils.processes import gather, share
 from utils.seed import seed_torch
@@ -64,7 +66,13 @@ def top_up(write: Callable[[int, int], Sequence[Pair | None]], requested: int, r
 
 
 def sample_texts(
-    backbone: Backbone, prompt: Sequence[int], count: int, longest: int, top_k: int, *seed: object
+    backbone: Backbone,
+    prompt: Sequence[int],
+    count: int,
+    longest: int,
+    top_k: int,
+    *seed: object,
+    soft_prompt: Tensor | None = None,
 ) -> list[str]:
     """Sampled continuations of one prompt, with their special tokens, on every process.
 
@@ -78,30 +86,16 @@ def sample_texts(
         longest: Most tokens of a text.
         top_k: At each step only the k best tokens can be drawn.
         seed: What the draws are for.
+        soft_prompt: Virtual tokens before the prompt, see `answer_logits`.
     """
     size = max(1, TOKENS // longest)
     sizes = [min(size, count - start) for start in range(0, count, size)]
-    mine = []
+    mine, drawn = [], {"do_sample": True, "top_k": top_k, "eos_token_id": backbone.tokenizer.eos_token_id}
     for chunk in share(len(sizes)):
         seed_torch(*seed, chunk)
-        mine.append(_continue(backbone, prompt, sizes[chunk], longest, top_k))
+        rows = continuations(backbone, [Encoded(prompt, ())] * sizes[chunk], longest, soft_prompt, **drawn)
+        mine.append([backbone.tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in rows])
     return [text for texts in gather(mine, len(sizes)) for text in texts]
-
-
-@torch.no_grad()
-def _continue(backbone: Backbone, prompt: Sequence[int], count: int, longest: int, top_k: int) -> list[str]:
-    ids = torch.tensor([list(prompt)] * count, device=backbone.model.device)
-    output = backbone.model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=longest,
-        do_sample=True,
-        top_k=top_k,
-        eos_token_id=backbone.tokenizer.eos_token_id,
-        use_cache=True,
-    )
-    written = output[:, ids.shape[1] :].tolist()
-    return [backbone.tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in written]
 
 
 def tell(log: RunLog, task: int, old: int, requested: int, written: int, kept: Sequence[Pair]) -> None:

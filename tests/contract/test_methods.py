@@ -225,6 +225,7 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_move(name, tmp_path):
 def test_predict_leaves_mode_and_weights(name, tmp_path, training):
     session = tiny.make_session(tiny.make_config(name))
     method = tiny.make_method(session)
+    method.before_task(tiny.make_task())
     fit(method, tiny.make_task(), session)
     before = tiny.snapshot(method)
     examples = tiny.micro_stream().tasks[0].test
@@ -233,7 +234,7 @@ def test_predict_leaves_mode_and_weights(name, tmp_path, training):
     assert method.model.training is training
     rows = session.encoder.for_prediction(examples, 48)
     method.model.eval()
-    answers = method.predict(rows, None, 4)
+    answers = method.predict(rows, 0 if session.config.il_mode == "TIL" else None, 4)
     assert len(answers) == len(rows)
     assert all(isinstance(answer, str) for answer in answers)
     assert not method.model.training
@@ -289,3 +290,23 @@ def test_says_what_it_needs_in_known_words(name):
     assert all(field.description for field in kind.Options.model_fields.values())
     assert check_capability(config.model_copy(update={"il_mode": min(kind.scenarios)}), kind) == []
     assert kind.__doc__
+
+
+def test_learns_and_resumes_with_an_encoder_decoder(name, tmp_path):
+    if "encoder-decoder" not in load_method(name).backbones:
+        pytest.skip("refused before")
+    backbone = tiny.backbone_folder("t5", dropout=0.1)
+    options = DROPOUT | {"training_epochs": 4, "save_llm_ckpt_step_interval": 1}
+    config = tiny.make_config(name, backbone=backbone, **options)
+    folders = [tmp_path / "whole", tmp_path / "cut"]
+    for folder in folders:
+        folder.mkdir()
+    whole = tiny.run(folders[0], config)
+    first = [event["loss"] for event in whole.log.events if event["event"] == "train" and event["task"] == 0]
+    assert sum(first[-3:]) < sum(first[:3])
+    with pytest.raises(tiny.Interrupted):
+        tiny.run(folders[1], config, stop_after="task_1_epoch_0_step_2")
+    torch.manual_seed(999)
+    resumed = tiny.run(folders[1], config)
+    assert tiny.same(whole.weights, resumed.weights)
+    assert predictions(folders[0]) == predictions(folders[1])

@@ -1,6 +1,7 @@
 """Checking an answer in one pass gives the score that generating it gives."""
 
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -136,11 +137,9 @@ class Scripted(torch.nn.Module):
     def __init__(self, prompt_length, tokens):
         super().__init__()
         self.start, self.tokens = prompt_length, tokens
-        self.device = torch.device("cpu")
+        self.device, self.config = torch.device("cpu"), SimpleNamespace(is_encoder_decoder=False)
 
     def forward(self, input_ids, attention_mask):
-        from types import SimpleNamespace
-
         logits = torch.zeros(*input_ids.shape, tiny.VOCABULARY)
         for k, token in enumerate(self.tokens):
             if self.start - 1 + k < input_ids.shape[1]:

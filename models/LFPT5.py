@@ -1,0 +1,87 @@
+"""LFPT5: Qin and Joty, "LFPT5: A Unified Framework for Lifelong Few-shot Language Learning", ICLR 2022."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from models.Base import Task
+from models.LAMOL_KD import LAMOL_KD
+from utils.backbone import answer_logits
+from utils.config import Float, Int, per_task
+from utils.dataloader import Batch
+from utils.optimizer import Group
+from utils.seed import random_for
+from utils.virtual import NewRows, random_words
+
+NO_MODEL = "the model never changes, only the prompt learns"
+
+
+class LFPT5(LAMOL_KD):
+    """LAMOL with a soft prompt on a frozen model, and a teacher that holds the prompt on the pseudo-samples::
+
+        L = (1 - k) [l_A + lambda l_G](all rows) + k [KL(A) + lambda KL(G)](pseudo rows)
+
+    One prompt of n virtual tokens, which begin as random words, answers and writes; each task goes on with it. Before
+    a task it writes pseudo-samples of the earlier ones; KL is that of the outputs under that prompt and under the
+    prompt as it learns, 0 at the start. The first task is l_A + lambda l_G. Besides the prompt only the rows of the new
+    tokens ANS and GEN learn.
+
+    Deviations: pseudo-samples are a share gamma of the new task, not two of each class. A sample is kept if its answer
+    is one of the answers that its task's examples had (published: a label). AdamW at `lr` (published for T5-large:
+    Adafactor at 0.5, n = 300). Other task types continue the prompt, too.
+    """
+
+    class Options(LAMOL_KD.Options):
+        """LFPT5."""
+
+        LFPT5_num_virtual_tokens: Int = Field(100, ge=1, description="n, virtual tokens of the prompt.")
+        LFPT5_label_filter: bool = Field(True, description="Keep only pseudo-samples with an answer of their task.")
+        LAMOL_topk: Int = Field(64, ge=1, description="Pseudo-samples are drawn from the k best tokens.")
+        LAMOL_use_task_specific_gen_token: bool = Field(True, description="A GEN token of its own for each task.")
+        LAMOL_KD_distill_weight: Float = Field(0.05, ge=0, lt=1, description="k, weight of the distillation.")
+        LAMOL_KD_temperature: Float = Field(1.0, gt=0, description="tau, temperature of the distillation.")
+
+    excludes: ClassVar = LAMOL_KD.excludes | {"freeze_parts": NO_MODEL, "PEFT_type": NO_MODEL, "recovery": NO_MODEL}
+    state = (*LAMOL_KD.state, "answers")
+
+    def setup(self) -> None:
+        tokenizer, old = self.backbone.tokenizer, len(self.backbone.tokenizer)
+        rng, n = random_for(self.config.seed, "prompt"), self.options.LFPT5_num_virtual_tokens
+        self.extra["prompt"] = nn.ParameterList([random_words(self.model, tokenizer, n, rng)])
+        super().setup()
+        if len(tokenizer) > old:
+            self.extra["rows"] = NewRows(self.model, old, len(tokenizer) - old)
+        self.answers: dict[int, list[str]] = {}  # by task; -1: all
+
+    def soft_prompt(self, task_id: int | None) -> Tensor:
+        return self.extra["prompt"][0]
+
+    def trainable(self, task: Task) -> list[Group]:
+        lr = per_task(self.config.lr_list, self.config.lr, task.index)
+        return [Group(list(self.extra.parameters()), lr, self.config.weight_decay)]
+
+    def loss(self, model: nn.Module, batch: Batch, task: Task) -> dict[str, Tensor]:
+        logits, labels = answer_logits(model, batch, self.soft_prompt(task.index))
+        learned = self.learn(logits, labels, batch)
+        if not self.teacher:
+            return learned
+        k, tau = self.options.LAMOL_KD_distill_weight, self.options.LAMOL_KD_temperature
+        distilled = self.distil(logits, labels, batch, "pseudo", self.teacher, tau)
+        return {name: (1 - k) * term for name, term in learned.items()} | {
+            name: k * term for name, term in distilled.items()
+        }
+
+    def write(self, task: Task, old: int, attempt: int, count: int) -> list[tuple[str, str] | None]:
+        samples = super().write(task, old, attempt, count)
+        if not self.options.LFPT5_label_filter:
+            return samples
+        return [sample if sample and sample[1] in self.answers[old] else None for sample in samples]
+
+    def after_task(self, task: Task) -> None:
+        super().after_task(task)
+        if self.options.LFPT5_label_filter:
+            self.answers[task.index] = sorted({example.target.strip() for example in task.train})
+            self.answers[-1] = sorted({*self.answers.get(-1, []), *self.answers[task.index]})

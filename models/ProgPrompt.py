@@ -1,0 +1,103 @@
+"""ProgPrompt: Razdaibiedina et al., "Progressive Prompts: Continual Learning for Language Models", ICLR 2023."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from models.Base import Method, Task
+from utils.config import Config, Int, Options, per_task
+from utils.dataset import Stream
+from utils.optimizer import Group
+from utils.seed import random_for, seed_torch
+from utils.virtual import random_words
+
+NO_MODEL = "the model never changes, only prompts learn"
+
+
+class ProgPrompt(Method):
+    """The model is frozen; each task learns a prompt of its own, read before those of the earlier tasks::
+
+        min over P_k and w:  CE(y after [P_k + MLP_w(P_k); P_{k-1}; ...; P_0; x])
+
+    P_k holds the embeddings of n virtual tokens, which begin as n random words. MLP_w (D to m to D, ReLU) makes P_k
+    easier to learn: at the end of the task P_k + MLP_w(P_k) becomes P_k, and w is drawn anew for the next one. Earlier
+    prompts stand still, so nothing is forgotten; in return a question comes with its task, which chooses P_k to P_0.
+
+    Deviations: the prompt of the last step is kept (published: the one with the best validation score). MLP_w has no
+    layer norm, which would give every prompt the size of T5's embeddings; its last layer begins at 0, so that a prompt
+    begins as words. Published for T5: n = 10, lr 0.3, weight decay 1e-5.
+    """
+
+    class Options(Options):
+        """ProgPrompt."""
+
+        ProgPrompt_num_tokens_per_task: Int = Field(10, ge=1, description="n, virtual tokens of each task's prompt.")
+        ProgPrompt_use_mlp: bool = Field(True, description="Learn the prompt through a residual MLP.")
+        ProgPrompt_mlp_size: Int = Field(800, ge=1, description="m, width of the MLP's hidden layer.")
+
+    scenarios = frozenset({"TIL"})
+    excludes: ClassVar = {
+        "is_replay": "the prompts of earlier tasks never change",
+        "freeze_parts": NO_MODEL,
+        "PEFT_type": NO_MODEL,
+        "keep_optimizer_state": "each task learns a prompt of its own",
+        "recovery": NO_MODEL,
+    }
+    state = ("count", "is_open")
+
+    count = 0  # prompts that learn or have learned
+    is_open = False  # the newest one is still read through the MLP
+
+    @classmethod
+    def refuse(cls, config: Config, options: Options, stream: Stream) -> list[str]:
+        changed = options.ProgPrompt_mlp_size != cls.Options.model_fields["ProgPrompt_mlp_size"].default
+        if changed and not options.ProgPrompt_use_mlp:
+            return ["ProgPrompt_mlp_size: has no effect without ProgPrompt_use_mlp; set ProgPrompt_use_mlp: True"]
+        return []
+
+    def setup(self) -> None:
+        tasks = range(len(self.stream.tasks))
+        self.prompts = nn.ParameterList([nn.Parameter(self.new_prompt(k)) for k in tasks])
+        self.extra["prompts"] = self.prompts
+        self.extra["mlp"] = self.new_mlp(0)
+
+    def new_prompt(self, k: int) -> Tensor:
+        """(n, D): what the prompt of task k begins with."""
+        rng, n = random_for(self.config.seed, "prompt", k), self.options.ProgPrompt_num_tokens_per_task
+        return random_words(self.model, self.backbone.tokenizer, n, rng)
+
+    def new_mlp(self, k: int) -> nn.Module:
+        """The MLP that task k begins with; it gives 0."""
+        width, size = self.prompts[0].shape[1], self.options.ProgPrompt_mlp_size
+        seed_torch(self.config.seed, "mlp", k)
+        mlp = nn.Sequential(nn.Linear(width, size), nn.ReLU(), nn.Linear(size, width)).to(self.prompts[0].device)
+        nn.init.zeros_(mlp[2].weight)
+        nn.init.zeros_(mlp[2].bias)
+        return mlp
+
+    def before_task(self, task: Task) -> None:
+        self.count, self.is_open = task.index + 1, self.options.ProgPrompt_use_mlp
+        self.extra["mlp"] = self.new_mlp(task.index)
+
+    def trainable(self, task: Task) -> list[Group]:
+        mlp = self.extra["mlp"].parameters() if self.options.ProgPrompt_use_mlp else ()
+        lr = per_task(self.config.lr_list, self.config.lr, task.index)
+        return [Group([self.prompts[task.index], *mlp], lr, self.config.weight_decay)]
+
+    def soft_prompt(self, task_id: int) -> Tensor | None:
+        newest_first = [self.prompt(j) for j in reversed(range(min(task_id + 1, self.count)))]
+        return torch.cat(newest_first) if newest_first else None
+
+    def prompt(self, j: int) -> Tensor:
+        """(n, D): P_j as it is read."""
+        own = self.prompts[j]
+        return own + self.extra["mlp"](own) if self.is_open and j == self.count - 1 else own
+
+    @torch.no_grad()
+    def after_task(self, task: Task) -> None:
+        self.prompts[task.index].copy_(self.prompt(task.index))
+        self.is_open = False
