@@ -100,7 +100,7 @@ class GradientProjection(Method):
 
         def keep(at: Progress, _: Any) -> None:
             if at.done == self.options.GradientProjection_begin_step:
-                assign(begin, {name: w.detach() for name, w in learning.items()})
+                assign(begin, learning)
 
         seed = seed_for(self.config.seed, "direction", task.index, run)
         config = self.config.model_copy(update={"seed": seed, "is_replay": False})
