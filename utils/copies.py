@@ -34,17 +34,19 @@ def borrowed(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tenso
     """Let the model have other weights inside the `with`; without gradients.
 
     Its own come back bit for bit, and gradients of earlier passes through them stay right: the tensors change places,
-    nothing is written over.
+    nothing is written over. Autocast keeps rounded copies of the parameters, which would stay: they are dropped.
     """
     own = {name: parameters[name].data for name in weights}
     try:
         for name, value in weights.items():
             parameters[name].data = value.to(own[name].device, own[name].dtype)
+        torch.clear_autocast_cache()
         with torch.no_grad():
             yield
     finally:
         for name, value in own.items():
             parameters[name].data = value
+        torch.clear_autocast_cache()
 
 
 @contextmanager

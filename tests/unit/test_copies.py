@@ -68,3 +68,18 @@ def test_interpolation_is_exact_at_its_ends():
     named = {"w": nn.Parameter(torch.zeros(50))}
     assign(named, a)
     assert torch.equal(named["w"], a["w"])
+
+
+def test_autocast_does_not_remember_weights_that_have_changed_places(net):
+    """Within one autocast it keeps the rounded copy of each parameter, whatever its values are now."""
+    net.eval()
+    named, x = dict(net.named_parameters()), torch.randn(5, 3)
+    zeros = {name: torch.zeros_like(w) for name, w in named.items()}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        own = net(x)
+        with borrowed(named, zeros):
+            assert not net(x).any()
+        again = net(x)
+        assert again.any() and torch.equal(own, again)
+    again.float().square().sum().backward()
+    assert all(w.grad is not None and w.grad.any() for w in named.values())
