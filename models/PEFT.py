@@ -50,18 +50,18 @@ class PEFT(Method):
 
     @classmethod
     def refuse(cls, config: Config, options: PeftOptions, stream: Stream) -> list[str]:
-        way, alone = options.PEFT_inference, options.PEFT_inference in ("task_id", "route")
-        rules = {
-            "PEFT_inference: has no effect with PEFT_per_task False": way != "newest" and not options.PEFT_per_task,
-            "PEFT_inference: task_id needs il_mode TIL, where tasks are known": way == "task_id"
-            and config.il_mode != "TIL",
-            "PEFT_inference: sum needs PEFT_type LoRA": way == "sum" and config.PEFT_type != "LoRA",
-            "keep_optimizer_state: has no effect with PEFT_per_task": config.keep_optimizer_state
-            and options.PEFT_per_task,
-            f"recovery: trains the newest adapter, which does not answer task 0 with PEFT_inference {way}": alone
-            and config.recovery,
-        }
-        return [problem for problem, found in rules.items() if found]
+        way, per_task = options.PEFT_inference, options.PEFT_per_task
+        rules = [
+            (way != "newest" and not per_task, "PEFT_inference: has no effect with PEFT_per_task False"),
+            (way == "task_id" and config.il_mode != "TIL", "PEFT_inference: task_id needs il_mode TIL"),
+            (way == "sum" and config.PEFT_type != "LoRA", "PEFT_inference: sum needs PEFT_type LoRA"),
+            (config.keep_optimizer_state and per_task, "keep_optimizer_state: has no effect with PEFT_per_task"),
+            (
+                config.recovery and way in ("task_id", "route"),
+                f"recovery: trains the newest adapter, which does not answer task 0 with PEFT_inference {way}",
+            ),
+        ]
+        return [problem for found, problem in rules if found]
 
     @property
     def per_task(self) -> bool:
