@@ -6,4 +6,5 @@ METHODS = {  # name in YAML == file == class == prefix of its options
     "LAMOL": "models.LAMOL",
     "LAMOL_KD": "models.LAMOL_KD",
     "L2KD": "models.L2KD",
+    "PCLL": "models.PCLL",
 }

@@ -172,5 +172,9 @@ def features(model: nn.Module, batch: Batch) -> Tensor:
         batch: Rows padded on the left, answers included or not: the last column is what counts.
     """
     with eval_mode(model):
-        hidden = model.base_model(**_inputs(model.base_model, batch)).last_hidden_state
-    return hidden[:, -1].float()
+        return hidden_states(model.base_model, batch)[:, -1].float()
+
+
+def hidden_states(base_model: nn.Module, batch: Batch) -> Tensor:
+    """(B, T, D): last layer's hidden states of a model without its head."""
+    return base_model(**_inputs(base_model, batch)).last_hidden_state

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
 
 from utils.backbone import Backbone
+from utils.dataloader import Encoded
 from utils.logger import RunLog
 from utils.processes import gather, share
 from utils.seed import seed_torch
@@ -64,7 +66,13 @@ def top_up(write: Callable[[int, int], Sequence[Pair | None]], requested: int, r
 
 
 def sample_texts(
-    backbone: Backbone, prompt: Sequence[int], count: int, longest: int, top_k: int, *seed: object
+    backbone: Backbone,
+    prompt: Sequence[int],
+    count: int,
+    longest: int,
+    top_k: int,
+    *seed: object,
+    condition: Callable[[int], AbstractContextManager] = nullcontext,
 ) -> list[str]:
     """Sampled continuations of one prompt, with their special tokens, on every process.
 
@@ -78,14 +86,23 @@ def sample_texts(
         longest: Most tokens of a text.
         top_k: At each step only the k best tokens can be drawn.
         seed: What the draws are for.
+        condition: Entered around each chunk with its number of texts; may draw what they are conditioned on.
     """
     size = max(1, TOKENS // longest)
     sizes = [min(size, count - start) for start in range(0, count, size)]
     mine = []
     for chunk in share(len(sizes)):
         seed_torch(*seed, chunk)
-        mine.append(_continue(backbone, prompt, sizes[chunk], longest, top_k))
+        with condition(sizes[chunk]):
+            mine.append(_continue(backbone, prompt, sizes[chunk], longest, top_k))
     return [text for texts in gather(mine, len(sizes)) for text in texts]
+
+
+def answer_all(predict: Callable[[Sequence[Encoded]], list[str]], rows: Sequence[Encoded], size: int) -> list[str]:
+    """Answers to encoded prompts in chunks of this size, shared among the processes, on every process."""
+    chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
+    mine = [predict(chunks[i]) for i in share(len(chunks))]
+    return [answer for answers in gather(mine, len(chunks)) for answer in answers]
 
 
 @torch.no_grad()
