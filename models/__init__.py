@@ -14,6 +14,7 @@ METHODS = {  # name in YAML == file == class == prefix of its options
     "LAMOL": "models.LAMOL",
     "LAMOL_KD": "models.LAMOL_KD",
     "L2KD": "models.L2KD",
+    "PCLL": "models.PCLL",
     "LFPT5": "models.LFPT5",
     "TaskVector": "models.TaskVector",
     "ICL": "models.ICL",

@@ -269,5 +269,10 @@ def features(model: nn.Module, batch: Batch) -> Tensor:
     with eval_mode(model):
         if net.config.is_encoder_decoder:
             return _translate(model, batch, output_hidden_states=True)[0].decoder_hidden_states[-1][:, 0].float()
-        hidden = net.base_model(**_inputs(model, net.base_model, batch)).last_hidden_state
-    return hidden[:, -1].float()
+        given = _inputs(model, net.base_model, batch)
+        return net.base_model(**given).last_hidden_state[:, -1].float()
+
+
+def hidden_states(base_model: nn.Module, batch: Batch) -> Tensor:
+    """(B, T, D): last layer's hidden states of a decoder without its head."""
+    return base_model(**_inputs(base_model, base_model, batch)).last_hidden_state
