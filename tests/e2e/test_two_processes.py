@@ -29,6 +29,8 @@ VARIANTS = {
     "herding": "--Replay_buffer_ratio 0.5 --Replay_sampling_algorithm herding --lr_scheduler cosine --warmup_ratio 0.1",
     "reservoir": "--Replay_buffer_size 7 --Replay_sampling_algorithm reservoir --freeze_parts [head] --il_mode IIL",
     "joint": "--method Joint --is_replay false",
+    "ProgPrompt": "--method ProgPrompt --is_replay false --il_mode TIL --ProgPrompt_num_tokens_per_task 3",
+    "LFPT5": "--method LFPT5 --is_replay false --LFPT5_num_virtual_tokens 4 --LFPT5_label_filter false --lr 1e-2",
 }
 
 
