@@ -23,6 +23,8 @@ OPTIONS = (
     "--cfg None --dataset micro --training_epochs 4 --batch_size 4 --gradient_accumulation_steps 3 --lr 1e-3 "
     "--info_per_steps 1 --is_replay"
 )
+# Enough training for samples that are well formed; a small step thereafter, as a sample that differs is another run.
+WRITING = "--is_replay false --LAMOL_gamma 0.5 --training_epochs_first_task 12 --lr_list [1e-2,1e-3,1e-3]"
 VARIANTS = {
     "batch level": "--Replay_buffer_ratio 0.5 --recovery",
     "dataset level": "--Replay_buffer_size 7 --Replay_batch_level false --keep_optimizer_state --max_grad_norm 0.5",
@@ -31,6 +33,9 @@ VARIANTS = {
     "joint": "--method Joint --is_replay false",
     "ProgPrompt": "--method ProgPrompt --is_replay false --il_mode TIL --ProgPrompt_num_tokens_per_task 3",
     "LFPT5": "--method LFPT5 --is_replay false --LFPT5_num_virtual_tokens 4 --LFPT5_label_filter false --lr 1e-2",
+    "LAMOL": f"--method LAMOL {WRITING} --LAMOL_use_task_specific_gen_token true",
+    "LAMOL_KD": f"--method LAMOL_KD {WRITING}",
+    "L2KD": f"--method L2KD {WRITING} --L2KD_variant seq_soft",
 }
 
 

@@ -499,9 +499,9 @@ def test_a_run_with_pseudo_samples_is_resumed_to_the_bit(tmp_path, name):
     whole = tiny.run(tmp_path / "whole", config, tiny.micro_stream(2), **options)
     written = [event["well_formed"] for event in whole.log.events if event["event"] == "pseudo"]
     assert written[0] > 0  # else nothing is tested
-    every = config.model_copy(update={"save_llm_ckpt_step_interval": 5})
+    every = config.model_copy(update={"save_llm_ckpt_step_interval": 1})
     with pytest.raises(tiny.Interrupted):
-        tiny.run(tmp_path / "cut", every, tiny.micro_stream(2), stop_after="task_1_epoch_2_step_2", **options)
+        tiny.run(tmp_path / "cut", every, tiny.micro_stream(2), stop_after="task_1_epoch_2_step_1", **options)
     torch.manual_seed(999)
     resumed = tiny.run(tmp_path / "cut", config, tiny.micro_stream(2), **options)
     assert tiny.same(whole.weights, resumed.weights)
