@@ -17,14 +17,14 @@ from utils.files import write_json
 from utils.trainer import Trainer
 
 scored: list[int] = []  # examples this process answered in each cell
-watched = {"run": Trainer.run, "answer": evaluation._answer, "after_task": Method.after_task}
+watched = {"run": Trainer.run, "answer": evaluation._answer, "learn": Trainer._learn}
 weights: list[str] = []  # checksum after each task
 
 
 def checksum(method: Method) -> str:
     """Of all weights, bit for bit."""
     digest = hashlib.sha256()
-    for _, tensor in sorted(method.model.state_dict().items()):
+    for _, tensor in sorted([*method.model.state_dict().items(), *method.extra.state_dict().items()]):
         digest.update(tensor.detach().cpu().numpy().tobytes())
     return digest.hexdigest()
 
@@ -35,10 +35,10 @@ def answer(method, session, cell, examples):
     return watched["answer"](method, session, cell, examples)
 
 
-def after_task(method, task):
+def learn(trainer, task, inside):
     """Note the weights."""
-    weights.append(checksum(method))
-    watched["after_task"](method, task)
+    watched["learn"](trainer, task, inside)
+    weights.append(checksum(trainer.method))
 
 
 def run(trainer: Trainer):
@@ -58,5 +58,5 @@ def run(trainer: Trainer):
 
 
 if __name__ == "__main__":
-    Trainer.run, evaluation._answer, Method.after_task = run, answer, after_task
+    Trainer.run, evaluation._answer, Trainer._learn = run, answer, learn
     sys.exit(main_CL.main(sys.argv[1:]))

@@ -42,6 +42,8 @@ VARIANTS = {
     "GEM": "--method GEM --Replay_buffer_ratio 0.3",
     "GradientProjection": "--method GradientProjection --GradientProjection_begin_step 2 "
     "--GradientProjection_end_step 5 --GradientProjection_runs 2 --is_replay false",
+    "ProgPrompt": "--method ProgPrompt --is_replay false --il_mode TIL --ProgPrompt_num_tokens_per_task 3",
+    "LFPT5": "--method LFPT5 --is_replay false --LFPT5_num_virtual_tokens 4 --LFPT5_label_filter false --lr 1e-2",
     "LAMOL": f"--method LAMOL {WRITING} --LAMOL_use_task_specific_gen_token true",
     "LAMOL_KD": f"--method LAMOL_KD {WRITING}",
     "L2KD": f"--method L2KD {WRITING} --L2KD_variant seq_soft",

@@ -168,7 +168,7 @@ def scripted(texts):
     """In place of sampling: these texts in turn, and what was asked for."""
     asked, turn = [], iter(texts)
 
-    def sample(backbone, prompt, count, longest, top_k, *seed):
+    def sample(backbone, prompt, count, longest, top_k, *seed, **_):
         asked.append((backbone.tokenizer.decode(prompt), count, seed[1:], backbone.model.training))
         return [next(turn) for _ in range(count)]
 
