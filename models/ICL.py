@@ -49,7 +49,8 @@ class ICL(Method):
 
     trains: ClassVar = False
     excludes: ClassVar = {
-        setting: "nothing is trained" for setting in ("is_replay", "freeze_parts", "keep_optimizer_state", "recovery")
+        setting: "nothing is trained"
+        for setting in ("is_replay", "freeze_parts", "PEFT_type", "keep_optimizer_state", "recovery")
     }
     state: ClassVar = ("seen",)
 

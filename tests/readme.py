@@ -22,7 +22,8 @@ def options() -> str:
 
 def methods() -> str:
     """Name and first sentence of every method."""
-    rows = [f"| `{name}` | {load_method(name).__doc__.strip().split(chr(10))[0]} |" for name in METHODS]
+    firsts = {name: load_method(name).__doc__.strip().split("\n")[0].rstrip(":.") for name in METHODS}
+    rows = [f"| [`{name}`](models/{name}.py) | {sentence}. |" for name, sentence in firsts.items()]
     return "\n".join(["| method | what it does |", "|---|---|", *rows])
 
 

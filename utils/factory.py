@@ -55,29 +55,37 @@ def _switched_on(setting: str) -> str:
     return ": True" if Config.model_fields[setting].annotation is bool else ""
 
 
+SCENARIOS = ("CIT", "CKE", "IIL", "CIL", "TIL")
+SETTINGS = ("is_replay", "freeze_parts", "PEFT_type")  # of the frame, with a column of their own
+
+
 def capability_table() -> str:
     """What `check_capability` allows, as a Markdown table: one row per method."""
-    modes = ("CIT", "CKE", "IIL", "CIL", "TIL")
-    rows = [f"| method | {' | '.join(modes)} | answers by | backbone | processes | replay | why not |"]
-    rows.append("|---" * (len(modes) + 6) + "|")
-    for name in METHODS:
-        method = load_method(name)
-        replay = "needed" if "is_replay" in method.needs else "no" if "is_replay" in method.excludes else "yes"
-        why = "; ".join(
-            f"{setting}: {reason}" for setting, reason in sorted({**method.needs, **method.excludes}.items())
-        )
-        heads = ["generating" if head == "None" else head for head in sorted(method.heads)]
-        cells = [
-            f"`{name}`",
-            *("yes" if mode in method.scenarios else "no" for mode in modes),
-            ", ".join(heads),
-            ", ".join(sorted(method.backbones)),
-            ", ".join(["one", *sorted(method.parallel)]),
-            replay,
-            why,
-        ]
-        rows.append("| " + " | ".join(cells) + " |")
-    return "\n".join(rows)
+    titles = ["method", *SCENARIOS, "answers by", "backbone", "processes", *SETTINGS, "why"]
+    rows = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    return "\n".join([*rows, *(_capabilities(name, load_method(name)) for name in METHODS)])
+
+
+def _capabilities(name: str, method: type) -> str:
+    heads = ["generating" if head == "None" else head for head in sorted(method.heads)]
+    cells = [
+        f"`{name}`",
+        *("yes" if mode in method.scenarios else "-" for mode in SCENARIOS),
+        ", ".join(heads),
+        ", ".join(sorted(method.backbones)),
+        ", ".join(["one", *sorted(method.parallel)]),
+        *("needed" if s in method.needs else "-" if s in method.excludes else "yes" for s in SETTINGS),
+        _reasons({**method.needs, **method.excludes}),
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _reasons(why: dict[str, str]) -> str:
+    """Settings with the same reason together: `is_replay, recovery: nothing is trained`."""
+    settings: dict[str, list[str]] = {}
+    for setting, reason in why.items():
+        settings.setdefault(reason, []).append(setting)
+    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in settings.items())
 
 
 def describe(config: Config) -> str:
