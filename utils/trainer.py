@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from models.Base import Method, Task
-from utils import checkpoint, report
+from utils import adapters, checkpoint, report
 from utils.checkpoint import Place
 from utils.config import per_task
 from utils.copies import assign, borrowed
 from utils.cost import Cost
 from utils.dataset import Example
+from utils.errors import UserError
 from utils.evaluation import Cell, evaluate
 from utils.files import read_jsonl, write_json
 from utils.fit import OptimizerState, fit
@@ -209,6 +210,7 @@ class Trainer:
             "method": self.method.state_dict(),
             "extra": dict(self.method.extra.state_dict()),
             "working": {name: named[name] for name in answering},
+            "base": adapters.fingerprint(self.method.model),
             "moments": self.moments if keep_moments else {},
             "cost": self.cost.values,
             "steps": self.session.log.step,
@@ -226,6 +228,8 @@ class Trainer:
             return None
         folder = self.folder / "checkpoints" / places[-1].name
         state = checkpoint.load_state(folder)
+        if state["base"] != adapters.fingerprint(self.method.model):
+            raise UserError(f"backbone: not the one whose adapters are in {folder}; its weights have changed since")
         checkpoint.load_weights(self.method.model, folder)
         self.method.load_state_dict(state["method"])
         self.method.extra.load_state_dict(state["extra"])

@@ -125,6 +125,15 @@ def test_the_base_may_be_in_half_precision(kind, tmp_path):
     assert tiny.same(made.weights, dict(other.named_parameters()))
 
 
+def test_a_run_is_not_resumed_on_another_base(tmp_path):
+    config = tiny.make_config(PEFT_type="LoRA", is_evaluate_init=False, training_epochs=1)
+    with pytest.raises(tiny.Interrupted):
+        tiny.run(tmp_path, config, stop_after="task_0")
+    other = config.model_copy(update={"backbone": tiny.backbone_folder("llama")})
+    with pytest.raises(UserError, match=r"^backbone: not the one whose adapters are in "):
+        tiny.run(tmp_path, other)
+
+
 def test_the_seed_draws_the_adapter():
     def drawn(seed):
         torch.manual_seed(99)
