@@ -77,9 +77,10 @@ class L2KD(LAMOL):
     def _write_answers(self, task: Task) -> list[str]:
         """The model's greedy answers to the questions of the task, on every process."""
         rows = self.encoder.for_prediction(task.train, task.max_length)
+        task_id = task.index if self.config.il_mode == "TIL" else None
         with eval_mode(self.model):
             return answer_all(
-                lambda chunk: self.predict(chunk, None, task.max_new_tokens), rows, self.config.evaluate_batch_size
+                lambda chunk: self.predict(chunk, task_id, task.max_new_tokens), rows, self.config.evaluate_batch_size
             )
 
     def train_examples(self, task: Task) -> Sequence[Example]:

@@ -164,7 +164,7 @@ class PCLL(LAMOL_KD):
         questions = [question_of(text, self.backbone.tokenizer.eos_token, self.options.PCLL_cue) for text in texts]
         rows = [Example(question or "", "", task=old) for question in questions]
         answers = answer_all(
-            lambda chunk: self.predict(chunk, None, task.max_new_tokens),
+            lambda chunk: self.predict(chunk, old if self.config.il_mode == "TIL" else None, task.max_new_tokens),
             self.encoder.for_prediction(rows, task.max_length),
             self.config.evaluate_batch_size,
         )
