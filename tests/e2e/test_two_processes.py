@@ -52,6 +52,7 @@ VARIANTS = {
     "olora": f"--method OLoRA {LORA}",
     "inflora": f"--method InfLoRA {LORA} --evaluate_batch_size 5",
     "slao": f"--method SLAO {LORA}",
+    "PCLL": f"--method PCLL {WRITING} --PCLL_latent_size 8",
 }
 
 
