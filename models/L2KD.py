@@ -18,8 +18,7 @@ from utils.dataloader import Batch
 from utils.dataset import Example
 from utils.fit import fit
 from utils.logger import Aside
-from utils.processes import gather, share
-from utils.pseudo import make_room
+from utils.pseudo import answer_all, make_room
 
 
 class L2KD(LAMOL):
@@ -78,11 +77,11 @@ class L2KD(LAMOL):
     def _write_answers(self, task: Task) -> list[str]:
         """The model's greedy answers to the questions of the task, on every process."""
         rows = self.encoder.for_prediction(task.train, task.max_length)
-        size = self.config.evaluate_batch_size
-        chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
+        task_id = task.index if self.config.il_mode == "TIL" else None
         with eval_mode(self.model):
-            mine = [self.predict(chunks[i], None, task.max_new_tokens) for i in share(len(chunks))]
-        return [answer for answers in gather(mine, len(chunks)) for answer in answers]
+            return answer_all(
+                lambda chunk: self.predict(chunk, task_id, task.max_new_tokens), rows, self.config.evaluate_batch_size
+            )
 
     def train_examples(self, task: Task) -> Sequence[Example]:
         rows = super().train_examples(task)

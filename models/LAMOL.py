@@ -71,6 +71,12 @@ class LAMOL(Method):
             problems.append("LAMOL_ans_split_token: needed without LAMOL_use_ans_token, and only then")
         if options.LAMOL_gamma and not options.LAMOL_lambda:
             problems.append("LAMOL_gamma: needs a LAMOL_lambda above 0, else the model never learns to write")
+        return [*problems, *cls.refuse_stream(config, stream)]
+
+    @classmethod
+    def refuse_stream(cls, config: Config, stream: Stream) -> list[str]:
+        """Problems of what is to be learned."""
+        problems = []
         if config.prompt_type not in ("auto", "none"):
             problems.append(f"prompt_type: has no effect with {cls.__name__}, which has a format of its own")
         if any(example.messages for task in stream.tasks for example in (*task.train, *task.test)):
@@ -79,6 +85,8 @@ class LAMOL(Method):
 
     def setup(self) -> None:
         tokenizer, options = self.backbone.tokenizer, self.options
+        self.weights = {"answer": 1.0, "lm": options.LAMOL_lambda}  # of the terms, by view
+        self.by_task = options.LAMOL_use_task_specific_gen_token  # samples of a certain task can be asked for
         self.separator = ANS if options.LAMOL_use_ans_token else options.LAMOL_ans_split_token
         tasks = range(len(self.stream.tasks))
         special = dict.fromkeys([self.gen(task) for task in tasks] + [ANS] * options.LAMOL_use_ans_token)
@@ -102,7 +110,7 @@ class LAMOL(Method):
         return (self.gen(example.task), question + answer) if example.view == "lm" else (question, answer)
 
     def before_task(self, task: Task) -> None:
-        left_out = len(task.train) - len(self.whole(task.train, task)) if self.options.LAMOL_lambda else 0
+        left_out = len(task.train) - len(self.others(task.train, task)) if self.weights["lm"] else 0
         if left_out:
             self.session.log.warning(
                 f"task {task.index}: {left_out} of {len(task.train)} examples have more than {task.max_length} tokens; "
@@ -114,11 +122,12 @@ class LAMOL(Method):
         return [*task.train, *(Example(x, y, task=j, source="pseudo") for x, y, j in self.pseudo)]
 
     def batch(self, examples: Sequence[Example], task: Task, rng: random.Random) -> Sequence[Example]:
-        return [*examples, *self.whole(examples, task)] if self.options.LAMOL_lambda else examples
+        others = [view for view, weight in self.weights.items() if weight and view != "answer"]
+        return [*examples, *(row for view in others for row in self.others(examples, task, view))]
 
-    def whole(self, examples: Sequence[Example], task: Task) -> list[Example]:
-        """The second view of the examples, with the question in the loss too; without those that are too long."""
-        rows = [replace(example, view="lm") for example in examples]
+    def others(self, examples: Sequence[Example], task: Task, view: str = "lm") -> list[Example]:
+        """The examples in another view, with the question in the loss too; without those that are too long for it."""
+        rows = [replace(example, view=view) for example in examples]
         limit = task.max_length or math.inf
         return [row for row, length in zip(rows, self.encoder.lengths(rows), strict=True) if length <= limit]
 
@@ -142,29 +151,29 @@ class LAMOL(Method):
         )
 
     def terms(self, batch: Batch, source: str | None, term: Callable[[list[int], float], Tensor]) -> dict[str, Tensor]:
-        """A term of the answers, and lambda times the same of the whole examples.
+        """One term for each view, times its weight: of the answers, and lambda times the same of the whole examples.
 
         Args:
-            batch: Rows of both views.
+            batch: Rows of all views.
             source: Whose rows; None: all.
             term: (rows, labelled tokens of the step among such rows) -> () float.
         """
         terms = {}
-        for view, weight in (("answer", 1.0), ("lm", self.options.LAMOL_lambda)):
+        for view, weight in self.weights.items():
             name = f"{source} {view}" if source else view
             if weight:
                 terms[name] = weight * term(batch.rows(source, view), batch.tokens.get(name, 1.0))
         return terms
 
     def after_task(self, task: Task) -> None:
-        self.longest = max([self.longest, *self.encoder.lengths(self.whole(task.train, task))])
+        super().after_task(task)
+        self.longest = max([self.longest, *self.encoder.lengths(self.others(task.train, task))])
         self.pseudo = []
 
     def write_pseudo(self, task: Task) -> list[tuple[str, str, int]]:
         """Samples of the earlier tasks, floor(gamma N_t) in all; task -1 where a common GEN can't tell them apart."""
-        by_task = self.options.LAMOL_use_task_specific_gen_token
         total = math.floor(self.options.LAMOL_gamma * len(task.train) + 1e-9)  # 0.29 * 100 is 28.999999999999996
-        shares = split_evenly(total, list(range(task.index)) if by_task else [-1])
+        shares = split_evenly(total, list(range(task.index)) if self.by_task else [-1])
         pseudo = []
         with eval_mode(self.model):
             for old, requested in shares.items():

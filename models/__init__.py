@@ -6,6 +6,7 @@ METHODS = {  # name in YAML == file == class == prefix of its options
     "LAMOL": "models.LAMOL",
     "LAMOL_KD": "models.LAMOL_KD",
     "L2KD": "models.L2KD",
+    "PCLL": "models.PCLL",
     "LFPT5": "models.LFPT5",
     "ProgPrompt": "models.ProgPrompt",
 }

@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[1]
 # Imports point down: a module may import modules of lower layers, and of its own package.
 # A new module goes into the lowest layer that is above everything it needs.
 LAYERS = [
-    ["utils", "utils.errors", "utils.seed", "utils.metric", "utils.plots", "utils.copies", "utils.processes", "models"],
+    ["utils", "utils.errors", "utils.seed", "utils.metric", "utils.plots", "utils.copies", "utils.processes",
+     "utils.latent", "models"],
     ["utils.files", "utils.recipe", "utils.words", "utils.chat", "utils.freeze", "utils.scoring"],
     ["utils.config", "utils.dataset"],
     ["utils.prompt", "utils.parse", "utils.results", "utils.logger", "utils.trackers", "utils.optimizer",

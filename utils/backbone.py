@@ -252,5 +252,9 @@ def features(model: nn.Module, batch: Batch) -> Tensor:
     with eval_mode(model):
         if model.config.is_encoder_decoder:
             return _translate(model, batch, output_hidden_states=True)[0].decoder_hidden_states[-1][:, 0].float()
-        hidden = model.base_model(**_inputs(model.base_model, batch)).last_hidden_state
-    return hidden[:, -1].float()
+        return hidden_states(model.base_model, batch)[:, -1].float()
+
+
+def hidden_states(base_model: nn.Module, batch: Batch) -> Tensor:
+    """(B, T, D): last layer's hidden states of a model without its head."""
+    return base_model(**_inputs(base_model, batch)).last_hidden_state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +73,7 @@ def sample_texts(
     longest: int,
     top_k: int,
     *seed: object,
+    condition: Callable[[int], AbstractContextManager] = nullcontext,
     soft_prompt: Tensor | None = None,
 ) -> list[str]:
     """Sampled continuations of one prompt, with their special tokens, on every process.
@@ -86,6 +88,7 @@ def sample_texts(
         longest: Most tokens of a text.
         top_k: At each step only the k best tokens can be drawn.
         seed: What the draws are for.
+        condition: Entered around each chunk with its number of texts; may draw what they are conditioned on.
         soft_prompt: Virtual tokens before the prompt, see `answer_logits`.
     """
     size = max(1, TOKENS // longest)
@@ -93,9 +96,17 @@ def sample_texts(
     mine, drawn = [], {"do_sample": True, "top_k": top_k, "eos_token_id": backbone.tokenizer.eos_token_id}
     for chunk in share(len(sizes)):
         seed_torch(*seed, chunk)
-        rows = continuations(backbone, [Encoded(prompt, ())] * sizes[chunk], longest, soft_prompt, **drawn)
+        with condition(sizes[chunk]):
+            rows = continuations(backbone, [Encoded(prompt, ())] * sizes[chunk], longest, soft_prompt, **drawn)
         mine.append([backbone.tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in rows])
     return [text for texts in gather(mine, len(sizes)) for text in texts]
+
+
+def answer_all(predict: Callable[[Sequence[Encoded]], list[str]], rows: Sequence[Encoded], size: int) -> list[str]:
+    """Answers to encoded prompts in chunks of this size, shared among the processes, on every process."""
+    chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
+    mine = [predict(chunks[i]) for i in share(len(chunks))]
+    return [answer for answers in gather(mine, len(chunks)) for answer in answers]
 
 
 def tell(log: RunLog, task: int, old: int, requested: int, written: int, kept: Sequence[Pair]) -> None:

@@ -36,6 +36,7 @@ VARIANTS = {
     "LAMOL": f"--method LAMOL {WRITING} --LAMOL_use_task_specific_gen_token true",
     "LAMOL_KD": f"--method LAMOL_KD {WRITING}",
     "L2KD": f"--method L2KD {WRITING} --L2KD_variant seq_soft",
+    "PCLL": f"--method PCLL {WRITING} --PCLL_latent_size 8",
 }
 
 
