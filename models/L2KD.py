@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from models.Base import Task
 from models.LAMOL import LAMOL
 from utils.backbone import answer_logits, load_model
-from utils.config import Float
+from utils.config import Config, Float
 from utils.copies import Weights, assign, eval_mode, snapshot
 from utils.dataloader import Batch
-from utils.dataset import Example
+from utils.dataset import Example, Stream
 from utils.fit import fit
 from utils.logger import Aside
 from utils.pseudo import answer_all, make_room
@@ -34,8 +34,8 @@ class L2KD(LAMOL):
     options and for as many epochs, teaches in eval mode, and is dropped after the task. Each term is a mean over the
     tokens of its own rows.
 
-    Answers are written greedily. Deviations from the published code, which reads the teacher one position late: none of
-    that. Deviation of `L2KD_first_task_teacher: False`, the published code's way: the first task is LAMOL.
+    Answers are written greedily. With `L2KD_first_task_teacher: False` the first task is LAMOL, as in the code of Zheng
+    et al. (ACL 2024); there the teacher is also read one position late and with dropout, here not.
     """
 
     class Options(LAMOL.Options):
@@ -49,6 +49,14 @@ class L2KD(LAMOL):
         L2KD_first_task_teacher: bool = Field(True, description="The first task has a teacher, too; else it is LAMOL.")
 
     state = (*LAMOL.state, "teacher", "answers")
+
+    @classmethod
+    def refuse(cls, config: Config, options: Options, stream: Stream) -> list[str]:
+        problems = super().refuse(config, options, stream)
+        changed = options.L2KD_temperature != cls.Options.model_fields["L2KD_temperature"].default
+        if options.L2KD_variant == "seq" and changed:
+            problems.append("L2KD_temperature: has no effect with L2KD_variant seq, which distils no probabilities")
+        return problems
 
     def setup(self) -> None:
         super().setup()

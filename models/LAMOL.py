@@ -85,14 +85,22 @@ class LAMOL(Method):
 
     def setup(self) -> None:
         tokenizer, options = self.backbone.tokenizer, self.options
-        self.weights = {"answer": 1.0, "lm": options.LAMOL_lambda}  # of the terms, by view
-        self.by_task = options.LAMOL_use_task_specific_gen_token  # samples of a certain task can be asked for
         self.separator = ANS if options.LAMOL_use_ans_token else options.LAMOL_ans_split_token
         tasks = range(len(self.stream.tasks))
         special = dict.fromkeys([self.gen(task) for task in tasks] + [ANS] * options.LAMOL_use_ans_token)
         tokenizer.add_tokens([token for token in special if token != tokenizer.eos_token], special_tokens=True)
         make_room(self.model, len(tokenizer))
         self.encoder.render = self.render
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of the terms, by view."""
+        return {"answer": 1.0, "lm": self.options.LAMOL_lambda}
+
+    @property
+    def by_task(self) -> bool:
+        """True if samples of a certain task can be asked for."""
+        return self.options.LAMOL_use_task_specific_gen_token
 
     def gen(self, task: int) -> str:
         """The token after which the model writes examples of a task."""

@@ -21,7 +21,7 @@ class LAMOL_KD(LAMOL):
     KD_tau is tau^2 KL(teacher || student) at the positions that predict the labels. The teacher is the model as it was
     before the task, in eval mode. Each term is a mean over the tokens of its own rows. The first task is LAMOL.
 
-    Deviations from the published code, in which the teacher is read one position late and with dropout: none of that.
+    In the published code the teacher is read one position late and with dropout; here not.
     """
 
     class Options(LAMOL.Options):

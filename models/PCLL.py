@@ -79,7 +79,6 @@ class PCLL(LAMOL_KD):
     def setup(self) -> None:
         options, width = self.options, self.model.get_input_embeddings().embedding_dim
         self.teacher: Weights = {}
-        self.weights = {"answer": 1.0, "lm": options.PCLL_weight_gen_loss, "vae": options.PCLL_weight_vae_loss}
         self.encoder.render = self.render
         if options.PCLL_weight_vae_loss:
             seed_torch(self.config.seed, "vae")
@@ -88,6 +87,10 @@ class PCLL(LAMOL_KD):
             self.extra["posterior"] = Gaussian(width, options.PCLL_latent_size)
             self.extra["W"] = nn.Linear(options.PCLL_latent_size, width, bias=False)
             self.extra.to(self.model.device, self.model.dtype)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        return {"answer": 1.0, "lm": self.options.PCLL_weight_gen_loss, "vae": self.options.PCLL_weight_vae_loss}
 
     def render(self, example: Example) -> tuple[str, str]:
         """Prompt and answer as text, in the views "answer" (y), "vae" (x) and "lm" (x and y)."""

@@ -270,6 +270,12 @@ def test_options_that_contradict_each_other_are_refused(options, words):
     assert words in problem
 
 
+def test_a_temperature_without_probabilities_is_refused():
+    options = L2KD.Options(L2KD_variant="seq", L2KD_temperature=1.0)
+    (problem,) = L2KD.refuse(tiny.make_config("L2KD"), options, tiny.micro_stream())
+    assert problem.startswith("L2KD_temperature: has no effect")
+
+
 def test_chats_and_templates_are_refused():
     stream = tiny.micro_stream(1)
     chat = Example("hi", "ho", messages=(("user", "hi"), ("assistant", "ho")))

@@ -211,5 +211,9 @@ def test_what_contradicts_itself_is_refused():
     options = PCLL.Options(PCLL_weight_vae_loss=0.0, PCLL_weight_gen_loss=0.0)
     (problem,) = PCLL.refuse(tiny.make_config("PCLL"), options, tiny.micro_stream())
     assert problem.startswith("LAMOL_gamma: needs")
+    options = PCLL.Options(PCLL_weight_vae_loss=0.0, PCLL_cycles=2)
+    assert PCLL.refuse(tiny.make_config("PCLL"), options, tiny.micro_stream()) == [
+        "PCLL_cycles: has no effect with PCLL_weight_vae_loss 0"
+    ]
     with pytest.raises(ValueError, match="PCLL_prompt"):
         PCLL.Options(PCLL_prompt="no place for the task")
