@@ -62,7 +62,7 @@ class PCLL(LAMOL_KD):
         PCLL_latent_size: Count = Field(128, description="Numbers in a latent z.")
         PCLL_cycles: Count = Field(4, description="Cycles of beta in a task; in each it rises for 90 % of the steps.")
 
-    backbones = frozenset({"decoder"})
+    backbones = frozenset({"decoder"})  # z is added to the tokens that are written, behind those that are read
     excludes: ClassVar = LAMOL_KD.excludes | {"PEFT_type": "its encoder is a whole copy of the backbone, and learns"}
     state = (*LAMOL_KD.state, "step", "steps")
     step, steps = 0, 1  # of the task
