@@ -23,7 +23,6 @@ from utils.latent import Gaussian, cyclic, gaussian_kl, shifted
 from utils.pseudo import answer_all, sample_texts
 from utils.seed import seed_for, seed_torch
 
-
 LATENT = ("PCLL_weight_kl", "PCLL_alpha_z", "PCLL_latent_size", "PCLL_cycles")  # options of the autoencoder
 
 
