@@ -25,6 +25,8 @@ OPTIONS = (
 )
 # Enough training for samples that are well formed; a small step thereafter, as a sample that differs is another run.
 WRITING = "--is_replay false --LAMOL_gamma 0.5 --training_epochs_first_task 12 --lr_list [1e-2,1e-3,1e-3]"
+# Where student and teacher nearly agree the gradient is nearly 0, and AdamW would make steps of its rounding.
+SMOOTH = "--adam_epsilon 1e-4"
 VARIANTS = {
     "batch level": "--Replay_buffer_ratio 0.5 --recovery",
     "dataset level": "--Replay_buffer_size 7 --Replay_batch_level false --keep_optimizer_state --max_grad_norm 0.5",
@@ -32,8 +34,8 @@ VARIANTS = {
     "reservoir": "--Replay_buffer_size 7 --Replay_sampling_algorithm reservoir --freeze_parts [head] --il_mode IIL",
     "joint": "--method Joint --is_replay false",
     "LAMOL": f"--method LAMOL {WRITING} --LAMOL_use_task_specific_gen_token true",
-    "LAMOL_KD": f"--method LAMOL_KD {WRITING}",
-    "L2KD": f"--method L2KD {WRITING} --L2KD_variant seq_soft",
+    "LAMOL_KD": f"--method LAMOL_KD {WRITING} {SMOOTH}",
+    "L2KD": f"--method L2KD {WRITING} --L2KD_variant seq_soft {SMOOTH}",
     "PCLL": f"--method PCLL {WRITING} --PCLL_latent_size 8",
 }
 
