@@ -24,6 +24,8 @@ from utils.latent import Gaussian, cyclic, gaussian_kl, shifted
 from utils.pseudo import answer_all, sample_texts
 from utils.seed import seed_for, seed_torch
 
+LATENT = ("PCLL_weight_kl", "PCLL_alpha_z", "PCLL_latent_size", "PCLL_cycles")  # options of the autoencoder
+
 
 class PCLL(LAMOL_KD):
     """Pseudo-samples from a variational autoencoder whose prior is conditioned on a prompt p that names the task::
@@ -48,9 +50,7 @@ class PCLL(LAMOL_KD):
         LAMOL_topk: Int = Field(20, ge=1, description="Pseudo-samples are drawn from the k best tokens.")
         LAMOL_top_up: Int = Field(20, ge=0, description="Most rounds in which unusable pseudo-samples are replaced.")
         PCLL_prompt: str = Field(
-            "In the {task} task:",
-            pattern=r"\{task\}",
-            description='p; {task} becomes "0-th" ... or "current".',
+            "In the {task} task:", pattern=r"\{task\}", description='p; {task} becomes "0-th" ... or "current".'
         )
         PCLL_cue: str = Field(" Answer:", min_length=1, description="Text between question and answer.")
         PCLL_KD_weight: Float = Field(0.5, ge=0, le=1, description="k, share of distillation on pseudo rows.")
@@ -73,9 +73,13 @@ class PCLL(LAMOL_KD):
     def refuse(cls, config: Config, options: Options, stream: Stream) -> list[str]:
         problems = cls.refuse_stream(config, stream)
         if options.LAMOL_gamma and not options.PCLL_weight_vae_loss and not options.PCLL_weight_gen_loss:
-            problems.append(
-                "LAMOL_gamma: needs PCLL_weight_vae_loss or PCLL_weight_gen_loss, or nothing learns to write"
-            )
+            problems.append("LAMOL_gamma: needs PCLL_weight_vae_loss or PCLL_weight_gen_loss, else nobody writes")
+        unused = () if options.PCLL_weight_vae_loss else LATENT
+        problems += [
+            f"{name}: has no effect with PCLL_weight_vae_loss 0"
+            for name in unused
+            if getattr(options, name) != cls.Options.model_fields[name].default
+        ]
         return problems
 
     def setup(self) -> None:

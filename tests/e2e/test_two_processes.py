@@ -26,6 +26,8 @@ OPTIONS = (
 # Enough training for samples that are well formed; a small step thereafter, as a sample that differs is another run.
 WRITING = "--is_replay false --LAMOL_gamma 0.5 --training_epochs_first_task 12 --lr_list [1e-2,1e-3,1e-3]"
 LORA = "--PEFT_type LoRA --PEFT_lora_dropout 0 --is_replay false"
+# Where student and teacher nearly agree the gradient is nearly 0, and AdamW would make steps of its rounding.
+SMOOTH = "--adam_epsilon 1e-4"
 VARIANTS = {
     "batch level": "--Replay_buffer_ratio 0.5 --recovery",
     "dataset level": "--Replay_buffer_size 7 --Replay_batch_level false --keep_optimizer_state --max_grad_norm 0.5",
@@ -52,6 +54,8 @@ VARIANTS = {
     "olora": f"--method OLoRA {LORA}",
     "inflora": f"--method InfLoRA {LORA} --evaluate_batch_size 5",
     "slao": f"--method SLAO {LORA}",
+    "LAMOL_KD": f"--method LAMOL_KD {WRITING} {SMOOTH}",
+    "L2KD": f"--method L2KD {WRITING} --L2KD_variant seq_soft {SMOOTH}",
     "PCLL": f"--method PCLL {WRITING} --PCLL_latent_size 8",
 }
 
