@@ -215,6 +215,7 @@ def test_what_makes_no_sense_is_refused(name, changes, options, expected):
     assert kind.refuse(tiny.make_config(name), kind.Options(), tiny.micro_stream()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["PEFT", "SLAO"])
 def test_the_checkpoint_of_a_run_answers_the_same_without_this_program(name, tmp_path):
     config = tiny.make_config(name, lr=3e-2, training_epochs=6)
