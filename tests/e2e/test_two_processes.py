@@ -47,8 +47,6 @@ VARIANTS = {
     "ProgPrompt": "--method ProgPrompt --is_replay false --il_mode TIL --ProgPrompt_num_tokens_per_task 3",
     "LFPT5": "--method LFPT5 --is_replay false --LFPT5_num_virtual_tokens 4 --LFPT5_label_filter false --lr 1e-2",
     "LAMOL": f"--method LAMOL {WRITING} --LAMOL_use_task_specific_gen_token true",
-    "LAMOL_KD": f"--method LAMOL_KD {WRITING}",
-    "L2KD": f"--method L2KD {WRITING} --L2KD_variant seq_soft",
     "prompts": "--method PEFT --PEFT_type PromptTuning --lr 1e-2 --is_replay false",
     "adaptercl": f"--method AdapterCL {LORA}",
     "olora": f"--method OLoRA {LORA}",
