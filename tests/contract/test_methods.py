@@ -22,6 +22,11 @@ pytestmark = pytest.mark.parametrize("name", METHODS)
 DROPOUT = {"info_per_steps": 1, "save_llm_ckpt_step_interval": 2}
 
 
+def slow(value):
+    """A case for the long run of the tests."""
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     """The uninterrupted run of a method, made once; with dropout, so that random states count."""
@@ -95,6 +100,7 @@ def test_repeats_itself_exactly(name, reference, tmp_path):
         assert first.results[key] == second.results[key]
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_run(name, reference, tmp_path):
     skip_without_training(name)
     other = tiny.run(tmp_path, config_of(name, seed=0))
@@ -102,8 +108,8 @@ def test_another_seed_is_another_run(name, reference, tmp_path):
     assert reference(name)[0].losses != other.losses
 
 
-@pytest.mark.parametrize("place", ["task_0_epoch_1_step_3", "task_2_epoch_0_step_2", "task_1"])
-@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("place", [slow("task_0_epoch_1_step_3"), "task_2_epoch_0_step_2", slow("task_1")])
+@pytest.mark.parametrize("keep", [False, slow(True)])
 def test_resumed_is_as_if_never_stopped(name, reference, tmp_path, place, keep):
     if keep and place != "task_1":
         pytest.skip("one place is enough for the optimizer that is carried on")
@@ -182,7 +188,7 @@ def test_accumulated_parts_are_one_big_batch(name, tmp_path):
         assert torch.allclose(whole[key], cut[key], rtol=1e-5, atol=1e-4 * moved.item() + 1e-7), key
 
 
-@pytest.mark.parametrize("unseen", [False, True])
+@pytest.mark.parametrize("unseen", [False, slow(True)])
 def test_the_matrix_has_exactly_the_cells_that_were_evaluated(name, reference, tmp_path, unseen):
     made = tiny.run(tmp_path, config_of(name, evaluate_unseen=True)) if unseen else reference(name)[0]
     for i, row in enumerate(made.results["R"]):
@@ -292,9 +298,12 @@ def test_says_what_it_needs_in_known_words(name):
     assert kind.__doc__
 
 
+@pytest.mark.slow
 def test_learns_and_resumes_with_an_encoder_decoder(name, tmp_path):
     if "encoder-decoder" not in load_method(name).backbones:
         pytest.skip("refused before")
+    if not load_method(name).trains:
+        pytest.skip("this method trains nothing")
     backbone = tiny.backbone_folder("t5", dropout=0.1)
     options = DROPOUT | {"training_epochs": 4, "save_llm_ckpt_step_interval": 1}
     config = tiny.make_config(name, backbone=backbone, **options)

@@ -18,6 +18,8 @@ X = torch.tensor([0.0, 2.0, -1.0, 3.0])  # what a token id stands for
 class Logistic(nn.Module):
     """p(y = 1 | x) = sigmoid(theta x), as a language model: token x, then token y."""
 
+    config = SimpleNamespace(is_encoder_decoder=False)
+
     def __init__(self):
         super().__init__()
         self.theta = nn.Parameter(torch.zeros(()))

@@ -307,9 +307,9 @@ def test_picked_rows_are_a_batch_of_their_own(tmp_path):
     rows = method.encoder(examples, None)
     batch = collate(rows, examples, method.backbone.pad_id)
     alone = collate([rows[0], rows[2]], [examples[0], examples[2]], method.backbone.pad_id)
-    assert bodies(batch.pick([0, 2])) == bodies(alone)
-    assert batch.pick([0, 2]).examples == alone.examples and batch.pick([0]).tokens == batch.tokens
-    assert bodies(batch.pick([0, 1, 2])) == bodies(batch)
+    assert bodies(batch.only([0, 2])) == bodies(alone)
+    assert batch.only([0, 2]).examples == alone.examples and batch.only([0]).tokens == batch.tokens
+    assert bodies(batch.only([0, 1, 2])) == bodies(batch)
     batch = micro_batches(rows[:1], examples[:1], method.backbone.pad_id, 1, 2, 1)[0]  # a row without labels
     assert method.loss(method.model, batch, task)["answer"].item() == 0
 
