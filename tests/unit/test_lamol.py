@@ -270,6 +270,15 @@ def test_options_that_contradict_each_other_are_refused(options, words):
     assert words in problem
 
 
+def test_new_tokens_beside_a_base_that_stands_still_are_refused():
+    config, eos = tiny.make_config("LAMOL", PEFT_type="LoRA"), {"LAMOL_use_eos_as_gen_token": True}
+    text = {"LAMOL_use_ans_token": False, "LAMOL_ans_split_token": "="}
+    for options in ({}, eos, text):
+        (problem,) = LAMOL.refuse(config, LAMOL.Options(**options), tiny.micro_stream())
+        assert problem.startswith("PEFT_type: new tokens would not learn")
+    assert LAMOL.refuse(config, LAMOL.Options(**eos, **text), tiny.micro_stream()) == []
+
+
 def test_a_temperature_without_probabilities_is_refused():
     options = L2KD.Options(L2KD_variant="seq", L2KD_temperature=1.0)
     (problem,) = L2KD.refuse(tiny.make_config("L2KD"), options, tiny.micro_stream())
