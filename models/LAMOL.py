@@ -73,7 +73,7 @@ class LAMOL(Method):
             problems.append("LAMOL_gamma: needs a LAMOL_lambda above 0, else the model never learns to write")
         if config.PEFT_type and (options.LAMOL_use_ans_token or not options.LAMOL_use_eos_as_gen_token):
             problems.append(
-                "PEFT_type: new tokens would not learn, as the base stands still; set LAMOL_use_eos_as_gen_token: True, "
+                "PEFT_type: new tokens would not learn, the base stands still; set LAMOL_use_eos_as_gen_token: True, "
                 "LAMOL_use_ans_token: False and LAMOL_ans_split_token"
             )
         return [*problems, *cls.refuse_stream(config, stream)]
