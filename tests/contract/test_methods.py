@@ -90,6 +90,7 @@ def test_learns_three_tasks_with_finite_named_terms(name, tmp_path):
     assert sum(first[-3:]) < sum(first[:3])
 
 
+@pytest.mark.slow
 def test_repeats_itself_exactly(name, reference, tmp_path):
     first, folder = reference(name)
     second = tiny.run(tmp_path, config_of(name))

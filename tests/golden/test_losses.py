@@ -11,7 +11,14 @@ def test_every_method_has_curves():
     assert all(len(curve) == STEPS for curve in read_json(FILE).values())
 
 
-@pytest.mark.parametrize("name", names())
+def cases():
+    """Plain training of every method and every setting of SEQ; the rest in the long run of the tests."""
+    for name in names():
+        quick = name.startswith("SEQ: ") or name.endswith(": plain")
+        yield name if quick else pytest.param(name, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", cases())
 def test_losses_do_not_move(name):
     # abs: six decimals are stored
     assert losses(name) == pytest.approx(read_json(FILE)[name], rel=1e-4, abs=1e-6)
