@@ -53,7 +53,7 @@ VARIANTS = {
     "inflora": f"--method InfLoRA {LORA} --evaluate_batch_size 5",
     "slao": f"--method SLAO {LORA}",
     "LAMOL_KD": f"--method LAMOL_KD {WRITING} {SMOOTH}",
-    "L2KD": f"--method L2KD {WRITING} --L2KD_variant seq_soft {SMOOTH}",
+    "L2KD": f"--method L2KD {WRITING} --L2KD_variant seq_soft --adam_epsilon 1e-3",
     "PCLL": f"--method PCLL {WRITING} --PCLL_latent_size 8",
 }
 
