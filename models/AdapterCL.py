@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from models.Base import GENERATING
 from models.PEFT import PEFT
 from utils.config import Config, NoOptions
 from utils.dataset import Stream
@@ -25,6 +26,7 @@ class AdapterCL(PEFT):
     """
 
     Options = NoOptions
+    heads = GENERATING
     backbones = frozenset({"decoder"})
     per_task = True
     excludes: ClassVar = {

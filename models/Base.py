@@ -20,17 +20,23 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from utils import adapters, freeze
-from utils.backbone import Backbone, answer_logits, features
+from utils.backbone import Backbone, load_first_weights
 from utils.buffer import Memory
+from utils.classifier import Heads, make_heads
 from utils.config import Config, NoOptions, Options, per_task
 from utils.copies import Weights, borrowed, eval_mode
-from utils.dataloader import Batch, Encoded, Encoder, collate
+from utils.dataloader import IGNORE, Batch, Encoded, Encoder, collate
 from utils.dataset import Example, Stream
+from utils.family import KINDS
+from utils.forward import answer_logits, features, labelled_states
 from utils.generation import generate
 from utils.losses import answer_loss
 from utils.optimizer import Group
 from utils.seed import random_for
 from utils.session import Session
+
+WRITING = frozenset({"decoder", "encoder-decoder"})  # backbones that write answers
+GENERATING = frozenset({"None"})  # classifiers, for methods that need written answers
 
 
 @dataclass(frozen=True)
@@ -59,8 +65,8 @@ class Method:
 
     Options: ClassVar[type[Options]] = NoOptions
     scenarios: ClassVar[frozenset[str]] = frozenset({"CIL", "TIL", "IIL", "CIT", "CKE"})  # il_mode
-    heads: ClassVar[frozenset[str]] = frozenset({"None"})  # classifier; None: answers are generated
-    backbones: ClassVar[frozenset[str]] = frozenset({"decoder", "encoder-decoder"})
+    heads: ClassVar[frozenset[str]] = frozenset({"None", "Linear", "CosineLinear"})  # None: answers are generated
+    backbones: ClassVar[frozenset[str]] = frozenset(KINDS)
     parallel: ClassVar[frozenset[str]] = frozenset({"DDP"})  # besides one process
     needs: ClassVar[dict[str, str]] = {}  # settings it can't do without -> why: "is_replay", "Replay_update: step"
     excludes: ClassVar[dict[str, str]] = {}  # settings that contradict it -> why
@@ -72,6 +78,9 @@ class Method:
         self.backbone, self.encoder, self.stream = backbone, encoder, stream
         self.extra = nn.ModuleDict()  # modules of the method's own; they train and are saved with the model
         self.memory = Memory(config, stream.config.get("NUM_CLASS")) if config.is_replay else None
+        self.newest: int | None = None  # the task learned last
+        if config.classifier is not None:
+            self.extra["heads"] = make_heads(config, stream, self.model)
         self.offered: list[Example] = []  # new rows of the step in progress, for a memory that follows each step
         self.session: Session  # processes and log of the run; there from the first `before_task` on
 
@@ -79,6 +88,17 @@ class Method:
     def model(self) -> nn.Module:
         """The language model."""
         return self.backbone.model
+
+    @property
+    def classifier(self) -> Heads | None:
+        """One head per task, which classifies what the model has read; None: answers are written."""
+        return None if self.config.classifier is None else self.extra["heads"]
+
+    def start_afresh(self) -> None:
+        """Give the model and its heads the weights again that they had before any task."""
+        load_first_weights(self.model, self.config)
+        if self.classifier is not None:
+            self.classifier.load_state_dict(make_heads(self.config, self.stream, self.model).state_dict())
 
     @classmethod
     def refuse(cls, config: Config, options: Any, stream: Stream) -> list[str]:
@@ -127,14 +147,29 @@ class Method:
         """Parameters that learn in this task, with their learning rates; everything else stands still."""
         frozen = self.frozen(task)
         parameters = [w for name, w in self.model.named_parameters() if name not in frozen]
-        parameters += self.extra.parameters()
+        parameters += [w for name, w in self.extra.named_parameters() if not name.startswith("heads.")]
         lr = per_task(self.config.lr_list, self.config.lr, task.index)
-        return [Group(parameters, lr, self.config.weight_decay)]
+        return [Group(parameters, lr, self.config.weight_decay), *self.head_groups(task)]
+
+    def head_groups(self, task: Task) -> list[Group]:
+        """The heads that learn in this task."""
+        if self.classifier is None:
+            return []
+        parameters = [w for k in sorted(self.learning_heads(task)) for w in self.classifier[k].parameters()]
+        return [Group(parameters, self.config.classifier_lr, self.config.classifier_weight_decay)]
+
+    def learning_heads(self, task: Task) -> set[int]:
+        """Their tasks: in CIL all so far, which compete in one softmax; in TIL those of which there are examples."""
+        if not self.classifier.is_task_known:
+            return set(range(self.heads_at(task.index)))
+        remembered = self.memory.rows() if self.memory is not None else []
+        return {example.task for example in (*self.train_examples(task), *remembered)}
 
     def frozen(self, task: Task) -> set[str]:
         """Names of the model's parameters that do not learn in this task: by `freeze_parts`, and beside adapters."""
         parts = self.config.freeze_parts if task.index >= self.config.freeze_from_task else ()
-        return freeze.select(self.model, parts, self.config.freeze_match) | adapters.resting(self.model)
+        unused = freeze.writer(self.model) if self.classifier is not None else set()
+        return freeze.select(self.model, parts, self.config.freeze_match) | adapters.resting(self.model) | unused
 
     def loss(self, model: nn.Module, batch: Batch, task: Task) -> dict[str, Tensor]:
         """The method's objective on one micro-batch, as named terms, () float each. The heart of a method file.
@@ -143,8 +178,27 @@ class Method:
         therefore divided by `batch.tokens`, which makes that average the mean over the whole step; a term that does
         not depend on the batch (a penalty on the weights) stands as it is.
         """
-        logits, labels = answer_logits(model, batch, self.soft_prompt(task.index))
+        logits, labels = self.outputs(model, batch, task.index)
         return {"answer": answer_loss(logits, labels, batch.tokens["all"])}
+
+    def outputs(self, model: nn.Module, batch: Batch, index: int | None) -> tuple[Tensor, Tensor]:
+        """Logits (B, K, V) and the labels (B, K) they are about: the next tokens or, with a classifier, classes.
+
+        Args:
+            model: The language model.
+            batch: Encoded examples.
+            index: The task that is learned, which decides the classes that are known; None: as in `predict`.
+        """
+        if self.classifier is None:
+            return answer_logits(model, batch, self.soft_prompt(index))
+        states, labels = labelled_states(model, batch, self.soft_prompt(index))
+        count, tasks = self.heads_at(index), [example.task for example in batch.examples]
+        return self.classifier(states, count, tasks), self.classifier.known(labels, count)
+
+    def heads_at(self, index: int | None) -> int:
+        """How many heads are asked after task `index`; None: after the newest, or all before any task."""
+        index, count = self.newest if index is None else index, len(self.classifier)
+        return count if index is None else min(index + 1, count)
 
     def collated(self, examples: Sequence[Example], task: Task) -> Batch:
         """These examples as one batch on the model's device, for measurements beside training."""
@@ -158,10 +212,10 @@ class Method:
         """
         return None
 
-    def teacher_logits(self, teacher: Weights, batch: Batch, task_id: int | None = None) -> Tensor:
-        """Logits (B, K, V) of `answer_logits` under other weights: in eval mode, without gradients."""
+    def teacher_logits(self, teacher: Weights, batch: Batch, index: int | None = None) -> Tensor:
+        """Logits (B, K, V) of `outputs` under other weights: in eval mode, without gradients."""
         with borrowed(self.named(), teacher), eval_mode(self.model, self.extra):
-            return answer_logits(self.model, batch, self.soft_prompt(task_id))[0]
+            return self.outputs(self.model, batch, index)[0]
 
     def on_gradients(self, task: Task) -> None:
         """Edit the step's accumulated gradients, e.g. project them."""
@@ -190,7 +244,7 @@ class Method:
     @property
     def is_plain(self) -> bool:
         """True if answers are the greedy ones of the model as it stands, which `evaluation_mode: verify` can check."""
-        return type(self).predict is Method.predict
+        return type(self).predict is Method.predict and self.classifier is None
 
     def predict(self, rows: Sequence[Encoded], task_id: int | None, max_new_tokens: int) -> list[str]:
         """Answers to a batch of encoded prompts; the model is in eval mode.
@@ -200,7 +254,19 @@ class Method:
             task_id: The task they belong to in TIL, otherwise None: identity does not leak.
             max_new_tokens: Most tokens of an answer.
         """
+        if self.classifier is not None:
+            return self.classify(rows, task_id)
         return generate(self.backbone, rows, max_new_tokens, self.soft_prompt(task_id))
+
+    def classify(self, rows: Sequence[Encoded], task_id: int | None) -> list[str]:
+        """Names of the most likely classes, of the places that are classified; arguments as in `predict`."""
+        asked = [Example("", "", task=task_id or 0)] * len(rows)
+        batch = collate(rows, asked, self.backbone.pad_id).to(self.model.device)
+        with torch.no_grad():
+            logits, labels = self.outputs(self.model, batch, task_id if self.config.il_mode == "TIL" else None)
+        chosen = zip(logits.argmax(dim=-1).tolist(), labels.tolist(), strict=True)
+        names = self.classifier.classes.names
+        return [" ".join(names[c] for c, y in zip(*row, strict=True) if y != IGNORE) for row in chosen]
 
     def after_evaluation(self, task_id: int) -> None:
         """Log what `predict` has seen on the way, now that a set of questions of this task is answered."""
@@ -208,12 +274,14 @@ class Method:
     def state_dict(self) -> dict[str, Any]:
         """Everything besides the model and `extra` that a resumed run needs."""
         own = {name: getattr(self, name) for name in self.state}
+        own |= {"newest": self.newest}
         return own | ({} if self.memory is None else {"memory": self.memory.state_dict()})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
         for name in self.state:
             setattr(self, name, state[name])
+        self.newest = state["newest"]
         if self.memory is not None:
             self.memory.load_state_dict(state["memory"])
 
@@ -226,4 +294,5 @@ class Method:
             collate(rows[i : i + size], examples[i : i + size], self.backbone.pad_id) for i in range(0, len(rows), size)
         ]
         device = self.model.device
-        return torch.cat([features(self.model, batch.to(device)).cpu() for batch in batches]).numpy()
+        extract = self.config.backbone_extract_token
+        return torch.cat([features(self.model, batch.to(device), extract).cpu() for batch in batches]).numpy()

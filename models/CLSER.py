@@ -10,11 +10,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.Base import Method, Task
-from utils.backbone import answer_logits
 from utils.config import Float, Options
 from utils.copies import Weights, snapshot
 from utils.dataloader import IGNORE, Batch
-from utils.losses import answer_loss
+from utils.losses import answer_loss, squared_error
 from utils.seed import random_for
 
 
@@ -58,26 +57,26 @@ class CLSER(Method):
         self.steps = 0  # of the whole stream
 
     def before_task(self, task: Task) -> None:
-        if task.index == 0:  # nothing that is frozen now learns later
-            self.fast = {name: w.float() for name, w in snapshot(self.learning(task)).items()}
-            self.slow = dict(self.fast)
+        for average in (self.fast, self.slow):  # what is frozen in the first task never learns; but heads come later
+            new = {name: w for name, w in self.learning(task).items() if name not in average}
+            average |= {name: w.float() for name, w in snapshot(new).items()}
 
     def loss(self, model: nn.Module, batch: Batch, task: Task) -> dict[str, Tensor]:
-        logits, labels = answer_logits(model, batch)
+        logits, labels = self.outputs(model, batch, task.index)
         old = batch.rows("memory")
-        error = self._error(logits[old], labels[old], batch.only(old)) if old else logits.sum() * 0
+        error = self._error(logits[old], labels[old], batch.only(old), task) if old else logits.sum() * 0
         return {
             "answer": answer_loss(logits, labels, batch.tokens["all"]),
             "consistency": self.options.CLSER_lambda * error / batch.tokens.get("memory", 1.0),
         }
 
-    def _error(self, logits: Tensor, labels: Tensor, batch: Batch) -> Tensor:
+    def _error(self, logits: Tensor, labels: Tensor, batch: Batch, task: Task) -> Tensor:
         """Squared errors to z*, () float: mean over the vocabulary, sum over the answer tokens of x'."""
-        plastic, stable = (self.teacher_logits(weights, batch) for weights in (self.fast, self.slow))
+        plastic, stable = (self.teacher_logits(weights, batch, task.index) for weights in (self.fast, self.slow))
         logits, labels = logits[:, -plastic.shape[1] :], labels[:, -plastic.shape[1] :]
         labelled = labels != IGNORE
         target = better(plastic[labelled], stable[labelled], labels[labelled])
-        return (logits[labelled] - target).float().square().mean(dim=-1).sum()
+        return squared_error(logits[labelled], target)
 
     def after_step(self, task: Task) -> None:
         super().after_step(task)

@@ -12,12 +12,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.Base import Method, Task
-from utils.backbone import answer_logits
+from utils.classifier import MASKED
 from utils.config import Config, Float, Int, Options
-from utils.copies import Weights, snapshot
+from utils.copies import Weights, eval_mode, snapshot
 from utils.dataloader import IGNORE, Batch, collate
 from utils.dataset import Example, Stream
-from utils.losses import answer_loss
+from utils.losses import answer_loss, squared_error
 
 Dark = tuple[Tensor, Tensor]  # of the labelled positions of an example: values (N, k) and token ids (N, k)
 
@@ -33,10 +33,10 @@ class DERpp(Method):
     A step has batch_size - batch_size // 2 new rows, as many as with plain replay, and batch_size // 2 of each draw:
     one part each, as published. Each CE is the mean over its own answer tokens.
 
-    Differences from the paper, whose logits are those of a few classes: h' are the `DERpp_topk` largest of the
-    vocabulary at each answer token, in float32 (8 bytes a logit with its token id), and the MSE is the mean over these.
-    `previous_model` keeps no logits: f(x') is held to the logits of the model at the end of the previous task, over the
-    whole vocabulary; in the first task that term is 0.
+    With a classifier h' are all logits of the classes that were known when memory took x' in. Without, unlike in the
+    paper, h' are the `DERpp_topk` largest of the vocabulary at each answer token, in float32 (8 bytes a logit with its
+    token id), and the MSE is the mean over these. `previous_model` keeps no logits: f(x') is held to the logits of the
+    model at the end of the previous task, over the whole vocabulary; in the first task that term is 0.
     """
 
     class Options(Options):
@@ -61,6 +61,8 @@ class DERpp(Method):
 
     @classmethod
     def refuse(cls, config: Config, options: Options, stream: Stream) -> list[str]:
+        if config.classifier is not None and options.DERpp_topk != cls.Options.model_fields["DERpp_topk"].default:
+            return ["DERpp_topk: has no effect with a classifier, of whose logits all are stored"]
         changed = options.DERpp_topk != cls.Options.model_fields["DERpp_topk"].default
         if options.DERpp_targets == "previous_model" and changed:
             return ["DERpp_topk: has no effect with DERpp_targets previous_model, which stores no logits"]
@@ -76,17 +78,17 @@ class DERpp(Method):
         return [*rows, *(replace(example, source="dark") for example in drawn)]
 
     def loss(self, model: nn.Module, batch: Batch, task: Task) -> dict[str, Tensor]:
-        logits, labels = answer_logits(model, batch)
+        logits, labels = self.outputs(model, batch, task.index)
         new, old, dark = (batch.rows(source) for source in ("task", "memory", "dark"))
         tokens = {"memory": 1.0, "dark": 1.0} | batch.tokens  # before the first step is done memory is empty
-        error = self._error(logits[dark], labels[dark], batch.only(dark))
+        error = self._error(logits[dark], labels[dark], batch.only(dark), task)
         return {
             "answer": answer_loss(logits[new], labels[new], tokens["task"]),
             "memory": self.options.DERpp_beta * answer_loss(logits[old], labels[old], tokens["memory"]),
             "dark": self.options.DERpp_alpha * error / tokens["dark"],
         }
 
-    def _error(self, logits: Tensor, labels: Tensor, batch: Batch) -> Tensor:
+    def _error(self, logits: Tensor, labels: Tensor, batch: Batch, task: Task) -> Tensor:
         """Squared errors to the targets, () float: mean over logits, sum over the answer tokens of x'."""
         if self.options.DERpp_targets == "stored":
             notes = [self.memory.notes[replace(example, source="memory")] for example in batch.examples]
@@ -94,9 +96,10 @@ class DERpp(Method):
             return sum((dark_error(z[y != IGNORE], note) for z, y, note in rows), logits.sum() * 0)
         if not self.teacher or not batch.examples:
             return logits.sum() * 0
-        target = self.teacher_logits(self.teacher, batch)
-        own, labelled = logits[:, -target.shape[1] :], labels[:, -target.shape[1] :] != IGNORE
-        return (own - target)[labelled].float().square().mean(dim=-1).sum()
+        target = self.teacher_logits(self.teacher, batch, task.index - 1)
+        columns, count = target.shape[1:]
+        labelled = labels[:, -columns:] != IGNORE
+        return squared_error(logits[:, -columns:, :count][labelled], target[labelled])
 
     def after_step(self, task: Task) -> None:
         super().after_step(task)
@@ -108,14 +111,19 @@ class DERpp(Method):
         """The logits that the model gives now to the answers of some examples, in eval mode."""
         rows = self.session.encoder(examples, task.max_length)
         batch = collate(rows, examples, self.backbone.pad_id).to(self.model.device)
-        logits = self.teacher_logits({}, batch)
-        labels = batch.labels[:, -logits.shape[1] :]
-        return [largest(z[y != IGNORE], self.options.DERpp_topk) for z, y in zip(logits, labels, strict=True)]
+        with eval_mode(self.model, self.extra), torch.no_grad():
+            logits, labels = self.outputs(self.model, batch, task.index)
+        k = self.options.DERpp_topk if self.classifier is None else logits.shape[-1]
+        return [largest(z[y != IGNORE], k) for z, y in zip(logits, labels, strict=True)]
 
 
 def largest(logits: Tensor, k: int) -> Dark:
-    """The k largest of the logits (N, V) at each position and which tokens they belong to; on the CPU, like texts."""
-    values, tokens = logits.float().topk(min(k, logits.shape[-1]), dim=-1)
+    """The k largest of the logits (N, V) at each position and which tokens they belong to; on the CPU, like texts.
+
+    Of classes those that are not in question are left out.
+    """
+    k = min(k, int((logits > MASKED).sum(dim=-1).min())) if len(logits) else 0
+    values, tokens = logits.float().topk(k, dim=-1)
     return values.cpu(), tokens.to("cpu", torch.int32)
 
 

@@ -102,7 +102,11 @@ class EWC(Method):
         parts = [rows[i : i + size] for i in range(0, count, size)]
         with eval_mode(self.model, self.extra):
             fisher = diagonal_fisher(
-                self.model, learning, lambda i: self.collated(parts[i], task), len(parts), per_token=in_batches
+                lambda batch: self.outputs(self.model, batch, task.index),
+                learning,
+                lambda i: self.collated(parts[i], task),
+                len(parts),
+                per_token=in_batches,
             )
         trace, largest = sum(f.sum().item() for f in fisher.values()), max(f.max().item() for f in fisher.values())
         self.session.log.info(

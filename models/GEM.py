@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
+from torch import Tensor
 
 from models.Base import Method, Task
 from utils.config import Config, Count, Float, Options
 from utils.copies import eval_mode
+from utils.dataloader import Batch
 from utils.dataset import Example, Stream
 from utils.gradients import cone_multipliers, dot, shared_gradient
 
@@ -88,9 +90,13 @@ class GEM(Method):
         g = {name: w.grad.float() for name, w in learning.items()}
         world, parts = self.session.accelerator.num_processes, self.config.gradient_accumulation_steps
         size = -(-self.config.batch_size // (world * parts))  # as many as training puts through the model
+
+        def outputs(batch: Batch) -> tuple[Tensor, Tensor]:
+            return self.outputs(self.model, batch, task.index)
+
         with eval_mode(self.model, self.extra):
             old = [
-                shared_gradient(self.model, learning, rows, size, lambda rows: self.collated(rows, task))
+                shared_gradient(outputs, learning, rows, size, lambda rows: self.collated(rows, task))
                 for rows in self.drawn
             ]
         gram = np.array([[dot(a, b) for b in old] for a in old])

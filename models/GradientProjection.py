@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from models.Base import Method, Task
+from models.Base import GENERATING, WRITING, Method, Task
 from utils.config import Config, Count, Int, Options, per_task
 from utils.copies import Weights, assign, snapshot
 from utils.dataset import Stream
@@ -46,6 +46,8 @@ class GradientProjection(Method):
         GradientProjection_end_step: Count = Field(150, description="Optimizer step at which it ends, and they too.")
         GradientProjection_runs: Count = Field(10, description="Preliminary trainings before each task.")
 
+    heads = GENERATING
+    backbones = WRITING
     state: ClassVar = ("direction",)
 
     def __init__(self, *args: Any):

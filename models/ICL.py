@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from models.Base import Method, Task
+from models.Base import GENERATING, WRITING, Method, Task
 from utils.config import Config, Int, Options
 from utils.dataloader import Encoded
 from utils.dataset import Example, Stream
@@ -48,6 +48,8 @@ class ICL(Method):
         ICL_same_concept: bool = Field(False, description="All of them are about the concept of the question.")
 
     trains: ClassVar = False
+    heads = GENERATING
+    backbones = WRITING
     excludes: ClassVar = {
         setting: "nothing is trained"
         for setting in ("is_replay", "freeze_parts", "PEFT_type", "keep_optimizer_state", "recovery")

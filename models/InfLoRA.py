@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from models.Base import Task
 from models.PEFT import PEFT
 from utils import adapters
-from utils.backbone import forward
 from utils.config import Config, Float, Options
 from utils.copies import eval_mode
 from utils.dataloader import Batch, collate
 from utils.dataset import Stream
+from utils.forward import forward
 from utils.processes import share, sum_over_processes
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 from models.Base import Method, Task
-from utils.backbone import load_first_weights
 from utils.dataset import Example
 
 
@@ -24,7 +23,7 @@ class Joint(Method):
 
     def before_task(self, task: Task) -> None:
         if task.index > 0:
-            load_first_weights(self.model, self.config)
+            self.start_afresh()
 
     def train_examples(self, task: Task) -> list[Example]:
         return [example for data in self.stream.tasks[: task.index + 1] for example in data.train]

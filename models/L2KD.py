@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from models.Base import Task
 from models.LAMOL import LAMOL
-from utils.backbone import answer_logits, load_model
+from utils.backbone import load_model
 from utils.config import Config, Float
 from utils.copies import Weights, assign, eval_mode, snapshot
 from utils.dataloader import Batch
 from utils.dataset import Example, Stream
 from utils.fit import fit
+from utils.forward import answer_logits
 from utils.pseudo import answer_all, make_room
 
 

@@ -11,13 +11,13 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.Base import Method, Task
-from utils.backbone import answer_logits
+from models.Base import GENERATING, WRITING, Method, Task
 from utils.buffer import split_evenly
 from utils.config import Config, Float, Int, Options
 from utils.copies import Weights, eval_mode
 from utils.dataloader import Batch
 from utils.dataset import Example, Stream
+from utils.forward import answer_logits
 from utils.losses import answer_loss, distillation
 from utils.pseudo import make_room, parse, sample_texts, tell, top_up
 
@@ -55,6 +55,8 @@ class LAMOL(Method):
             description="Text that ends each question, in place of ANS; appended where missing.",
         )
 
+    heads = GENERATING
+    backbones = WRITING
     scenarios = frozenset({"CIT", "IIL", "CIL", "TIL"})
     excludes: ClassVar = {"is_replay": "pseudo-samples take the place of memory"}
     state = ("pseudo", "longest")

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from models.Base import Task
 from models.LAMOL import LAMOL
-from utils.backbone import answer_logits
 from utils.config import Float
 from utils.copies import Weights, snapshot
 from utils.dataloader import Batch
+from utils.forward import answer_logits
 
 
 class LAMOL_KD(LAMOL):

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from models.Base import Task
 from models.LAMOL_KD import LAMOL_KD
-from utils.backbone import answer_logits
 from utils.config import Float, Int, per_task
 from utils.dataloader import Batch
+from utils.forward import answer_logits
 from utils.optimizer import Group
 from utils.seed import random_for
 from utils.virtual import NewRows, random_words

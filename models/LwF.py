@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from models.Base import Method, Task
-from utils.backbone import answer_logits
 from utils.config import Float, Options
-from utils.copies import Weights, snapshot
+from utils.copies import Weights, borrowed, eval_mode, snapshot
 from utils.dataloader import IGNORE, Batch
+from utils.forward import labelled_states
 from utils.losses import answer_loss, distillation
 
 
@@ -22,10 +23,11 @@ class LwF(Method):
 
         L(theta) = CE(y | x; theta) + lambda tau^2 KL(p_tau(. | x; theta_(t-1)) || p_tau(. | x; theta))
 
-    per answer token, p_tau being softened by the temperature tau; no old example is needed. In the paper every task
-    has a head and the old heads are distilled; a language model has one head for all, so both terms pull at the same
-    distribution, and the teacher reads the new answer's tokens so far. The paper's warm-up of the new head has no
-    counterpart. tau^2 keeps the size of the gradient (Hinton et al., 2015); the paper leaves it out.
+    per answer token, p_tau being softened by the temperature tau; no old example is needed. As in the paper, with a
+    classifier the old heads are distilled on the new inputs: each by itself in TIL, in CIL the old classes together. A
+    language model has one head for all, so both terms pull at the same distribution, and the teacher reads the new
+    answer's tokens so far. The paper's warm-up of the new head has no counterpart. tau^2 keeps the size of the gradient
+    (Hinton et al., 2015); the paper leaves it out.
 
     Rows from memory, where there is one, are learned but not distilled.
     """
@@ -51,14 +53,31 @@ class LwF(Method):
         self.teacher = {name: w.to(self.model.device) for name, w in self.teacher.items()}
 
     def loss(self, model: nn.Module, batch: Batch, task: Task) -> dict[str, Tensor]:
-        logits, labels = answer_logits(model, batch)
+        logits, labels = self.outputs(model, batch, task.index)
         terms = {"answer": answer_loss(logits, labels, batch.tokens["all"])}
         if self.teacher:
-            teacher = self.teacher_logits(self.teacher, batch)
             new, tokens = only(labels, batch.rows("task")), batch.tokens.get("task", 1)  # maybe of memory alone
-            kl = distillation(logits, teacher, new, tokens, self.options.LwF_temperature)
+            pairs = self._pairs(logits, model, batch, task)
+            kl = sum(distillation(own, old, new, tokens, self.options.LwF_temperature) for own, old in pairs)
             terms["distillation"] = self.options.LwF_lambda * kl
         return terms
+
+    def _pairs(self, logits: Tensor, model: nn.Module, batch: Batch, task: Task) -> list[tuple[Tensor, Tensor]]:
+        """Logits (B, K, V) of student and teacher, of all that is distilled together."""
+        if self.classifier is None or not self.classifier.is_task_known:
+            old = self.teacher_logits(self.teacher, batch, task.index - 1)
+            return [(logits[..., : old.shape[-1]], old)]
+        with borrowed(self.named(), self.teacher), eval_mode(self.model, self.extra), torch.no_grad():
+            olds = self._old_heads(model, batch, task)
+        return list(zip(self._old_heads(model, batch, task), olds, strict=True))
+
+    def _old_heads(self, model: nn.Module, batch: Batch, task: Task) -> list[Tensor]:
+        """What the heads of earlier tasks say, (B, K, classes of the task) each."""
+        states, _ = labelled_states(model, batch)
+        return [head(states).float() for head in list(self.classifier)[: task.index]]
+
+    def learning_heads(self, task: Task) -> set[int]:
+        return set(range(self.heads_at(task.index)))
 
 
 def only(labels: Tensor, rows: list[int]) -> Tensor:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from models.Base import Task
 from models.LAMOL_KD import LAMOL_KD
-from utils.backbone import answer_logits, hidden_states
 from utils.config import Config, Count, Float, Int, Options
 from utils.copies import Weights, borrowed, eval_mode
 from utils.dataloader import IGNORE, Batch, collate
 from utils.dataset import Example, Stream
+from utils.forward import answer_logits, hidden_states
 from utils.latent import Gaussian, cyclic, gaussian_kl, shifted
 from utils.pseudo import answer_all, sample_texts
 from utils.seed import seed_for, seed_torch

@@ -8,14 +8,15 @@ from typing import Any, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.Base import Method, Task
 from utils import adapters
-from utils.backbone import forward
+from utils.classifier import MASKED
 from utils.config import Config, Options
-from utils.dataloader import Encoded, collate
+from utils.dataloader import Batch, Encoded, collate
 from utils.dataset import Example, Stream
+from utils.forward import forward, labelled_states
 from utils.generation import generate
 from utils.processes import sum_over_processes
 
@@ -43,6 +44,10 @@ class PEFT(Method):
         sum       all together, y = W x + sum_{i <= t} B_i A_i x, in training too (IncLoRA; Wang et al., 2023)
         task_id   the task's own, where tasks are known (TIL)
         route     i* = argmin_i -1/n sum_k log p_i(x_k | x_<k), the one that the question x surprises least
+
+    With a classifier and an adapter per task, each head reads the states of its own task's adapter and is learned among
+    the classes of its task; in CIL all adapters are asked and the likeliest class of all answers. Of words, the tag O
+    is task 0's.
     """
 
     Options = PeftOptions
@@ -55,6 +60,10 @@ class PEFT(Method):
             (way != "newest" and not per_task, "PEFT_inference: has no effect with PEFT_per_task False"),
             (way == "task_id" and config.il_mode != "TIL", "PEFT_inference: task_id needs il_mode TIL"),
             (way == "sum" and config.PEFT_type != "LoRA", "PEFT_inference: sum needs PEFT_type LoRA"),
+            (
+                config.classifier is not None and way in ("task_id", "route"),
+                f"PEFT_inference: {way} has no effect with a classifier, whose heads have adapters of their own",
+            ),
             (config.keep_optimizer_state and per_task, "keep_optimizer_state: has no effect with PEFT_per_task"),
             (
                 config.recovery and way in ("task_id", "route"),
@@ -75,7 +84,13 @@ class PEFT(Method):
 
     @property
     def is_plain(self) -> bool:
-        return type(self).predict is PEFT.predict and self.inference in ("newest", "sum")
+        is_own = type(self).predict is PEFT.predict and self.classifier is None
+        return is_own and self.inference in ("newest", "sum")
+
+    @property
+    def isolates(self) -> bool:
+        """True if each task's head reads states of that task's adapter."""
+        return self.classifier is not None and self.per_task and self.inference != "sum"
 
     def setup(self) -> None:
         self.routed: list[int] = []  # tasks whose adapters have answered, since this was last logged
@@ -100,8 +115,31 @@ class PEFT(Method):
         others = {name for name, _ in self.model.named_parameters() if adapters.owner(name) != newest}
         return super().frozen(task) | others
 
+    def learning_heads(self, task: Task) -> set[int]:
+        return {task.index} if self.isolates else super().learning_heads(task)
+
+    def outputs(self, model: nn.Module, batch: Batch, index: int | None) -> tuple[Tensor, Tensor]:
+        if not self.isolates:
+            return super().outputs(model, batch, index)
+        count, classes = self.heads_at(index), self.classifier.classes
+        parts = [self._head_logits(model, batch, k) for k in (range(count) if index is None else [count - 1])]
+        logits, labels = torch.cat([z for z, _ in parts], dim=-1), self.classifier.known(parts[0][1], count)
+        if index is not None:  # the task's own classes alone are in question, and of words O
+            logits = F.pad(logits, (classes.starts[count - 1], 0), value=MASKED)
+            if self.stream.is_word_level and count > 1:
+                with torch.no_grad():
+                    logits[..., 0] = self._head_logits(model, batch, 0)[0][..., 0]
+        return logits, labels
+
+    def _head_logits(self, model: nn.Module, batch: Batch, k: int) -> tuple[Tensor, Tensor]:
+        """Logits (B, K, C) of head k under its adapter, or under the newest if it has none yet; and labels (B, K)."""
+        names = adapters.names(self.model)
+        with adapters.using(self.model, names[min(k, len(names) - 1)]):
+            states, labels = labelled_states(model, batch)
+        return self.classifier[k](states).float(), labels
+
     def predict(self, rows: Sequence[Encoded], task_id: int | None, max_new_tokens: int) -> list[str]:
-        if self.inference in ("newest", "sum"):
+        if self.classifier is not None or self.inference in ("newest", "sum"):
             return super().predict(rows, task_id, max_new_tokens)
         chosen = self.route(rows) if self.inference == "route" else [self._known(task_id)] * len(rows)
         self.routed += chosen

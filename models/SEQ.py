@@ -1,6 +1,25 @@
-"""Sequential fine-tuning: the lower bound that every method is compared with."""
+"""Sequential fine-tuning: the lower bound that every method is compared with; and SEQ*, how far it goes with heads."""
 
-from models.Base import Method
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from models.Base import Method, Task
+from utils import freeze
+from utils.backbone import kind
+from utils.config import Config, Int, Options
+from utils.copies import eval_mode
+from utils.dataloader import IGNORE, Batch, collate
+from utils.dataset import Stream
+from utils.fit import fit
+from utils.forward import answer_logits, labelled_states
+from utils.losses import answer_loss
+from utils.processes import share, sum_over_processes
 
 
 class SEQ(Method):
@@ -8,4 +27,120 @@ class SEQ(Method):
 
     Freeze (Zheng et al., ICLR 2025) and Replay (Chaudhry et al., 2019) are this method with the settings
     `freeze_parts` and `is_replay`, which combine with every other method too.
+
+    With a classifier the options below make SEQ* of "Learn or Recall? Revisiting Incremental Learning with Pre-trained
+    Language Models" (Zheng, Qiu and Ma, ACL 2024): the backbone forgets little, the heads lose their place among its
+    features. So (W) all of the model is trained on the first task for some epochs more; then (B) the backbone is fixed;
+    (C) heads of earlier tasks are fixed; (P) all heads are in the softmax from the first task on. Warm-up may train the
+    answers as text (causal-lm) or the heads (ce-loss). Prototypes, the mean features of a class's training examples in
+    eval mode, can take the place of trained heads.
+
+    In the published code the fixed parts still moved a little, and the means were divided by numbers of batches.
     """
+
+    class Options(Options):
+        """SEQ: SEQ* with a classifier."""
+
+        SEQ_fix_encoder: bool = Field(False, description="B: the backbone does not learn, but in the warm-up.")
+        SEQ_fix_old_classifier: bool = Field(False, description="C: heads of earlier tasks do not learn.")
+        SEQ_preallocated_classifier: bool = Field(
+            False, description="P: the loss of every task is over the classes of all tasks."
+        )
+        SEQ_warmup_epoch_before_fix_encoder: Int = Field(
+            0, ge=0, description="W: epochs on the first task in which all learns, before its own epochs."
+        )
+        SEQ_warmup_target: Literal["causal-lm", "ce-loss"] = Field(
+            "causal-lm", description="What the warm-up learns: answers as text, or their classes."
+        )
+        SEQ_use_prototype_for_prediction: bool = Field(
+            False, description="Heads are class means of features; only the warm-up trains."
+        )
+
+    state: ClassVar = ()
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.is_warming = False
+
+    @classmethod
+    def refuse(cls, config: Config, options: Options, stream: Stream) -> list[str]:
+        given = {name: getattr(options, name) != field.default for name, field in type(options).model_fields.items()}
+        if config.classifier is None:
+            return [f"{name}: has no effect without a classifier" for name, changed in given.items() if changed]
+        warms, prototypes = options.SEQ_warmup_epoch_before_fix_encoder, options.SEQ_use_prototype_for_prediction
+        replays, known = config.is_replay, config.il_mode == "TIL"
+        why = {
+            "SEQ_warmup_target": not warms and "without SEQ_warmup_epoch_before_fix_encoder",
+            "SEQ_warmup_epoch_before_fix_encoder": not (options.SEQ_fix_encoder or prototypes)
+            and "without SEQ_fix_encoder",
+            "SEQ_preallocated_classifier": (known and "in TIL") or (prototypes and "with prototypes"),
+            "SEQ_fix_old_classifier": (known and not replays and "in TIL without replay")
+            or (prototypes and "with prototypes"),
+        }
+        problems = [f"{name}: has no effect {reason}" for name, reason in why.items() if given[name] and reason]
+        if warms and options.SEQ_warmup_target == "causal-lm" and kind(config) == "encoder":
+            problems.append("SEQ_warmup_target: an encoder writes no answers; set SEQ_warmup_target: ce-loss")
+        return problems
+
+    @property
+    def trains(self) -> bool:
+        """False where heads are prototypes."""
+        return self.is_warming or not self.options.SEQ_use_prototype_for_prediction
+
+    @property
+    def writes(self) -> bool:
+        """True in a warm-up that learns answers as text."""
+        return self.is_warming and self.options.SEQ_warmup_target == "causal-lm"
+
+    def before_task(self, task: Task) -> None:
+        epochs = self.options.SEQ_warmup_epoch_before_fix_encoder
+        if task.index == 0 and epochs:
+            self.is_warming = True
+            session = self.session.aside("warm-up")
+            if self.writes:
+                session = replace(session, encoder=session.encoder.plain)
+            fit(self, replace(task, epochs=epochs), session)
+            self.is_warming = False
+
+    def frozen(self, task: Task) -> set[str]:
+        if self.options.SEQ_fix_encoder and not self.is_warming:
+            return {name for name, _ in self.model.named_parameters()}
+        return super().frozen(task) - (freeze.writer(self.model) if self.writes else set())
+
+    def learning_heads(self, task: Task) -> set[int]:
+        if self.writes:
+            return set()
+        ends = len(self.classifier) if self.options.SEQ_preallocated_classifier else task.index + 1
+        known = super().learning_heads(task) | set(range(task.index, ends))
+        return {k for k in known if k >= task.index} if self.options.SEQ_fix_old_classifier else known
+
+    def loss(self, model: nn.Module, batch: Batch, task: Task) -> dict[str, Tensor]:
+        if self.writes:
+            return {"answer": answer_loss(*answer_logits(model, batch), batch.tokens["all"])}
+        if self.options.SEQ_preallocated_classifier:
+            task = replace(task, index=len(self.classifier) - 1)
+        return super().loss(model, batch, task)
+
+    def after_task(self, task: Task) -> None:
+        super().after_task(task)
+        if self.options.SEQ_use_prototype_for_prediction:
+            self.classifier.set_prototypes(task.index, self.prototypes(task))
+
+    @torch.no_grad()
+    def prototypes(self, task: Task) -> Tensor:
+        """(C, D): mean hidden state of each class of the task over its training examples; 0 where there are none."""
+        classes, size = self.classifier.classes, self.config.evaluate_batch_size
+        rows = self.session.encoder(task.train, task.max_length)
+        mine, device = list(share(len(rows))), self.model.device
+        sums = torch.zeros(classes.ends[-1], self.classifier[0].weight.shape[1], device=device)
+        counts = torch.zeros(classes.ends[-1], device=device)
+        with eval_mode(self.model):
+            for chosen in (mine[i : i + size] for i in range(0, len(mine), size)):
+                some = collate([rows[i] for i in chosen], [task.train[i] for i in chosen], self.backbone.pad_id)
+                states, labels = labelled_states(self.model, some.to(device))
+                counted = labels != IGNORE
+                sums.index_add_(0, labels[counted], states[counted].float())
+                counts += torch.bincount(labels[counted], minlength=len(counts))
+        total = sum_over_processes({"sums": sums, "counts": counts})
+        means = total["sums"] / total["counts"].clamp(min=1)[:, None]
+        return means[classes.starts[task.index] : classes.ends[task.index]]

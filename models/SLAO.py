@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from models.Base import Method, Task
+from models.Base import GENERATING, WRITING, Method, Task
 from utils import adapters
 from utils.config import Config, NoOptions
 from utils.copies import Weights, snapshot
@@ -30,6 +30,8 @@ class SLAO(Method):
     Answers are those of W + B A; training goes on from B_t and A_t.
     """
 
+    heads = GENERATING
+    backbones = WRITING
     needs: ClassVar = {"PEFT_type": "LoRA is what is merged"}
     excludes: ClassVar = {"keep_optimizer_state": "each task starts from factors that the moments do not belong to"}
     state = ("merged",)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 from models.Base import Method, Task
-from utils.backbone import load_first_weights
 
 
 class Single(Method):
@@ -24,4 +23,4 @@ class Single(Method):
 
     def before_task(self, task: Task) -> None:
         if task.index > 0:
-            load_first_weights(self.model, self.config)
+            self.start_afresh()

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from pydantic import Field
 
-from models.Base import Method, Task
+from models.Base import GENERATING, WRITING, Method, Task
 from utils.config import Config, Float, Options
 from utils.copies import Weights, assign, interpolate, snapshot
 from utils.dataset import Stream
@@ -43,6 +43,8 @@ class TaskVector(Method):
         TaskVector_alpha: Share = Field(0.5, description="Share of the change that is kept.")
         TaskVector_grid: tuple[Share, ...] = Field((), description="Other shares, evaluated beside it.")
 
+    heads = GENERATING
+    backbones = WRITING
     state: ClassVar = ("base", "learned", "vector")
 
     def __init__(self, *args):

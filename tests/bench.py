@@ -31,13 +31,14 @@ from transformers import GPTNeoXConfig, PreTrainedTokenizerFast
 
 from models.Base import Task
 from models.SEQ import SEQ
-from utils.backbone import answer_logits, load_backbone
+from utils.backbone import load_backbone
 from utils.config import Config, NoOptions
 from utils.dataloader import IGNORE, Encoded, Encoder, collate, count_tokens, epoch_order
 from utils.dataset import DATA_FILE, Example, Stream, encode, load_stream
 from utils.evaluation import Cell, predict
 from utils.files import write_text
 from utils.fit import fit
+from utils.forward import answer_logits
 from utils.generation import decode
 from utils.launch import make_accelerator
 from utils.logger import RunLog

@@ -6,6 +6,7 @@ import gc
 import os
 import tempfile
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,14 +17,17 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     BartConfig,
     BertConfig,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
+    ModernBertConfig,
     PretrainedConfig,
     PreTrainedTokenizerFast,
+    RobertaConfig,
     T5Config,
 )
 
@@ -31,11 +35,13 @@ from models import METHODS
 from models.Base import Method, Task
 from utils import copies, report
 from utils.backbone import Backbone, load_backbone
+from utils.classifier import Classes
 from utils.config import Config
 from utils.dataloader import Encoder
 from utils.dataset import Example, Stream, TaskData
 from utils.factory import load_method
 from utils.files import write_json
+from utils.labels import ClassEncoder
 from utils.launch import facts, make_accelerator, quieten
 from utils.logger import RunLog
 from utils.session import Session
@@ -46,6 +52,7 @@ gc.freeze()  # training collects garbage after each task; the libraries' own obj
 
 EOS, BOS, PAD = 0, 1, 2
 ENCODER_DECODERS = ("t5", "bart")
+ENCODERS = ("bert_encoder", "roberta", "modernbert")
 VOCABULARY = 320
 FOLDERS = tempfile.TemporaryDirectory()  # holds saved backbones until the tests end
 ANIMALS = ["cat", "dog", "hen", "pig", "cow", "ant", "bee", "owl", "fox", "elk", "yak", "emu"]
@@ -84,8 +91,11 @@ OWN = {
 
 
 @cache
-def tokenizer(bos: bool = False, eos: bool = True, end: bool = False) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer; every text has a code. With `end` it puts EOS behind a text, as T5's does."""
+def tokenizer(bos: bool = False, eos: bool = True, end: bool = False, both: bool = False) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer; every text has a code.
+
+    With `end` it puts EOS behind a text, as T5's does; with `both` also BOS in front, as BERT's CLS and SEP.
+    """
     fast = Tokenizer(models.BPE())
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     fast.decoder = decoders.ByteLevel()
@@ -105,6 +115,10 @@ def tokenizer(bos: bool = False, eos: bool = True, end: bool = False) -> PreTrai
         fast.post_processor = processors.TemplateProcessing(
             single="$A <eos>", pair="$A $B <eos>", special_tokens=[("<eos>", EOS)]
         )
+    if both:
+        fast.post_processor = processors.TemplateProcessing(
+            single="<bos> $A <eos>", pair="<bos> $A $B <eos>", special_tokens=[("<bos>", BOS), ("<eos>", EOS)]
+        )
     names = {"pad_token": "<pad>"} | ({"eos_token": "<eos>"} if eos else {}) | ({"bos_token": "<bos>"} if bos else {})
     return PreTrainedTokenizerFast(tokenizer_object=fast, padding_side="left", **names)
 
@@ -122,6 +136,17 @@ def shape(family: str, layers: int = 2, dropout: float = 0.0, width: int = 32, *
             attn_pdrop=dropout, **more,
         ),
         "bert": lambda: BertConfig(**common, **size, max_position_embeddings=256, is_decoder=True, **more),
+        "bert_encoder": lambda: BertConfig(
+            **common, **size, max_position_embeddings=256, hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout, **more,
+        ),
+        "roberta": lambda: RobertaConfig(
+            **common, **size, max_position_embeddings=256, hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout, **more,
+        ),
+        "modernbert": lambda: ModernBertConfig(
+            **common, **size, max_position_embeddings=256, mlp_dropout=dropout, **more
+        ),
         "t5": lambda: T5Config(
             **common, d_model=width, d_kv=width // 2, d_ff=2 * width, num_layers=layers, num_heads=2,
             dropout_rate=dropout, decoder_start_token_id=PAD, **more,
@@ -144,16 +169,25 @@ def make_model(family: str = "neox", seed: int = 0, **more: Any) -> torch.nn.Mod
     if family == "bart":
         more["init_std"] = more.pop("initializer_range")
     kind = AutoModelForSeq2SeqLM if family in ENCODER_DECODERS else AutoModelForCausalLM
-    return kind.from_config(shape(family, **more), dtype=torch.float32).eval()
+    kind = AutoModelForMaskedLM if family in ENCODERS else kind
+    model = kind.from_config(shape(family, **more), dtype=torch.float32).eval()
+    return model.base_model if family in ENCODERS else model
 
 
 def make_backbone(family: str = "neox", bos: bool = False, **more: Any) -> Backbone:
     """A backbone as `load_backbone` would give it, without files."""
     from utils.backbone import _make_greedy
 
-    model, words = make_model(family, **more), tokenizer(bos, end=family in ENCODER_DECODERS)
+    model, words = make_model(family, **more), tokenizer_of(family, bos)
+    if family in ENCODERS:
+        return Backbone(model, words, PAD, [])
     _make_greedy(model, PAD, [EOS])
     return Backbone(model, words, PAD, [EOS])
+
+
+def tokenizer_of(family: str, bos: bool = False) -> PreTrainedTokenizerFast:
+    """The tokenizer that fits a family."""
+    return tokenizer(both=True) if family in ENCODERS else tokenizer(bos, end=family in ENCODER_DECODERS)
 
 
 @cache
@@ -161,7 +195,7 @@ def backbone_folder(family: str = "neox", bos: bool = False, dropout: float = 0.
     """A saved model with its tokenizer; the same folder for every test."""
     folder = Path(FOLDERS.name) / f"{family}-{bos}-{dropout}"
     make_model(family, dropout=dropout, initializer_range=0.05).save_pretrained(folder)
-    tokenizer(bos, end=family in ENCODER_DECODERS).save_pretrained(folder)
+    tokenizer_of(family, bos).save_pretrained(folder)
     return str(folder)
 
 
@@ -177,8 +211,40 @@ def micro_stream(tasks: int = 3) -> Stream:
 
     rows = [tuple(example(t, i) for i in range(size)) for t, size in enumerate(sizes)]
     data = tuple(TaskData(f"micro {t}", r, r[::2], r[::2]) for t, r in enumerate(rows))
-    facts = {"NUM_CLASS": 3 * tasks, "MAX_NEW_TOKENS": [8] * tasks, "MAX_SEQ_LENGTH": [48] * tasks}
+    facts = {
+        "NUM_CLASS": 3 * tasks,
+        "CUR_NUM_CLASS": [3] * tasks,
+        "MAX_NEW_TOKENS": [8] * tasks,
+        "MAX_SEQ_LENGTH": [48] * tasks,
+    }
     return Stream("micro", data, {"PROMPT_TYPE": "none", "IL_MODE": "CIT"} | facts)
+
+
+@cache
+def class_stream() -> Stream:
+    """The micro stream with the names of three classes a task as answers."""
+    stream = micro_stream()
+
+    def named(rows: tuple[Example, ...]) -> tuple[Example, ...]:
+        return tuple(replace(e, target=f"kind {e.label}") for e in rows)
+
+    tasks = tuple(TaskData(t.name, named(t.train), named(t.dev), named(t.test)) for t in stream.tasks)
+    return Stream("classes", tasks, stream.config | {"IL_MODE": "CIL"})
+
+
+@cache
+def word_stream() -> Stream:
+    """Sentences of four words; each task brings one type of spans, of two words."""
+
+    def example(task: int, i: int) -> Example:
+        tags = ["O", f"B-T{task}", f"I-T{task}", "O"]
+        return Example(f"the {ANIMALS[i]} {'abc'[task]}{ANIMALS[-i]} ran", " ".join(tags), task=task)
+
+    rows = [tuple(example(t, i) for i in range(8)) for t in range(3)]
+    names = ["O", *(f"{prefix}-T{t}" for t in range(3) for prefix in "BI")]
+    facts = {"IL_MODE": "CIL", "CLASSIFICATION_TYPE": "word-level", "METRIC": ["span_f1"] * 3, "idx2label": names}
+    facts |= {"CUR_NUM_CLASS": [3, 2, 2], "NUM_CLASS": 7, "MAX_SEQ_LENGTH": [48] * 3, "PROMPT_TYPE": "none"}
+    return Stream("words", tuple(TaskData(f"words {t}", r, r[::2], r[::2]) for t, r in enumerate(rows)), facts)
 
 
 def make_config(method: str = "SEQ", **options: Any) -> Config:
@@ -218,13 +284,16 @@ class Recorder(RunLog):
     warning = info
 
 
-def make_session(config: Config, folder: Path = Path(), prompt_type: str = "none") -> Session:
+def make_session(
+    config: Config, folder: Path = Path(), prompt_type: str = "none", stream: Stream | None = None
+) -> Session:
     """A fresh session on the CPU."""
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
     family, bos = Path(config.backbone).name.split("-")[:2] if config.backbone.startswith(FOLDERS.name) else ("", "")
-    both = family in ENCODER_DECODERS
-    encoder = Encoder(tokenizer(bos == "True", end=both), prompt_type, both)
+    encoder = Encoder(tokenizer_of(family, bos == "True"), prompt_type, family in (*ENCODER_DECODERS, *ENCODERS))
+    if config.classifier is not None:
+        encoder = ClassEncoder(encoder, Classes(stream or micro_stream()), config.backbone_extract_token)
     return Session(config, make_accelerator(config), encoder, Recorder(folder, config))
 
 
@@ -235,7 +304,9 @@ def make_method(
     config, stream = session.config, stream or micro_stream()
     method_class = method_class or load_method(config.method)
     backbone = load_backbone(config)
-    session.encoder.tokenizer = backbone.tokenizer  # one object, as in a real run: a method may add tokens to it
+    getattr(
+        session.encoder, "plain", session.encoder
+    ).tokenizer = backbone.tokenizer  # one object, as in a real run: a method may add tokens to it
     own = method_class.Options(**OWN.get(config.method, {}) | options)
     method = method_class(config, own, backbone, session.encoder, stream)
     method.session = session
@@ -290,7 +361,7 @@ def run(
         options: The method's own.
     """
     stream = stream or micro_stream()
-    session = make_session(config, folder)
+    session = make_session(config, folder, stream=stream)
     method = make_method(session, stream, method_class, **options)
     write_json(folder / "facts.json", facts(config, stream))
     without_plots = mock.patch.object(report, "write", _write_without_plots)

@@ -21,9 +21,16 @@ from torch import Tensor, nn
 
 from utils.config import Config
 from utils.errors import UserError
+from utils.family import kind_of
 from utils.seed import seed_torch
 
 FIRST = "default"  # peft saves an adapter of this name beside the model, others in folders of their own
+TASK_TYPES = {"decoder": "CAUSAL_LM", "encoder": "FEATURE_EXTRACTION", "encoder-decoder": "SEQ_2_SEQ_LM"}
+FITTING = {  # kinds of adapters for each kind of model
+    "decoder": ("LoRA", "IA3", "PromptTuning", "PrefixTuning"),
+    "encoder": ("LoRA", "IA3", "PromptTuning"),
+    "encoder-decoder": ("LoRA", "IA3"),
+}
 _OWNED = re.compile(r"(?:^|\.)(?:lora_\w+|ia3_l|prompt_encoder)\.(\w+)(?:\.|$)")
 
 
@@ -35,8 +42,9 @@ def wrap(model: nn.Module, config: Config) -> nn.Module:
     """
     if config.PEFT_type is None:
         return model
-    if model.config.is_encoder_decoder and config.PEFT_type not in ("LoRA", "IA3"):
-        raise UserError(f"PEFT_type: an encoder-decoder takes LoRA or IA3, got {config.PEFT_type}")
+    kind = kind_of(model.config)
+    if config.PEFT_type not in FITTING[kind]:
+        raise UserError(f"PEFT_type: an {kind} takes {', '.join(FITTING[kind])}; got {config.PEFT_type}")
     from peft import get_peft_model  # seconds to import: not for --help
 
     seed_torch(config.seed, "adapter", FIRST)
@@ -55,7 +63,7 @@ def _recipe(config: Config, model: nn.Module):
     """The options, as peft wants them."""
     import peft
 
-    kind: dict[str, Any] = {"task_type": "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"}
+    kind: dict[str, Any] = {"task_type": TASK_TYPES[kind_of(model.config)]}
     if config.PEFT_type == "LoRA":
         targets = config.PEFT_lora_target_modules
         return peft.LoraConfig(

@@ -1,27 +1,20 @@
-"""Load a language model and its tokenizer from a local folder or the hub, and run it on batches.
-
-A batch looks the same for every model: prompt and answer in one row. A decoder reads the rows as they are. An
-encoder-decoder (T5 and its kind) reads the prompts and writes the answers; `split` takes the rows apart for it.
-Shapes: B rows, T tokens of a row, S of a prompt, K answer columns, P virtual tokens, V vocabulary, D hidden size.
-"""
+"""Load a language model and its tokenizer from a local folder or the hub."""
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 
 from utils import adapters
 from utils.config import Config
-from utils.copies import eval_mode
-from utils.dataloader import IGNORE, Batch
 from utils.errors import UserError
+from utils.family import kind_of
 from utils.seed import seed_torch
 
 HUB_TIMEOUT_SECONDS = 5
@@ -37,9 +30,9 @@ class Backbone:
     stop_ids: list[int]  # generation ends at any of these
 
     @property
-    def is_encoder_decoder(self) -> bool:
-        """True if an encoder reads the prompts and a decoder writes the answers."""
-        return self.model.config.is_encoder_decoder
+    def kind(self) -> str:
+        """See utils/family.py."""
+        return kind_of(self.model.config)
 
 
 def find_source(config: Config) -> str:
@@ -74,9 +67,12 @@ def load_backbone(config: Config) -> Backbone:
     from transformers import AutoTokenizer  # seconds to import: not for --help
 
     tokenizer = _fetch(AutoTokenizer.from_pretrained, config, padding_side="left")
-    if tokenizer.eos_token_id is None:
+    is_encoder = kind(config) == "encoder"
+    if tokenizer.eos_token_id is None and not is_encoder:
         raise UserError(f"backbone: the tokenizer of {find_source(config)} has no end-of-sequence token")
     model = load_model(config)
+    if is_encoder:
+        return Backbone(model, tokenizer, tokenizer.pad_token_id, [])
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     stop_ids = _stop_ids(model, tokenizer)
     _make_greedy(model, pad_id, stop_ids)
@@ -89,20 +85,42 @@ def load_model(config: Config) -> nn.Module:
 
 
 def _load_base(config: Config) -> nn.Module:
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
-    family = AutoModelForSeq2SeqLM if kind(config) == "encoder-decoder" else AutoModelForCausalLM
+    families = {"encoder-decoder": AutoModelForSeq2SeqLM, "encoder": AutoModelForMaskedLM}
+    family = families.get(kind(config), AutoModelForCausalLM)
     dtype = config.backbone_dtype if config.backbone_dtype == "auto" else getattr(torch, config.backbone_dtype)
+    attention = {} if config.attn_implementation == "auto" else {"attn_implementation": config.attn_implementation}
     if not config.backbone_random_init:
-        return _fetch(family.from_pretrained, config, dtype=dtype)
+        load = partial(_load_encoder, config) if family is AutoModelForMaskedLM else family.from_pretrained
+        return _fetch(load, config, dtype=dtype, **attention)
     shape = _shape(config)
     seed_torch(config.seed, "random_init")
-    return family.from_config(shape, dtype=None if dtype == "auto" else dtype)
+    model = family.from_config(shape, dtype=None if dtype == "auto" else dtype, **attention)
+    return model.base_model if family is AutoModelForMaskedLM else model
+
+
+def _load_encoder(config: Config, source: str, **options: Any) -> nn.Module:
+    """The layers alone, without a pooler: no method trains a head that fills masks, and many checkpoints have none."""
+    from transformers import AutoModelForMaskedLM
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # the library would report the absent head at length
+    try:
+        whole, found = AutoModelForMaskedLM.from_pretrained(source, output_loading_info=True, **options)
+    finally:
+        logging.set_verbosity(level)
+    prefix = whole.base_model_prefix
+    own = {name for layer in whole.base_model.state_dict() for name in (layer, f"{prefix}.{layer}")}
+    if absent := sorted(own & set(found["missing_keys"])):
+        raise UserError(f"backbone: {find_source(config)} lacks weights of the encoder, such as {absent[0]}")
+    return whole.base_model
 
 
 def kind(config: Config) -> str:
-    """What a method's `backbones` must hold, "decoder" or "encoder-decoder"; no weights are loaded for the answer."""
-    return "encoder-decoder" if _shape(config).is_encoder_decoder else "decoder"
+    """What a method's `backbones` must hold, see utils/family.py; no weights are loaded for the answer."""
+    return kind_of(_shape(config))
 
 
 def _shape(config: Config):
@@ -168,111 +186,3 @@ def _make_greedy(model: nn.Module, pad_id: int, stop_ids: list[int]) -> None:
         bos_token_id=own.bos_token_id,
         decoder_start_token_id=own.decoder_start_token_id,
     )
-
-
-def answer_logits(model: nn.Module, batch: Batch, prompt: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Run the model; the head scores only the columns that hold answers.
-
-    With a vocabulary of 50,000 and short answers the head would otherwise be most of the work.
-
-    Args:
-        model: Decoder or encoder-decoder.
-        batch: Prompts and answers.
-        prompt: (P, D) float, embeddings of virtual tokens that the model reads before each text; None: no such.
-
-    Returns:
-        logits (B, K, V) and the labels (B, K) they predict, those of the last K columns, K = longest answer.
-    """
-    if adapters.innermost(model).config.is_encoder_decoder:
-        output, written = _translate(model, batch, prompt)
-        order = (written != IGNORE).int().argsort(dim=1, stable=True)  # to the last columns, where they are in a batch
-        return output.logits.take_along_dim(order[..., None], 1), written.gather(1, order)
-    length = min(batch.answer_length, batch.labels.shape[1] - (prompt is None))
-    logits = forward(model, batch, prompt, logits_to_keep=length + 1)[:, -length - 1 : -1]
-    return logits, batch.labels[:, -length:]
-
-
-def forward(model: nn.Module, batch: Batch, prompt: Tensor | None = None, logits_to_keep: int = 0) -> Tensor:
-    """A decoder's logits (B, P + T, V), or only the last `logits_to_keep` columns where the model can do that.
-
-    Positions count from the first token that is not padding, as in generation; models with absolute positions would
-    otherwise see shifted ones.
-    """
-    keep = {"logits_to_keep": logits_to_keep} if logits_to_keep else {}
-    net = adapters.innermost(model)
-    logits = net(**_inputs(model, net, batch, prompt, **keep)).logits
-    return logits if logits_to_keep else logits[:, -batch.input_ids.shape[1] :]  # virtual tokens come first
-
-
-def _inputs(
-    model: nn.Module, net: nn.Module, batch: Batch, prompt: Tensor | None = None, **options: Any
-) -> dict[str, Any]:
-    """What `net`, a part of the model, is given; options that its forward does not know are left out."""
-    given = text_inputs(model, batch, prompt)
-    columns = given["input_ids" if "input_ids" in given else "inputs_embeds"].shape[1]
-    positions = (given["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)[:, -columns:]
-    options |= {"use_cache": False, "position_ids": positions}
-    accepted = inspect.signature(net.forward).parameters
-    return given | {name: value for name, value in options.items() if name in accepted}
-
-
-def _translate(model: nn.Module, batch: Batch, prompt: Tensor | None = None, **options: Any) -> tuple[Any, Tensor]:
-    """Output of an encoder-decoder that reads prompts and writes answers, and the labels (B, K) of its columns."""
-    net, (_, _, labels) = adapters.innermost(model), split(batch)
-    written = net.prepare_decoder_input_ids_from_labels(labels)
-    output = net(**text_inputs(model, batch, prompt), decoder_input_ids=written, use_cache=False, **options)
-    return output, labels
-
-
-def text_inputs(model: nn.Module, batch: Batch, prompt: Tensor | None = None) -> dict[str, Any]:
-    """What the innermost model reads: the rows if it is a decoder, their prompts if it is an encoder-decoder.
-
-    Args:
-        model: Decoder or encoder-decoder, with or without adapters.
-        batch: Prompts, with or without answers.
-        prompt: See `answer_logits`; virtual tokens come right before each text, padding stays where it was.
-    """
-    net = adapters.innermost(model)
-    ids, mask = split(batch)[:2] if net.config.is_encoder_decoder else (batch.input_ids, batch.attention_mask)
-    return adapters.inputs(model, ids, mask) if prompt is None else _with_prompt(net, ids, mask, prompt)
-
-
-def _with_prompt(net: nn.Module, ids: Tensor, mask: Tensor, prompt: Tensor) -> dict[str, Tensor]:
-    text = net.get_input_embeddings()(ids)
-    embeddings = torch.cat([prompt.to(text.dtype).expand(len(ids), -1, -1), text], dim=1)
-    mask = torch.cat([mask.new_ones(len(ids), len(prompt)), mask], dim=1)
-    order = mask.argsort(dim=1, descending=net.config.is_encoder_decoder, stable=True)
-    return {"inputs_embeds": embeddings.take_along_dim(order[..., None], 1), "attention_mask": mask.gather(1, order)}
-
-
-def split(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """What an encoder-decoder reads and writes: prompts (B, S), their mask, labels (B, K); all padded on the right."""
-    is_label = batch.labels != IGNORE
-    is_prompt = (batch.attention_mask == 1) & ~is_label
-    longest = int(is_prompt.sum(dim=1).max())
-    order = is_prompt.int().argsort(dim=1, descending=True, stable=True)[:, :longest]
-    labels = batch.labels.gather(1, is_label.int().argsort(dim=1, descending=True, stable=True))
-    return batch.input_ids.gather(1, order), is_prompt.long().gather(1, order), labels[:, : batch.answer_length]
-
-
-@torch.no_grad()
-def features(model: nn.Module, batch: Batch) -> Tensor:
-    """(B, D) float32: last layer's hidden state at the last column, in eval mode; for herding and probes.
-
-    Of an encoder-decoder it is the decoder's before the first token of the answer: it has seen the prompt too.
-
-    Args:
-        model: Language model; left in the mode it was found in.
-        batch: Rows padded on the left, answers included or not: the last column is what counts.
-    """
-    net = adapters.innermost(model)
-    with eval_mode(model):
-        if net.config.is_encoder_decoder:
-            return _translate(model, batch, output_hidden_states=True)[0].decoder_hidden_states[-1][:, 0].float()
-        given = _inputs(model, net.base_model, batch)
-        return net.base_model(**given).last_hidden_state[:, -1].float()
-
-
-def hidden_states(base_model: nn.Module, batch: Batch) -> Tensor:
-    """(B, T, D): last layer's hidden states of a decoder without its head."""
-    return base_model(**_inputs(base_model, base_model, batch)).last_hidden_state

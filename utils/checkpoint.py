@@ -119,8 +119,8 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     if adapters.has_adapters(model):
         adapters.load(model, folder)
         return
-    saved = type(model).from_pretrained(folder, dtype=model.dtype)
-    model.load_state_dict(saved.state_dict())
+    saved = type(model).from_pretrained(folder, dtype=model.dtype).state_dict()
+    model.load_state_dict({name: saved[name] for name in model.state_dict()})  # an encoder comes with a new pooler
 
 
 def pack(state: Any) -> Packed:

@@ -70,10 +70,12 @@ class StreamOptions(Options):
         "CIT",
         description="Scenario: class-, task-, instance-incremental, instruction tuning, knowledge editing.",
     )
-    classification_type: Literal["auto", "sentence-level"] = Field(
+    classification_type: Literal["auto", "sentence-level", "word-level"] = Field(
         "auto", description="Unit that is classified; auto: as the stream says."
     )
-    classifier: None = Field(None, description="Head on top of the backbone; None: answers are generated.")
+    classifier: Literal["Linear", "CosineLinear"] | None = Field(
+        None, description="Heads on top of the backbone, one per task (CIL and TIL); None: answers are generated."
+    )
     prompt_type: Literal[
         "auto",
         "none",
@@ -98,7 +100,8 @@ class BackboneOptions(Options):
     """Backbone."""
 
     backbone: str = Field(
-        EMBEDDED_BACKBONE, description="Hub name or local folder of a causal language model or an encoder-decoder."
+        EMBEDDED_BACKBONE,
+        description="Hub name or local folder of a decoder, an encoder or an encoder-decoder.",
     )
     backbone_revision: str | None = Field(None, description="Revision on the hub.")
     load_llm_ckpt: bool = Field(False, description="Load weights and tokenizer from backbone_cache_path.")
@@ -108,6 +111,12 @@ class BackboneOptions(Options):
     backbone_random_init: bool = Field(False, description="Keep the architecture, draw new weights.")
     backbone_dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "float32", description="Type of the weights; auto: the checkpoint's own."
+    )
+    backbone_extract_token: Literal["last_token", "cls_token"] = Field(
+        "last_token", description="Token whose state stands for a text; cls_token: an encoder's first."
+    )
+    attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
+        "auto", description="How attention is computed; auto: as transformers chooses."
     )
     mixed_precision: Literal["float32", "bfloat16"] | None = Field(
         None, description="Autocast in training; None: as accelerate's launch file says."
@@ -130,6 +139,9 @@ class TrainOptions(Options):
     lr: Float = Field(1e-5, ge=0, description="Learning rate of AdamW.")
     lr_list: tuple[Float, ...] | None = Field(None, description="The same for each task; replaces lr.")
     weight_decay: Float = Field(5e-4, ge=0, description="Weight decay of AdamW.")
+    classifier_lr: Float = Field(1e-3, ge=0, description="Learning rate of a classifier's heads.")
+    classifier_weight_decay: Float = Field(0.01, ge=0, description="Weight decay of a classifier's heads.")
+    classifier_scale: Float = Field(1, gt=0, description="Largest logit of a CosineLinear head.")
     adam_epsilon: Float = Field(1e-8, gt=0, description="Epsilon of AdamW.")
     lr_scheduler: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="Learning rate over the steps of a task."

@@ -37,6 +37,7 @@ def check(config: Config) -> list[str]:
         for name, field in Config.model_fields.items()
         if field.default == -1 and getattr(config, name) == 0
     ]
+    problems += _check_classifier(config)
     if config.load_llm_ckpt and config.backbone_cache_path is None:
         problems.append("load_llm_ckpt: needs backbone_cache_path, the folder of the checkpoint")
     if config.lr_scheduler == "constant" and config.lr_min_ratio:
@@ -56,6 +57,19 @@ def _check_replay(config: Config) -> list[str]:
         problems.append("Replay_class_balanced: has no effect with Replay_sampling_algorithm reservoir")
     if config.Replay_batch_level and config.batch_size < 2:
         problems.append(f"Replay_batch_level: needs a batch_size of at least 2, got {config.batch_size}")
+    return problems
+
+
+def _check_classifier(config: Config) -> list[str]:
+    kind = config.classifier
+    problems = [
+        f"{name}: has no effect with classifier {kind}"
+        for name in Config.model_fields
+        if name.startswith("classifier_") and _changed(config, name)
+        if kind is None or (name == "classifier_scale" and kind != "CosineLinear")
+    ]
+    if kind is not None and config.il_mode not in ("CIL", "TIL"):
+        problems.append(f"classifier: {kind} needs il_mode CIL or TIL, where answers are classes; got {config.il_mode}")
     return problems
 
 

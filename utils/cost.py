@@ -40,7 +40,7 @@ class Cost:
         self._began = time.monotonic()
         self._sequences = self._tokens = 0
         net = innermost(method.model)
-        reader = net.get_encoder() if net.config.is_encoder_decoder else net
+        reader = net.get_encoder() if net.config.is_encoder_decoder else net.base_model
         reader.register_forward_pre_hook(self._count, with_kwargs=True)
 
     def _count(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:

@@ -31,6 +31,7 @@ class Encoded(NamedTuple):
     prompt: Sequence[int]  # with BOS where the tokenizer adds one
     answer: Sequence[int]  # with EOS at the end
     labelled: Sequence[int] = ()  # places in the prompt that have a loss too: earlier assistant turns of a chat
+    classes: Sequence[tuple[int, int]] = ()  # places in the prompt that a classifier reads, and their classes
 
 
 @dataclass
@@ -39,9 +40,9 @@ class Batch:
 
     input_ids: Tensor  # (B, T) int64
     attention_mask: Tensor  # (B, T) int64, 0 on padding
-    labels: Tensor  # (B, T) int64, IGNORE outside the answers
+    labels: Tensor  # (B, T) int64: tokens of the answers, or classes where a classifier reads; elsewhere IGNORE
     examples: list[Example]
-    # Labelled tokens of the whole optimizer step: of "all" rows, per source ("task", "memory" ...), per view ("answer",
+    # Labels of the whole optimizer step: of "all" rows, per source ("task", "memory" ...), per view ("answer",
     # "lm") and per both ("task lm"), divided by its number of micro-batches. A sum over tokens divided by this,
     # averaged over the micro-batches, is the mean over the step.
     tokens: dict[str, float]
@@ -78,18 +79,18 @@ class Encoder:
     Args:
         tokenizer: The backbone's.
         prompt_type: See utils/prompt.py.
-        is_encoder_decoder: The prompt is a text of its own, which ends as the tokenizer ends a text: T5's with EOS.
+        ends: A prompt is a text of its own, which ends as the tokenizer ends a text: T5's with EOS, BERT's with SEP.
     """
 
-    def __init__(self, tokenizer, prompt_type: str, is_encoder_decoder: bool = False):
-        self.tokenizer, self.is_encoder_decoder = tokenizer, is_encoder_decoder
+    def __init__(self, tokenizer, prompt_type: str, ends: bool = False):
+        self.tokenizer, self.ends = tokenizer, ends
         self.loss_on_prompts = False  # a method may learn to write the questions too
         self.render: Callable[[Example], tuple[str, str]] = partial(render, prompt_type=prompt_type)
         plain = tokenizer("x", add_special_tokens=False)["input_ids"]
         special = tokenizer("x")["input_ids"]
         at = next(i for i in range(len(special)) if list(special[i : i + len(plain)]) == list(plain))
         self.bos: list[int] = list(special[:at])  # what the tokenizer puts in front of a text, often nothing
-        self.end: list[int] = list(special[at + len(plain) :]) if is_encoder_decoder else []  # and behind a prompt
+        self.end: list[int] = list(special[at + len(plain) :]) if ends else []  # and behind a prompt
         self._ids: dict[str, array] = {}
 
     def __call__(self, examples: Sequence[Example], max_length: int | None) -> list[Encoded]:
@@ -133,7 +134,7 @@ class Encoder:
     def _chat(self, example: Example) -> Encoded:
         prompt, labelled, answer = encode_chat(self.tokenizer, example.messages)
         skip = len(self.bos) if prompt[: len(self.bos)] == self.bos else 0  # `_cut` puts BOS in front
-        return Encoded(prompt[skip:], answer, [] if self.is_encoder_decoder else [place - skip for place in labelled])
+        return Encoded(prompt[skip:], answer, [] if self.ends else [place - skip for place in labelled])
 
     def _cut(self, row: Encoded, max_length: int | None, answer_length: int) -> Encoded:
         """BOS and the last prompt tokens that fit; at least one token, so that the answer has a beginning."""
@@ -160,13 +161,15 @@ def collate(
     """
     longest = max(len(row.prompt) + len(row.answer) for row in rows)
     ids, mask, labels = [], [], []
-    for prompt, answer, labelled in rows:
+    for prompt, answer, labelled, classes in rows:
         gap = longest - len(prompt) - len(answer)
         ids.append([pad_id] * gap + [*prompt, *answer])
         mask.append([0] * gap + [1] * (longest - gap))
         labels.append([IGNORE] * (longest - len(answer)) + list(answer))
         for place in labelled:
             labels[-1][gap + place] = prompt[place]
+        for place, label in classes:
+            labels[-1][gap + place] = label
     tensors = (torch.tensor(x, dtype=torch.int64) for x in (ids, mask, labels))
     return Batch(*tensors, list(examples), tokens or count_tokens(rows, examples, 1))
 
@@ -176,7 +179,7 @@ def count_tokens(rows: Sequence[Encoded], examples: Sequence[Example], micro_bat
     counts = Counter()
     for row, example in zip(rows, examples, strict=True):
         for kind in ("all", example.source, example.view, f"{example.source} {example.view}"):
-            counts[kind] += len(row.answer) + len(row.labelled)
+            counts[kind] += len(row.answer) + len(row.labelled) + len(row.classes)
     return {source: count / micro_batches for source, count in counts.items()}
 
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from utils.dataloader import Batch
-from utils.gradients import answer_gradient
+from utils.gradients import Outputs, answer_gradient
 from utils.processes import share, sum_over_processes
 
 
 def diagonal_fisher(
-    model: nn.Module,
+    outputs: Outputs,
     parameters: Mapping[str, nn.Parameter],
     batch: Callable[[int], Batch],
     count: int,
@@ -29,7 +29,7 @@ def diagonal_fisher(
     default attention and holds a gradient for every example of a batch.
 
     Args:
-        model: In the mode it is to be measured in.
+        outputs: Of the model, in the mode it is to be measured in.
         parameters: Whose diagonal.
         batch: Makes batch i; only called for the share of this process.
         count: Number of batches; all processes get the result of all.
@@ -41,7 +41,7 @@ def diagonal_fisher(
         rows = batch(i)
         size = len(rows.examples)
         examples += size
-        for name, g in answer_gradient(model, parameters, rows, rows.tokens["all"] if per_token else 1).items():
+        for name, g in answer_gradient(outputs, parameters, rows, rows.tokens["all"] if per_token else 1).items():
             total[name].addcmul_(g, g, value=size)
     summed = sum_over_processes(total | {"": examples})
     return {name: summed[name].div_(summed[""]) for name in total}

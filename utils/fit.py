@@ -56,6 +56,7 @@ def fit(
         DivergedError: the loss is not finite; the weights are those before that step.
         UserError: nothing is left to train.
     """
+    method.newest = min(task.index, len(method.stream.tasks) - 1)
     if not method.trains:
         return {}
     start = start or Progress(task.index)

@@ -59,6 +59,12 @@ def select(model: nn.Module, parts: tuple[str, ...], match: str = "component") -
     return found
 
 
+def writer(model: nn.Module) -> set[str]:
+    """Names of the parameters that only turn states into words; none where embedding and head are one matrix."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return _names(model, [head]) - _names(model, [model.get_input_embeddings()])
+
+
 def blocks(model: nn.Module) -> nn.ModuleList:
     """The model's transformer blocks: its largest list of modules of one class; of an encoder-decoder, both lists.
 

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from utils import adapters
-from utils.backbone import Backbone, answer_logits, text_inputs
+from utils.backbone import Backbone
 from utils.dataloader import IGNORE, Encoded, collate
 from utils.dataset import Example
+from utils.forward import answer_logits, text_inputs
 from utils.scoring import normalise
 
 

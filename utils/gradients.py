@@ -9,30 +9,30 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from utils.backbone import answer_logits
 from utils.dataloader import Batch
 from utils.dataset import Example
 from utils.losses import answer_loss
 from utils.processes import share, sum_over_processes
 
 Gradient = dict[str, Tensor]
+Outputs = Callable[[Batch], tuple[Tensor, Tensor]]  # logits (B, K, V) and the labels (B, K) they are about
 RIDGE = 1e-7  # added to a Gram matrix with 1 on its diagonal: about the rounding of its other elements
 
 
 def answer_gradient(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter], batch: Batch, tokens: float = 1
+    outputs: Outputs, parameters: Mapping[str, nn.Parameter], batch: Batch, tokens: float = 1
 ) -> Gradient:
     """Gradient of the batch's answer loss, summed over its tokens and divided by `tokens`, in float32.
 
     Nothing is added to `.grad`, and no hook of data parallelism fires: what a process measures stays its own.
     """
-    loss = answer_loss(*answer_logits(model, batch), tokens)
+    loss = answer_loss(*outputs(batch), tokens)
     found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
     return {name: g.float() for name, g in zip(parameters, found, strict=True)}
 
 
 def shared_gradient(
-    model: nn.Module,
+    outputs: Outputs,
     parameters: Mapping[str, nn.Parameter],
     examples: Sequence[Example],
     size: int,
@@ -41,7 +41,7 @@ def shared_gradient(
     """Gradient of the mean loss per answer token over these examples; each process does a share of them.
 
     Args:
-        model: In the mode it is to be measured in.
+        outputs: Of the model, in the mode it is to be measured in.
         parameters: What the gradient is taken of.
         examples: The same on every process.
         size: Most examples that go through the model together.
@@ -53,7 +53,7 @@ def shared_gradient(
     for i in range(0, len(mine), size):
         batch = collated(mine[i : i + size])
         tokens += batch.tokens["all"]
-        for name, g in answer_gradient(model, parameters, batch).items():
+        for name, g in answer_gradient(outputs, parameters, batch).items():
             total[name] += g
     summed = sum_over_processes(total | {"": tokens})
     return {name: summed[name].div_(summed[""]) for name in total}

@@ -14,12 +14,14 @@ from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
 from models.Base import Method
 from utils import freeze, report
 from utils.backbone import find_source, kind, load_backbone
+from utils.classifier import Classes
 from utils.config import Config
 from utils.dataloader import Encoder
-from utils.dataset import Stream, load_stream
+from utils.dataset import LEVELS, Stream, load_stream
 from utils.errors import UserError
 from utils.factory import check_capability, describe, load_method
 from utils.files import remove_drafts, write_json, write_text
+from utils.labels import ClassEncoder
 from utils.logger import RunLog, make_run_folder, write_environment
 from utils.parse import ConfigError, Resolved, flatten, to_yaml
 from utils.preprocess import jsonl
@@ -46,7 +48,7 @@ def launch(options: Resolved, folder: Path | None) -> dict[str, Any]:
         raise ConfigError(problems)
     find_source(config)
     quieten()
-    check_backbone(config, method_class)
+    check_backbone(config, method_class, stream.is_word_level)
     accelerator = make_accelerator(config)
     method = _build_method(options, method_class, stream, accelerator)
     folder = _open_folder(options, stream, accelerator, folder)
@@ -84,7 +86,9 @@ def _build_method(options: Resolved, method_class: type[Method], stream: Stream,
     backbone.model.to(accelerator.device)
     if accelerator.device.type == "cpu" and backbone.model.num_parameters() < SMALL:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    encoder = Encoder(backbone.tokenizer, choose(config.prompt_type, stream), backbone.is_encoder_decoder)
+    encoder = Encoder(backbone.tokenizer, choose(config.prompt_type, stream), ends=backbone.kind != "decoder")
+    if config.classifier is not None:
+        encoder = ClassEncoder(encoder, Classes(stream), config.backbone_extract_token)
     method = method_class(config, options.method_options, backbone, encoder, stream)
     method.setup()
     freeze.select(method.model, config.freeze_parts, config.freeze_match)  # not first in the task that needs it
@@ -114,20 +118,34 @@ def check_stream(config: Config, stream: Stream) -> list[str]:
         find(name)
     if config.freeze_parts and config.freeze_from_task >= count:
         problems.append(f"freeze_from_task: expected less than the {count} tasks of {stream.name}")
-    if config.classification_type == "sentence-level" and stream.is_word_level:
-        problems.append(f"classification_type: {stream.name} is word-level, got sentence-level; use auto")
+    level = LEVELS[stream.is_word_level]
+    if config.classification_type not in ("auto", level):
+        problems.append(f"classification_type: {stream.name} is {level}, got {config.classification_type}; use auto")
+    if config.classifier is not None and config.il_mode in ("CIL", "TIL"):
+        Classes(stream)  # says what is missing
+        if stream.is_word_level and config.il_mode == "TIL":
+            problems.append("il_mode: word-level classes need CIL, as the tag O belongs to no task; got TIL")
     return problems
 
 
-def check_backbone(config: Config, method_class: type[Method]) -> None:
-    """Refuse a kind of model that the method cannot train; its weights are not loaded for that.
+def check_backbone(config: Config, method_class: type[Method], is_word_level: bool) -> None:
+    """Refuse a kind of model that the method or a classifier cannot use; its weights are not loaded for that.
 
     Raises:
         UserError: the model's own configuration says that it is of another kind.
     """
-    if (own := kind(config)) not in method_class.backbones:
+    own, source = kind(config), find_source(config)
+    if own not in method_class.backbones:
         allowed = ", ".join(sorted(method_class.backbones))
-        raise UserError(f"backbone: method {config.method} works with {allowed} models; {find_source(config)} is {own}")
+        raise UserError(f"backbone: method {config.method} works with {allowed} models; {source} is {own}")
+    if own == "encoder" and config.classifier is None:
+        raise UserError(
+            f"classifier: expected Linear or CosineLinear, as {source} is an encoder, which can't write answers"
+        )
+    if own != "encoder" and config.classifier is not None and is_word_level:
+        raise UserError(f"backbone: words are classified by encoders, which see both sides; {source} is {own}")
+    if own != "encoder" and config.backbone_extract_token == "cls_token":
+        raise UserError(f"backbone_extract_token: cls_token is of encoders; {source} is {own}; use last_token")
 
 
 def make_accelerator(config: Config) -> Accelerator:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils.classifier import MASKED
 from utils.dataloader import IGNORE
 
 
@@ -41,3 +42,13 @@ def distillation(student: Tensor, teacher: Tensor, labels: Tensor, tokens: float
     log_student = F.log_softmax(student[labelled].float() / temperature, dim=-1)
     log_teacher = F.log_softmax(teacher[labelled].float() / temperature, dim=-1)
     return temperature**2 * F.kl_div(log_student, log_teacher, reduction="sum", log_target=True) / tokens
+
+
+def squared_error(own: Tensor, target: Tensor) -> Tensor:
+    """Squared differences of logits (N, V) to others: mean over a position's, sum over positions, () float.
+
+    Of classes those that are not in question (MASKED in the target) do not count.
+    """
+    asked = target > MASKED
+    errors = (own - target).float().square().masked_fill(~asked, 0)
+    return (errors.sum(dim=-1) / asked.sum(dim=-1).clamp(min=1)).sum()

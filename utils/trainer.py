@@ -167,6 +167,8 @@ class Trainer:
         config = self.config.model_copy(update=changes)
         assign(self.method.named(), self.method.versions()[""] or {})
         plain = Method(config, None, self.method.backbone, self.session.encoder, self.stream)
+        if self.method.classifier is not None:
+            plain.extra["heads"] = self.method.classifier
         train = self.stream.tasks[0].train
         part = train[: max(1, round(config.recovery_ratio * len(train)))]
         first = self._task(0)

@@ -10,11 +10,12 @@ import torch
 from main_CL import load_options
 from tests import tiny
 from utils import adapters, checkpoint
-from utils.backbone import answer_logits, features, forward, load_backbone, load_model
+from utils.backbone import load_backbone, load_model
 from utils.dataloader import Encoded, collate
 from utils.dataset import Example
 from utils.errors import UserError
 from utils.fit import fit
+from utils.forward import answer_logits, features, forward
 from utils.generation import generate
 from utils.parse import ConfigError, resolve
 

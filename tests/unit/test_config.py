@@ -167,7 +167,18 @@ def test_config_is_frozen(read):
             [],
             ["evaluation_mode: expected 'verify' or 'generate', got 'guess'  (my.yaml)"],
         ),
-        ("classifier: Linear", [], ["classifier: expected None, got 'Linear'  (my.yaml)"]),
+        ("classifier: Tree", [], ["classifier: expected 'Linear' or 'CosineLinear', got 'Tree'  (my.yaml)"]),
+        (
+            "classifier: Linear",
+            [],
+            ["classifier: Linear needs il_mode CIL or TIL, where answers are classes; got CIT"],
+        ),
+        (
+            "classifier: Linear\nil_mode: CIL\nclassifier_scale: 4",
+            [],
+            ["classifier_scale: has no effect with classifier Linear"],
+        ),
+        ("classifier_lr: 0.1", [], ["classifier_lr: has no effect with classifier None"]),
         ("method: SEC", [], [f"method: expected one of {NAMES}, got 'SEC'; did you mean 'SEQ'?  (my.yaml)"]),
         (
             "method: Joint",
@@ -312,7 +323,7 @@ def test_option_table_has_a_row_for_every_option():
     kinds = {
         "lr": "float", "seed": "int", "recovery": "true/false", "dataset": "str", "wandb_name": "str",
         "freeze_parts": "[...]", "training_epochs_first_task": "int", "max_grad_norm": "float",
-        "training_epochs_list": "[...]", "classifier": "None", "Replay_buffer_size": "int", "cfg": "str",
+        "training_epochs_list": "[...]", "classifier": "Linear/CosineLinear", "Replay_buffer_size": "int", "cfg": "str",
     }  # fmt: skip
     for name, kind in kinds.items():
         assert table[name].split(" | ")[1].replace("\\|", "/").replace("false", "false") == kind, name

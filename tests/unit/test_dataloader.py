@@ -212,7 +212,7 @@ def test_loss_of_a_step_is_the_same_however_it_is_cut():
     rows = encoder(False)(examples, None)
 
     def loss(world, parts):
-        from utils.backbone import answer_logits
+        from utils.forward import answer_logits
 
         terms = []
         for rank in range(world):

@@ -8,12 +8,12 @@ import torch
 
 from models.DERpp import DERpp, dark_error, largest
 from tests import tiny
-from utils.backbone import answer_logits
 from utils.checkpoint import pack, unpack
 from utils.cost import kept_bytes
 from utils.dataloader import collate
 from utils.factory import check_capability
 from utils.fit import fit
+from utils.forward import answer_logits
 from utils.losses import answer_loss
 
 

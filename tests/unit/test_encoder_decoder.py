@@ -10,10 +10,11 @@ from tests import tiny
 from tests.unit.test_generation import random_text, sharpened, wish
 from utils import backbone as backbone_module
 from utils import freeze, launch
-from utils.backbone import answer_logits, features, kind, load_backbone, load_model, split
+from utils.backbone import kind, load_backbone, load_model
 from utils.dataloader import IGNORE, Encoded, Encoder, collate, micro_batches
 from utils.dataset import Example
 from utils.errors import UserError
+from utils.forward import answer_logits, features, split
 from utils.generation import generate, verify
 from utils.losses import answer_loss
 from utils.scoring import score
@@ -117,14 +118,14 @@ def test_a_prompt_ends_as_the_tokenizer_ends_a_text():
     assert row.prompt[-1] == row.answer[-1] == tiny.EOS
     assert encoder.lengths([example]) == [len(row.prompt) + len(row.answer)]
     (cut,) = encoder([example], len(row.answer) + 2)
-    assert cut == (row.prompt[-2:], row.answer, [])  # it loses words, not its end
+    assert cut == (row.prompt[-2:], row.answer, [], ())  # it loses words, not its end
     assert Encoder(words, "none")([example], None)[0].prompt == row.prompt[:-1]  # a decoder goes on with the answer
 
 
 def test_the_kind_is_known_without_weights(monkeypatch):
     config = tiny.make_config(backbone=tiny.backbone_folder("t5"))
     assert type(load_model(config)).__name__ == "T5ForConditionalGeneration"
-    assert load_backbone(config).is_encoder_decoder and not load_backbone(tiny.make_config()).is_encoder_decoder
+    assert load_backbone(config).kind == "encoder-decoder" and load_backbone(tiny.make_config()).kind == "decoder"
     assert load_model(config.model_copy(update={"backbone_random_init": True})).config.is_encoder_decoder
     for loader in ("load_model", "load_backbone"):
         monkeypatch.setattr(backbone_module, loader, lambda *_: pytest.fail("loaded"))
@@ -136,9 +137,9 @@ def test_a_method_that_cannot_refuses():
         backbones = frozenset({"decoder"})
 
     folder = tiny.backbone_folder("t5")
-    launch.check_backbone(tiny.make_config(), DecodersOnly)
+    launch.check_backbone(tiny.make_config(), DecodersOnly, False)
     with pytest.raises(UserError) as caught:
-        launch.check_backbone(tiny.make_config(backbone=folder), DecodersOnly)
+        launch.check_backbone(tiny.make_config(backbone=folder), DecodersOnly, False)
     assert str(caught.value) == f"backbone: method SEQ works with decoder models; {folder} is encoder-decoder"
 
 

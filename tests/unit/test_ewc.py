@@ -11,6 +11,7 @@ from tests import tiny
 from utils.dataloader import IGNORE, Batch
 from utils.fisher import Quadratic, diagonal_fisher
 from utils.fit import fit
+from utils.forward import answer_logits
 
 X = torch.tensor([0.0, 2.0, -1.0, 3.0])  # what a token id stands for
 
@@ -47,9 +48,13 @@ def test_fisher_of_logistic_regression():
     tiny.make_session(tiny.make_config())
     model, ys = Logistic(), [1, 0, 0]
     named = dict(model.named_parameters())
-    one_by_one = diagonal_fisher(model, named, lambda i: toy_batch([i + 1], [ys[i]]), 3)
+
+    def outputs(batch):
+        return answer_logits(model, batch)
+
+    one_by_one = diagonal_fisher(outputs, named, lambda i: toy_batch([i + 1], [ys[i]]), 3)
     assert one_by_one["theta"].item() == pytest.approx((4 + 1 + 9) / 4 / 3)  # the mean of x^2 / 4, whatever the labels
-    together = diagonal_fisher(model, named, lambda i: toy_batch([1, 2, 3], ys), 1, per_token=True)
+    together = diagonal_fisher(outputs, named, lambda i: toy_batch([1, 2, 3], ys), 1, per_token=True)
     mean = (0.5 * 2 - 0.5 * -1 - 0.5 * 3) / 3
     assert together["theta"].item() == pytest.approx(3 * mean**2 / 3)  # B (gradient of the mean)^2 / N
 

@@ -34,8 +34,11 @@ def prepared(name, options=None, epochs=1, **own):
 
 
 def reference(method, task, rows, size=100):
+    def outputs(batch):
+        return method.outputs(method.model, batch, task.index)
+
     with eval_mode(method.model):
-        return shared_gradient(method.model, method.learning(task), rows, size, lambda x: method.collated(x, task))
+        return shared_gradient(outputs, method.learning(task), rows, size, lambda x: method.collated(x, task))
 
 
 def test_projections_by_hand():

@@ -14,11 +14,11 @@ from models.L2KD import L2KD
 from models.LAMOL import LAMOL
 from models.SEQ import SEQ
 from tests import tiny
-from utils.backbone import answer_logits
 from utils.copies import borrowed
 from utils.dataloader import collate, micro_batches
 from utils.dataset import Example, Stream
 from utils.fit import fit
+from utils.forward import answer_logits
 from utils.pseudo import make_room, parse, sample_texts, top_up
 
 GEN_KINDS = {

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 
 from models import LAMOL as lamol_module
 from tests import tiny
-from utils.backbone import answer_logits
 from utils.copies import snapshot
 from utils.dataloader import Encoded, collate
 from utils.dataset import Example
 from utils.fit import fit
+from utils.forward import answer_logits
 from utils.losses import answer_loss
 from utils.virtual import NewRows
 

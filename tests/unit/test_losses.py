@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests import tiny
-from utils.backbone import answer_logits
 from utils.dataloader import IGNORE, Encoder, collate
+from utils.forward import answer_logits
 from utils.losses import answer_loss, distillation
 
 

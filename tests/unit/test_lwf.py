@@ -7,10 +7,10 @@ import torch
 
 from models.LwF import only
 from tests import tiny
-from utils.backbone import answer_logits
 from utils.dataloader import IGNORE
 from utils.dataset import Example
 from utils.fit import fit
+from utils.forward import answer_logits
 from utils.losses import distillation
 
 

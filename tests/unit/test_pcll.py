@@ -10,10 +10,10 @@ import torch
 from models import PCLL as pcll_module
 from models.PCLL import PCLL
 from tests import tiny
-from utils.backbone import answer_logits
 from utils.dataloader import collate, micro_batches
 from utils.dataset import Example
 from utils.fit import fit
+from utils.forward import answer_logits
 from utils.latent import Gaussian, cyclic, gaussian_kl, shifted
 
 SMALL = {"PCLL_latent_size": 8}

@@ -14,13 +14,13 @@ from models.SLAO import merge, orthonormal
 from tests import tiny
 from tests.unit.test_adapters import KINDS, PROMPTS, loaded_elsewhere
 from utils import adapters
-from utils.backbone import forward
 from utils.config import NoOptions
 from utils.dataloader import Encoded, collate
 from utils.dataset import Example
 from utils.factory import load_method
 from utils.files import read_jsonl
 from utils.fit import fit
+from utils.forward import forward
 from utils.generation import generate
 
 LORA = {"PEFT_type": "LoRA", "PEFT_lora_dropout": 0.0}

@@ -5,9 +5,9 @@ import torch
 
 from models.ProgPrompt import ProgPrompt
 from tests import tiny
-from utils.backbone import answer_logits
 from utils.dataloader import collate
 from utils.fit import fit
+from utils.forward import answer_logits
 from utils.generation import verify
 
 FAMILIES = ["neox", "gpt2", "t5"]

@@ -1,0 +1,144 @@
+"""Classes of a stream, and heads that tell them from hidden states: one head per task.
+
+Shapes: B rows, K places of a row, D hidden size, C classes of the heads that are asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from utils.adapters import innermost
+from utils.config import Config
+from utils.dataset import Stream
+from utils.errors import UserError
+from utils.scoring import normalise
+from utils.seed import seed_torch
+
+MASKED = -1e4  # logit of a class that is out of the question; finite, so that differences and divergences stay numbers
+
+
+class Classes:
+    """The classes of a stream, numbered in the order of the tasks that bring them.
+
+    Args:
+        stream: With class ids (sentence-level) or tags (word-level).
+
+    Raises:
+        UserError: the stream does not say which classes its tasks bring.
+    """
+
+    def __init__(self, stream: Stream):
+        self.stream, self.sizes = stream, stream.config.get("CUR_NUM_CLASS")
+        if not self.sizes or len(self.sizes) != len(stream.tasks):
+            raise UserError(f"classifier: stream {stream.name} does not state CUR_NUM_CLASS, its tasks' classes")
+        self.ends = [sum(self.sizes[: k + 1]) for k in range(len(self.sizes))]
+        self.starts = [0, *self.ends[:-1]]
+        if not stream.is_word_level:
+            self._check_labels()
+        different = len({normalise(name) for name in self.names})
+        if different != self.ends[-1]:
+            raise UserError(f"classifier: {self.ends[-1]} classes of {stream.name} have {different} different names")
+
+    @cached_property
+    def names(self) -> list[str]:
+        """What the answer is called, by class: a target of the stream, or a tag."""
+        if self.stream.is_word_level:
+            return self.stream.config.get("idx2label", [])
+        named = {e.label: e.target.strip() for task in self.stream.tasks for s in (task.test, task.train) for e in s}
+        return [named.get(label, f"class {label}") for label in range(self.ends[-1])]
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Inverse of `names`."""
+        return {name: label for label, name in enumerate(self.names)}
+
+    def _check_labels(self) -> None:
+        for k, task in enumerate(self.stream.tasks):
+            own = range(self.starts[k], self.ends[k])
+            for example in (*task.train, *task.dev, *task.test):
+                if example.label not in own:
+                    raise UserError(
+                        f"classifier: task {k} of {self.stream.name} has the classes {own[0]} to {own[-1]} "
+                        f"(CUR_NUM_CLASS), but an example of class {example.label}: {example.input[:40]!r}"
+                    )
+
+
+class CosineLinear(nn.Module):
+    """scale cos(x, w_c) for each class c; no bias (Gidaris and Komodakis, CVPR 2018).
+
+    Args:
+        width: D.
+        classes: C.
+        scale: Logits are at most this; 1 as in "Learn or Recall?" (Zheng et al., ACL 2024).
+    """
+
+    def __init__(self, width: int, classes: int, scale: float = 1.0):
+        super().__init__()
+        self.scale = scale
+        self.weight = nn.Parameter(torch.empty(classes, width).uniform_(-(width**-0.5), width**-0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) to (..., C)."""
+        return self.scale * F.linear(F.normalize(x, dim=-1), F.normalize(self.weight, dim=-1))
+
+
+def make_heads(config: Config, stream: Stream, model: nn.Module) -> Heads:
+    """Heads with their first weights, for states of this model."""
+    width, is_task_known = innermost(model).config.hidden_size, config.il_mode == "TIL"
+    heads = Heads(config.classifier, width, Classes(stream), is_task_known, config.classifier_scale, config.seed)
+    return heads.to(model.device)
+
+
+class Heads(nn.ModuleList):
+    """One head per task; all are there from the start.
+
+    Args:
+        kind: "Linear" or "CosineLinear".
+        width: D.
+        classes: Of the stream.
+        is_task_known: Only the classes of a row's own task are in question (TIL).
+        scale: Of cosine heads.
+        seed: For their first weights.
+    """
+
+    def __init__(self, kind: str, width: int, classes: Classes, is_task_known: bool, scale: float, seed: int):
+        def make(size: int) -> nn.Module:
+            return nn.Linear(width, size) if kind == "Linear" else CosineLinear(width, size, scale)
+
+        seed_torch(seed, "heads")
+        super().__init__([make(size) for size in classes.sizes])
+        self.classes, self.is_task_known = classes, is_task_known
+
+    def forward(self, states: Tensor, count: int, tasks: Sequence[int]) -> Tensor:
+        """Logits (B, K, C) float32 of the classes of the first `count` tasks.
+
+        Args:
+            states: (B, K, D).
+            count: How many heads are asked.
+            tasks: The task of each row; where it is known, classes of other tasks are at MASKED.
+        """
+        logits = torch.cat([head(states.to(head.weight.dtype)).float() for head in list(self)[:count]], dim=-1)
+        return self._of_tasks(logits, tasks) if self.is_task_known else logits
+
+    def _of_tasks(self, logits: Tensor, tasks: Sequence[int]) -> Tensor:
+        ids = torch.arange(logits.shape[-1], device=logits.device)
+        bounds = [[table[task] for task in tasks] for table in (self.classes.starts, self.classes.ends)]
+        first, end = torch.tensor(bounds, device=logits.device)[..., None]
+        return logits.masked_fill(~((ids >= first) & (ids < end))[:, None], MASKED)
+
+    def known(self, labels: Tensor, count: int) -> Tensor:
+        """Labels (B, K) in which classes of later tasks are 0: of words, the tag O."""
+        return labels.where(labels < self.classes.ends[count - 1], 0)
+
+    @torch.no_grad()
+    def set_prototypes(self, index: int, means: Tensor) -> None:
+        """Let the weights of a head be vectors of its classes, (C, D), without a bias."""
+        head = self[index]
+        head.weight.copy_(means)
+        if isinstance(head, nn.Linear):
+            head.bias.zero_()
