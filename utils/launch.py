@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
 
 from models.Base import Method
-from utils import freeze, report
+from utils import freeze, probing, report
 from utils.backbone import find_source, kind, load_backbone
 from utils.classifier import Classes
 from utils.config import Config
@@ -43,6 +43,7 @@ def launch(options: Resolved, folder: Path | None) -> dict[str, Any]:
     method_class = load_method(config.method)
     stream = read_stream(config)
     problems = [*check_capability(config, method_class), *check_stream(config, stream)]
+    problems += probing.refuse(config, stream)
     problems += method_class.refuse(config, options.method_options, stream)
     if problems:
         raise ConfigError(problems)

@@ -19,6 +19,7 @@ from utils.errors import UserError
 from utils.evaluation import Cell, evaluate
 from utils.files import read_jsonl, write_json
 from utils.fit import OptimizerState, fit
+from utils.probing import probe
 from utils.processes import agree
 from utils.seed import seed_torch
 from utils.session import Progress, Session
@@ -43,6 +44,7 @@ class Trainer:
         done = self._restore()
         if done is None and (config.is_evaluate_init or config.is_evaluate_only):
             self._evaluate_row("base", tasks)
+            self._probe("base", 0)
         if done is None:
             self._evaluate_locality("base", tasks)
         if not config.is_evaluate_only:
@@ -63,6 +65,7 @@ class Trainer:
         last = len(self.stream.tasks) if self.config.evaluate_unseen else task.index + 1
         self._evaluate_row(f"after_{task.index}", range(last), learned=task.index)
         self._evaluate_locality(f"after_{task.index}", range(last))
+        self._probe(f"after_{task.index}", task.index + 1)
         self.session.encoder.forget()  # the next task has other texts; memory must not grow with the stream
         self._report(plots=False)
 
@@ -140,6 +143,13 @@ class Trainer:
         pairs = zip(examples, own, strict=True)
         examples = [replace(example, target=row["prediction"]) for example, row in pairs]
         self._evaluate_cell(moment, index, name, examples, "exact_match")
+
+    def _probe(self, moment: str, seen: int) -> None:
+        """What could new heads answer, under the weights that answer? See utils/probing.py."""
+        if self.config.is_probing:
+            with borrowed(self.method.named(), self.method.versions()[""] or {}):
+                probe(self.method, self.session, self.folder, moment, seen)
+            self.cost.evaluate(None, 0)
 
     def _cell(
         self, moment: str, index: int, name: str, examples: Sequence[Example], metric: str, in_full: bool = False
