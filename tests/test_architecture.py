@@ -29,7 +29,8 @@ LAYERS = [
     ["models.METHOD", "utils.evaluation", "utils.probing"],
     ["utils.trainer"],
     ["utils.launch"],
-    ["main_CL", "utils.pretrain", "utils.sweep"],
+    ["main_CL", "utils.pretrain", "utils.sweep", "utils.diagnosis"],
+    ["utils.diagnose"],
 ]  # fmt: skip
 FAMILIES = {  # methods that extend another one
     "LAMOL_KD": "LAMOL", "L2KD": "LAMOL", "LFPT5": "LAMOL_KD", "PCLL": "LAMOL_KD", "AdapterCL": "PEFT",

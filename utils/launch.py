@@ -51,7 +51,7 @@ def launch(options: Resolved, folder: Path | None) -> dict[str, Any]:
     quieten()
     check_backbone(config, method_class, stream.is_word_level)
     accelerator = make_accelerator(config)
-    method = _build_method(options, method_class, stream, accelerator)
+    method = build_method(options, method_class, stream, accelerator)
     folder = _open_folder(options, stream, accelerator, folder)
     log = RunLog(folder, config, accelerator.is_main_process)
     try:
@@ -80,7 +80,7 @@ def read_stream(config: Config) -> Stream:
     return jsonl.read_tasks([Path(name) for name in config.dataset_files], jsonl.Options(), seed=1)
 
 
-def _build_method(options: Resolved, method_class: type[Method], stream: Stream, accelerator: Accelerator) -> Method:
+def build_method(options: Resolved, method_class: type[Method], stream: Stream, accelerator: Accelerator) -> Method:
     """The method around its backbone, ready to train."""
     config = options.config
     backbone = load_backbone(config)
