@@ -93,13 +93,18 @@ def curves(results: dict[str, Any], path: Path) -> None:
     _save(figure, path)
 
 
-def probing_curves(results: dict[str, Any], path: Path) -> None:
-    """Draw observed and probing accuracy at every moment: left the mean over the tasks seen so far, right task 0."""
+def probing_curves(results: dict[str, Any], lines: dict[str, dict[str, Any]], path: Path) -> None:
+    """Draw observed and probing accuracy at every moment: left the mean over the tasks seen so far, right task 0.
+
+    Args:
+        results: Those of a run.
+        lines: By title, what is drawn: "base" and "R", as in the results.
+        path: Where the picture goes.
+    """
     from matplotlib.figure import Figure
 
     names = ["before training", *(f"after {shorten(name, 14)}" for name in results["task_names"])]
-    figure = Figure(figsize=(max(9.0, 5 + 0.8 * len(names)), 4.6), layout="constrained")
-    lines = {"observed": results, **results["probing"]}
+    figure = Figure(figsize=(max(9.0, 5 + 0.5 * len(names)), 4.6), layout="constrained")
     for axes, title, tasks in zip(figure.subplots(1, 2, sharey=True), ("seen tasks", "task 0"), (None, 1), strict=True):
         for (name, matrix), colour in zip(lines.items(), [INK, *_colours(len(lines) - 1)], strict=True):
             rows = np.array([matrix["base"], *matrix["R"]], float)

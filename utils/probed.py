@@ -51,6 +51,11 @@ def read(run: Path, tasks: int) -> dict[str, dict[str, Any]]:
     return {name: {"base": base[name], "R": [row[name] for row in after]} for name in PROBES}
 
 
+def matrices(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What is observed and what each probe says, by title; each with "base" and "R"."""
+    return {"observed": results, **{PROBES[name]: matrix for name, matrix in results["probing"].items()}}
+
+
 def last_mean(results: dict[str, Any]) -> float | None:
     """Accuracy of the linear probe after the last task, mean over all tasks; None if there is none."""
     matrix = results.get("probing", {}).get("LinearProb")
@@ -81,9 +86,8 @@ def table(results: dict[str, Any], names: list[str], last_only: bool) -> str:
 def _block(results: dict[str, Any], names: list[str], i: int) -> list[list[str]]:
     """Rows of the moment after task i, -1 being before training."""
     title = f"after {names[i]}" if i >= 0 else "before training"
-    matrices = {"observed": results, **{PROBES[name]: matrix for name, matrix in results["probing"].items()}}
     lines = []
-    for number, (who, matrix) in enumerate(matrices.items()):
+    for number, (who, matrix) in enumerate(matrices(results).items()):
         scores = matrix["R"][i] if i >= 0 else matrix["base"]
         means = [percent(average(scores[: i + 1])), percent(average(scores))]
         lines.append(["" if number else title, who, *map(percent, scores), *means])

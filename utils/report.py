@@ -53,7 +53,7 @@ def write(run: Path, plots: bool = True) -> dict[str, Any]:
         heat_map(results, run / "R.png")
         curves(results, run / "accuracy.png")
         if results.get("probing"):
-            probing_curves(results, run / "probing.png")
+            probing_curves(results, probed.matrices(results), run / "probing.png")
     return results
 
 

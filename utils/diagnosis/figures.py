@@ -16,14 +16,13 @@ def recovery(rows: Rows, title: str, path: Path) -> None:
     """Scores over the optimizer steps of the run."""
     figure, (axes,) = _figure(7.5, 4.4, 1)
     steps = [row["step"] for row in rows]
-    lines = {
-        "task_0_recovered": "task 0, recovered",
-        "task_0": "task 0, observed",
-        "learned_task": "task being learned",
-    }
-    for (name, label), colour in zip(lines.items(), ("#2a78b5", "#d1495b", MUTED), strict=True):
-        style = "--" if name == "learned_task" else "-"
-        axes.plot(steps, [100 * row[name] for row in rows], f"o{style}", ms=4, color=colour, label=label)
+    for name, label, colour in (("task_0_recovered", "recovered", "#2a78b5"), ("task_0", "observed", "#d1495b")):
+        axes.plot(steps, [100 * row[name] for row in rows], "o-", ms=4, color=colour, label=f"task 0, {label}")
+    later = sorted({row["task"] for row in rows} - {0})
+    for task in later:  # a line of its own for each
+        own = [(row["step"], 100 * row["learned_task"]) for row in rows if row["task"] == task]
+        label = "task being learned" if task == later[0] else None
+        axes.plot(*zip(*own, strict=True), "o--", ms=4, color=MUTED, label=label)
     for row in rows:
         if "epoch" not in row["checkpoint"]:
             axes.axvline(row["step"], color="#dddddd", zorder=0)
