@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from tests.e2e.test_cli import run, small, streams  # noqa: F401 (fixtures)
+from tests.tiny import class_stream
 from utils import diagnose
 from utils.checkpoint import Place
+from utils.dataset import save_stream
 from utils.diagnosis import angles, recovery, shift, surface
 from utils.diagnosis.opened import open_run
 from utils.errors import UserError
@@ -209,9 +211,9 @@ def test_mistakes_are_told_in_one_line(kept, tmp_path, capsys):
 
 def test_methods_that_answer_with_more_than_the_model_are_refused(kept, tmp_path, capsys):
     copy = shutil.copytree(kept, tmp_path / "copy")
-    (copy / "config.yaml").write_text(
-        (kept / "config.yaml").read_text(encoding="utf-8").replace("method: SEQ", "method: ICL"), encoding="utf-8"
-    )
+    lines = (kept / "config.yaml").read_text(encoding="utf-8").replace("method: SEQ", "method: ICL").splitlines()
+    others = [line for line in lines if not line.startswith("SEQ_")]
+    (copy / "config.yaml").write_text("\n".join(others), encoding="utf-8")
     assert "method ICL cannot be combined with recovery (nothing is trained)" in problem(["shift", copy], capsys)
 
 
@@ -222,3 +224,15 @@ def test_wrong_options_are_told_by_the_command_line(words):
     with pytest.raises(SystemExit) as error:
         diagnose.main(words)
     assert error.value.code == 2
+
+
+def test_heads_are_diagnosed_too(small, tmp_path):  # noqa: F811
+    options = "--dataset classes --il_mode CIL --classifier Linear --save_llm_ckpt true --save_llm_ckpt_step_interval 3"
+    streams = save_stream(class_stream(), tmp_path / "streams").parent  # noqa: F811
+    folder = run([*small, *options.split(), "--dataset_path", str(streams)], tmp_path / "runs")
+    for what in SHORT:
+        assert diagnose.main([what, str(folder), *SHORT[what]]) == 0
+    results = read_json(folder / "results.json")["R"]
+    assert [
+        float(row["task_0"]) for row in rows(folder / "diagnosis", "recovery") if "epoch" not in row["checkpoint"]
+    ] == [row[0] for row in results]

@@ -175,6 +175,14 @@ def test_a_run_is_probed_at_every_moment(il_mode, tmp_path):
     assert before["moment"] == "base" and "LinearProb_Acc_Task_Seen" not in before
 
 
+@pytest.mark.parametrize("il_mode", ["CIL", "TIL"])
+def test_a_run_with_heads_is_probed_too(il_mode, tmp_path):
+    made = tiny.run(
+        tmp_path, tiny.make_config(il_mode=il_mode, classifier="Linear", is_probing=True), tiny.class_stream()
+    )
+    assert all(None not in row for row in made.results["probing"]["LinearProb"]["R"])
+
+
 def test_probing_leaves_no_trace_in_training(tmp_path):
     options = {"il_mode": "CIL", "backbone": tiny.backbone_folder(dropout=0.1), "is_replay": True}
     plain = tiny.run(tmp_path / "plain", tiny.make_config(Replay_buffer_ratio=0.5, **options))
