@@ -33,6 +33,7 @@ class AdapterCL(PEFT):
         "is_replay": "an adapter would learn other tasks' questions, and no longer be told by them",
         "keep_optimizer_state": "each task has parameters of its own",
         "recovery": "it trains the newest adapter, which does not answer task 0",
+        "is_probing": "it looks at the newest adapter, which need not answer",
     }
 
     @classmethod

@@ -44,7 +44,9 @@ class LFPT5(LAMOL_KD):
         LAMOL_KD_distill_weight: Float = Field(0.05, ge=0, lt=1, description="k, weight of the distillation.")
         LAMOL_KD_temperature: Float = Field(1.0, gt=0, description="tau, temperature of the distillation.")
 
-    excludes: ClassVar = LAMOL_KD.excludes | {"freeze_parts": NO_MODEL, "PEFT_type": NO_MODEL, "recovery": NO_MODEL}
+    excludes: ClassVar = LAMOL_KD.excludes | dict.fromkeys(
+        ("freeze_parts", "PEFT_type", "recovery", "is_probing"), NO_MODEL
+    )
     state = (*LAMOL_KD.state, "answers")
 
     def setup(self) -> None:

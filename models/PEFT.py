@@ -69,6 +69,10 @@ class PEFT(Method):
                 config.recovery and way in ("task_id", "route"),
                 f"recovery: trains the newest adapter, which does not answer task 0 with PEFT_inference {way}",
             ),
+            (
+                config.is_probing and way in ("task_id", "route"),
+                f"is_probing: looks at the newest adapter, which need not answer with PEFT_inference {way}",
+            ),
         ]
         return [problem for found, problem in rules if found]
 

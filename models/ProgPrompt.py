@@ -46,6 +46,7 @@ class ProgPrompt(Method):
         "PEFT_type": NO_MODEL,
         "keep_optimizer_state": "each task learns a prompt of its own",
         "recovery": NO_MODEL,
+        "is_probing": NO_MODEL,
     }
     state = ("count", "is_open")
 

@@ -187,7 +187,7 @@ def compare(expected: Path, got: Path) -> list[str]:
     ]
     differences += [] if memories[0] == memories[1] else ["memory"]
     results = [read_json(folder / "results.json") for folder in (expected, got)]
-    facts = ("base", "R", "R_train", "summary", "recovery")
+    facts = ("base", "R", "R_train", "summary", "recovery", "probing")
     differences += [name for name in facts if results[0].get(name) != results[1].get(name)]
     differences += [f"left over: {path.relative_to(got)}" for path in got.rglob(".*")]
     return differences + compare_files(expected / "predictions", got / "predictions")

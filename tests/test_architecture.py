@@ -14,10 +14,10 @@ ROOT = Path(__file__).parents[1]
 # A new module goes into the lowest layer that is above everything it needs.
 LAYERS = [
     ["utils", "utils.errors", "utils.seed", "utils.metric", "utils.plots", "utils.copies", "utils.processes",
-     "utils.tables", "utils.latent", "utils.family", "models"],
+     "utils.tables", "utils.latent", "utils.family", "utils.probes", "models"],
     ["utils.files", "utils.recipe", "utils.words", "utils.chat", "utils.freeze", "utils.scoring"],
     ["utils.config", "utils.dataset"],
-    ["utils.consistency"],
+    ["utils.consistency", "utils.probed"],
     ["utils.prompt", "utils.parse", "utils.results", "utils.compare", "utils.logger", "utils.trackers",
      "utils.optimizer", "utils.buffer", "utils.factory", "utils.adapters"],
     ["utils.preprocess", "utils.report", "utils.dataloader", "utils.classifier"],
@@ -26,10 +26,11 @@ LAYERS = [
     ["utils.generation", "utils.download_backbones", "utils.session", "utils.checkpoint", "utils.gradients"],
     ["models.Base", "utils.fisher", "utils.pseudo"],
     ["utils.fit", "utils.cost"],
-    ["models.METHOD", "utils.evaluation"],
+    ["models.METHOD", "utils.evaluation", "utils.probing"],
     ["utils.trainer"],
     ["utils.launch"],
-    ["main_CL", "utils.pretrain", "utils.sweep"],
+    ["main_CL", "utils.pretrain", "utils.sweep", "utils.diagnosis"],
+    ["utils.diagnose"],
 ]  # fmt: skip
 FAMILIES = {  # methods that extend another one
     "LAMOL_KD": "LAMOL", "L2KD": "LAMOL", "LFPT5": "LAMOL_KD", "PCLL": "LAMOL_KD", "AdapterCL": "PEFT",

@@ -236,6 +236,15 @@ class EvaluateOptions(Options):
         -1, ge=-1, description="Evaluate during a task, every n epochs; -1: only at its end."
     )
     is_evaluate_only: bool = Field(False, description="Evaluate the backbone on all tasks and stop.")
+    is_probing: bool = Field(
+        False, description="After each task fit probes on frozen features of all tasks: did head or backbone forget?"
+    )
+    probing_rows_per_class: Int | None = Field(
+        None, ge=1, description="Training examples of each class that probes are fitted on, drawn once; None: all."
+    )
+    save_features: bool = Field(
+        False, description="Keep the features that are probed: one file for each task and moment."
+    )
     recovery: bool = Field(
         False,
         description="At the end fine-tune a copy of the model on a part of task 0's training examples "

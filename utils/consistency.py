@@ -10,6 +10,14 @@ PEFT_KINDS = {
     "PEFT_num_": ("PromptTuning", "PrefixTuning"),
     "PEFT_prompt_": ("PromptTuning",),
 }
+# Options that do nothing unless another one is on, by the beginning of their names.
+SWITCHES = (
+    ("Replay_", "is_replay"),
+    ("recovery_", "recovery"),
+    ("wandb_", "is_wandb"),
+    ("probing_", "is_probing"),
+    ("save_features", "is_probing"),
+)
 
 
 def check(config: Config) -> list[str]:
@@ -17,7 +25,7 @@ def check(config: Config) -> list[str]:
     problems = [
         f"{name}: has no effect without {switch}; set {switch}: True"
         for name in Config.model_fields
-        for prefix, switch in (("Replay_", "is_replay"), ("recovery_", "recovery"), ("wandb_", "is_wandb"))
+        for prefix, switch in SWITCHES
         if name.startswith(prefix) and name != "wandb_name" and _changed(config, name) and not getattr(config, switch)
     ]
     if _changed(config, "Replay_buffer_ratio") and _changed(config, "Replay_buffer_size"):

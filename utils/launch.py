@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
 
 from models.Base import Method
-from utils import freeze, report
+from utils import freeze, probing, report
 from utils.backbone import find_source, kind, load_backbone
 from utils.classifier import Classes
 from utils.config import Config
@@ -43,6 +43,7 @@ def launch(options: Resolved, folder: Path | None) -> dict[str, Any]:
     method_class = load_method(config.method)
     stream = read_stream(config)
     problems = [*check_capability(config, method_class), *check_stream(config, stream)]
+    problems += probing.refuse(config, stream)
     problems += method_class.refuse(config, options.method_options, stream)
     if problems:
         raise ConfigError(problems)
@@ -50,7 +51,7 @@ def launch(options: Resolved, folder: Path | None) -> dict[str, Any]:
     quieten()
     check_backbone(config, method_class, stream.is_word_level)
     accelerator = make_accelerator(config)
-    method = _build_method(options, method_class, stream, accelerator)
+    method = build_method(options, method_class, stream, accelerator)
     folder = _open_folder(options, stream, accelerator, folder)
     log = RunLog(folder, config, accelerator.is_main_process)
     try:
@@ -79,7 +80,7 @@ def read_stream(config: Config) -> Stream:
     return jsonl.read_tasks([Path(name) for name in config.dataset_files], jsonl.Options(), seed=1)
 
 
-def _build_method(options: Resolved, method_class: type[Method], stream: Stream, accelerator: Accelerator) -> Method:
+def build_method(options: Resolved, method_class: type[Method], stream: Stream, accelerator: Accelerator) -> Method:
     """The method around its backbone, ready to train."""
     config = options.config
     backbone = load_backbone(config)

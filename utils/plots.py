@@ -93,6 +93,34 @@ def curves(results: dict[str, Any], path: Path) -> None:
     _save(figure, path)
 
 
+def probing_curves(results: dict[str, Any], lines: dict[str, dict[str, Any]], path: Path) -> None:
+    """Draw observed and probing accuracy at every moment: left the mean over the tasks seen so far, right task 0.
+
+    Args:
+        results: Those of a run.
+        lines: By title, what is drawn: "base" and "R", as in the results.
+        path: Where the picture goes.
+    """
+    from matplotlib.figure import Figure
+
+    names = ["before training", *(f"after {shorten(name, 14)}" for name in results["task_names"])]
+    figure = Figure(figsize=(max(9.0, 5 + 0.5 * len(names)), 4.6), layout="constrained")
+    for axes, title, tasks in zip(figure.subplots(1, 2, sharey=True), ("seen tasks", "task 0"), (None, 1), strict=True):
+        for (name, matrix), colour in zip(lines.items(), [INK, *_colours(len(lines) - 1)], strict=True):
+            rows = np.array([matrix["base"], *matrix["R"]], float)
+            shown = [np.mean(row[: tasks or max(i, 1)]) for i, row in enumerate(rows)]  # NaN if any is missing
+            axes.plot(100 * np.array(shown[1:] if tasks is None else shown), "o-", ms=4, color=colour, label=name)
+        ticks = names[1:] if tasks is None else names
+        axes.set(title=title, ylim=(0, 102), axisbelow=True)
+        axes.set_xticks(range(len(ticks)), ticks, rotation=30, ha="right", fontsize=9, parse_math=False)
+        axes.grid(axis="y", color="#e4e4e4")
+        axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9)
+    figure.axes[0].set_ylabel("accuracy, percent")
+    _title(axes, results, "the gap between observed and probing is what the head forgot")
+    _save(figure, path)
+
+
 def _curve(axes, scores: np.ndarray, learned: int, label: str, colour) -> None:
     """One task: a line through neighbouring moments, a faint one over moments that were not evaluated."""
     known = np.flatnonzero(~np.isnan(scores))

@@ -1,8 +1,8 @@
 """Tables and pictures of runs: `python -m utils.report RUN... [--out FOLDER]`.
 
-Everything is recomputed from the saved predictions. One run: results.json, results.md, R.png and
-accuracy.png are written into its folder and its matrix is printed. Several runs: the same for each, and one
-table with a row per method is printed; runs that differ only by seed share a row. FOLDER gets that table as
+Everything is recomputed from the saved predictions. One run: results.json, results.md, R.png, accuracy.png and, if
+it was probed, probing.png are written into its folder and its matrix is printed. Several runs: the same for each, and
+one table with a row per method is printed; runs that differ only by seed share a row. FOLDER gets that table as
 compare.md and compare.json. JSON files hold scores in [0, 1]; percent appears only in tables and pictures.
 """
 
@@ -13,11 +13,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from utils import probed
 from utils.compare import compare_text
 from utils.errors import UserError
 from utils.files import write_json, write_text
 from utils.metric import METRICS
-from utils.plots import curves, heat_map, shorten
+from utils.plots import curves, heat_map, probing_curves, shorten
 from utils.results import build, group
 from utils.tables import MISSING, headline, mark, markdown, mean, percent, words
 
@@ -51,6 +52,8 @@ def write(run: Path, plots: bool = True) -> dict[str, Any]:
     if plots:
         heat_map(results, run / "R.png")
         curves(results, run / "accuracy.png")
+        if results.get("probing"):
+            probing_curves(results, probed.matrices(results), run / "probing.png")
     return results
 
 
@@ -67,6 +70,8 @@ def table(results: dict[str, Any]) -> str:
     parts.append(markdown([["metric", "percent"], *rows]) if rows else "No metric is defined yet.")
     if results["recovery"]:
         parts.append(_recovery_text(results["recovery"]))
+    if results.get("probing"):
+        parts += [probed.NOTE, probed.table(results, _titles(results), last_only=True)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -83,11 +88,14 @@ def page(results: dict[str, Any], plots: bool = True) -> str:
         "their variants are differences, signed so that positive transfer is a gain and positive forgetting "
         "a loss, also where a lower score is better.",
     ]
+    if results.get("probing"):
+        parts += ["## Probing", probed.table(results, _titles(results), last_only=False)]
     if results["cost"]:
         cost = [[words(name), _cost_text(value)] for name, value in results["cost"].items()]
         parts += ["## Cost", markdown([["", "value (a list: per task)"], *cost])]
     if plots:
         parts += ["![Results matrix](R.png)", "![Score of each task over time](accuracy.png)"]
+        parts += ["![Observed and probing accuracy](probing.png)"] if results.get("probing") else []
     return "\n\n".join(parts) + "\n"
 
 
@@ -137,6 +145,10 @@ def _matrix(results: dict[str, Any], key: str) -> str:
     if chance is not None:
         rows.append(["chance", *map(percent, chance), percent(mean(chance, higher))])
     return markdown(rows)
+
+
+def _titles(results: dict[str, Any]) -> list[str]:
+    return [shorten(name, 16 if len(results["task_names"]) <= 6 else 9) for name in results["task_names"]]
 
 
 def _versions(results: dict[str, Any]) -> str:

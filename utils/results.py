@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from utils import probed
 from utils.config import RunOptions, TrackerOptions
 from utils.errors import UserError
 from utils.files import read_json, read_jsonl
@@ -51,7 +52,7 @@ def build(run: Path) -> dict[str, Any]:
         for name in cells.versions()
     }
     higher = [find(metric).higher_is_better for metric in facts["metrics"]]
-    recovered = cells.score("recovery", 0)
+    recovered, probing = cells.score("recovery", 0), probed.read(run, len(tasks))
     return {
         **{key: facts[key] for key in FACTS},
         "higher_is_better": higher,
@@ -60,6 +61,7 @@ def build(run: Path) -> dict[str, Any]:
         "R": _nullable(R),
         **{name: _nullable(matrix) for name, matrix in extra.items() if not np.isnan(matrix).all()},
         "versions": versions,
+        **({"probing": probing} if probing else {}),
         "summary": summary(R, base, higher),
         "recovery": None if np.isnan(recovered) else _recovery(R, recovered, higher[0]),
         "cost": read_json(run / "cost.json") if (run / "cost.json").exists() else None,
@@ -87,7 +89,7 @@ def group(runs: list[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]]:
 def _with_versions(results: dict[str, Any]) -> list[dict[str, Any]]:
     """The results, and those of each other version of the weights as if of a method of its own."""
     base, higher = np.array(results["base"], dtype=float), results["higher_is_better"]
-    nothing = {"versions": {}, "recovery": None, "cost": None}
+    nothing = {"versions": {}, "recovery": None, "probing": {}, "cost": None}
     return [results] + [
         results
         | nothing
@@ -240,6 +242,7 @@ def _columns(results: dict[str, Any]) -> dict[str, float | None]:
         **{name: results["summary"][name] for name in SUMMARISED},
         "recovery": recovery["after"] if recovery else None,
         **{name: _last_mean(results, name) for name in EXTRA},
+        "probing": probed.last_mean(results),
         **_cost_columns(results["cost"] or {}, len(final)),
     }
 

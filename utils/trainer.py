@@ -19,6 +19,7 @@ from utils.errors import UserError
 from utils.evaluation import Cell, evaluate
 from utils.files import read_jsonl, write_json
 from utils.fit import OptimizerState, fit
+from utils.probing import probe
 from utils.processes import agree
 from utils.seed import seed_torch
 from utils.session import Progress, Session
@@ -43,11 +44,12 @@ class Trainer:
         done = self._restore()
         if done is None and (config.is_evaluate_init or config.is_evaluate_only):
             self._evaluate_row("base", tasks)
+            self._probe("base", 0)
         if done is None:
             self._evaluate_locality("base", tasks)
         if not config.is_evaluate_only:
             for index in tasks:
-                self._one_task(self._task(index), done)
+                self._one_task(task_of(self.method, index), done)
             if config.recovery and not (self.folder / "predictions" / "recovery" / "task_0.jsonl").exists():
                 self._recover()
         return self._report(plots=True)
@@ -63,6 +65,7 @@ class Trainer:
         last = len(self.stream.tasks) if self.config.evaluate_unseen else task.index + 1
         self._evaluate_row(f"after_{task.index}", range(last), learned=task.index)
         self._evaluate_locality(f"after_{task.index}", range(last))
+        self._probe(f"after_{task.index}", task.index + 1)
         self.session.encoder.forget()  # the next task has other texts; memory must not grow with the stream
         self._report(plots=False)
 
@@ -141,14 +144,21 @@ class Trainer:
         examples = [replace(example, target=row["prediction"]) for example, row in pairs]
         self._evaluate_cell(moment, index, name, examples, "exact_match")
 
+    def _probe(self, moment: str, seen: int) -> None:
+        """What could new heads answer, under the weights that answer? See utils/probing.py."""
+        if self.config.is_probing:
+            with borrowed(self.method.named(), self.method.versions()[""] or {}):
+                probe(self.method, self.session, self.folder, moment, seen)
+            self.cost.evaluate(None, 0)
+
     def _cell(
         self, moment: str, index: int, name: str, examples: Sequence[Example], metric: str, in_full: bool = False
     ) -> Cell:
-        task, file = self._task(index), self.folder / "predictions" / moment / f"{name}.jsonl"
+        task, file = task_of(self.method, index), self.folder / "predictions" / moment / f"{name}.jsonl"
         return Cell(file, index, examples, metric, task.max_length, task.max_new_tokens, in_full)
 
     def _evaluate_cell(self, moment: str, index: int, name: str, examples: Sequence[Example], metric: str) -> float:
-        task, cell = self._task(index), self._cell(moment, index, name, examples, metric)
+        task, cell = task_of(self.method, index), self._cell(moment, index, name, examples, metric)
         result = evaluate(self.method, self.session, cell)
         chance = self.stream.chance(index)
         against = "" if chance is None else f" (chance {100 * chance:.1f})"
@@ -162,41 +172,10 @@ class Trainer:
         The final model learns again on a part of task 0's training examples, plainly; then task 0 is evaluated. The
         final model itself is in its checkpoint.
         """
-        lr = per_task(self.config.lr_list, self.config.lr, 0)
-        changes = {"freeze_parts": (), "is_replay": False, "lr": lr, "lr_list": None}
-        config = self.config.model_copy(update=changes)
         assign(self.method.named(), self.method.versions()[""] or {})
-        plain = Method(config, None, self.method.backbone, self.session.encoder, self.stream)
-        if self.method.classifier is not None:
-            plain.extra["heads"] = self.method.classifier
-        train = self.stream.tasks[0].train
-        part = train[: max(1, round(config.recovery_ratio * len(train)))]
-        first = self._task(0)
-        task = Task(
-            len(self.stream.tasks),
-            "recovery",
-            part,
-            config.recovery_epochs,
-            first.max_length,
-            first.max_new_tokens,
-        )
-        fit(plain, task, self.session)
+        relearn(self.method, self.session)
         # Not under the method's versions: these are other weights than the ones just trained.
         self.cost.evaluate(None, self._evaluate_task("recovery", 0))
-
-    def _task(self, index: int) -> Task:
-        config, data = self.config, self.stream.tasks[index]
-        first = index == 0 and config.training_epochs_first_task is not None
-        epochs = config.training_epochs_first_task if first else config.training_epochs
-        new = config.backbone_max_new_token if config.backbone_max_new_token > 0 else self.stream.max_new_tokens(index)
-        return Task(
-            index,
-            data.name,
-            data.train,
-            per_task(config.training_epochs_list, epochs, index),
-            self.method.max_length(index),
-            per_task(config.backbone_max_new_token_list, new, index),
-        )
 
     def _save(self, place: Place) -> None:
         """Write a checkpoint; only the main process does, all replicas being equal.
@@ -229,12 +208,7 @@ class Trainer:
         if not places:
             return None
         folder = self.folder / "checkpoints" / places[-1].name
-        state = checkpoint.load_state(folder)
-        if state["base"] != adapters.fingerprint(self.method.model):
-            raise UserError(f"backbone: not the one whose adapters are in {folder}; its weights have changed since")
-        checkpoint.load_weights(self.method.model, folder)
-        self.method.load_state_dict(state["method"])
-        self.method.extra.load_state_dict(state["extra"])
+        state = load(self.method, folder)
         assign(self.method.named(), state["working"])
         self.moments, self.cost.values = state["moments"], state["cost"]
         self.session.log.step = state["steps"]
@@ -251,6 +225,52 @@ class Trainer:
             write_json(self.folder / "cost.json", self.cost.values)
             return report.write(self.folder, plots=plots)
         return {}
+
+
+def task_of(method: Method, index: int) -> Task:
+    """A task of the stream, with what the options say about it."""
+    config, data = method.config, method.stream.tasks[index]
+    first = index == 0 and config.training_epochs_first_task is not None
+    epochs = config.training_epochs_first_task if first else config.training_epochs
+    new = config.backbone_max_new_token if config.backbone_max_new_token > 0 else method.stream.max_new_tokens(index)
+    return Task(
+        index,
+        data.name,
+        data.train,
+        per_task(config.training_epochs_list, epochs, index),
+        method.max_length(index),
+        per_task(config.backbone_max_new_token_list, new, index),
+    )
+
+
+def relearn(method: Method, session: Session) -> None:
+    """Train the model, as it stands, on a part of task 0's training examples: plainly, whatever the method."""
+    lr = per_task(method.config.lr_list, method.config.lr, 0)
+    changes = {"freeze_parts": (), "is_replay": False, "lr": lr, "lr_list": None}
+    config = method.config.model_copy(update=changes)
+    plain = Method(config, None, method.backbone, session.encoder, method.stream)
+    if method.classifier is not None:
+        plain.extra["heads"] = method.classifier
+    train = method.stream.tasks[0].train
+    part = train[: max(1, round(config.recovery_ratio * len(train)))]
+    number = len(method.stream.tasks)
+    task = replace(task_of(method, 0), index=number, name="recovery", train=part, epochs=config.recovery_epochs)
+    fit(plain, task, session)
+
+
+def load(method: Method, folder: Path) -> dict[str, Any]:
+    """Give a method the model and the state that are in a checkpoint; returns all of the state.
+
+    Raises:
+        UserError: the checkpoint is damaged, or its adapters belong to another model.
+    """
+    state = checkpoint.load_state(folder)
+    if state["base"] != adapters.fingerprint(method.model):
+        raise UserError(f"backbone: not the one whose adapters are in {folder}; its weights have changed since")
+    checkpoint.load_weights(method.model, folder)
+    method.load_state_dict(state["method"])
+    method.extra.load_state_dict(state["extra"])
+    return state
 
 
 def _divides(interval: int, count: int) -> bool:

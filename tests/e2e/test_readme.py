@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 
 from main_CL import load_options
+from tests.e2e.test_cli import SMALL, run
 from tests.readme import README, fill
+from tests.tiny import backbone_folder, micro_stream
+from utils import diagnose
+from utils.dataset import save_stream
 from utils.parse import resolve
 
 ROOT = README.parent
@@ -51,6 +55,23 @@ def test_options_of_other_programs_exist(command):
     done = subprocess.run([sys.executable, words[1], *extra, "--help"], cwd=ROOT, capture_output=True, text=True)
     for word in words[2:]:
         assert not word.startswith("--") or word in done.stdout, (word, done.stderr)
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """The folder of a small run whose checkpoints were kept."""
+    streams = save_stream(micro_stream(), tmp_path_factory.mktemp("streams")).parent
+    options = ["--dataset_path", str(streams), "--save_llm_ckpt", "true", "--save_llm_ckpt_step_interval", "2"]
+    return run([*SMALL, *options, "--backbone", backbone_folder()], tmp_path_factory.mktemp("kept"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [c for c in commands("") if "utils.diagnose" in c])
+def test_diagnosis_runs(command, kept, tmp_path, capsys):
+    words = shlex.split(command)
+    assert words[:3] == ["python", "-m", "utils.diagnose"] and words[4].startswith("experiments/")
+    assert diagnose.main([words[3], str(kept), *words[5:], "--out", str(tmp_path)]) == 0
+    assert (tmp_path / f"{words[3]}.png").is_file() and "SEQ on micro, seed 1" in capsys.readouterr().out
 
 
 @pytest.mark.slow

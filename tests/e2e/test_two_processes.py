@@ -39,6 +39,7 @@ VARIANTS = {
     "averages": "--method CLSER --Replay_buffer_size 7 --Replay_sampling_algorithm reservoir --Replay_update step",
     "merged": "--method TaskVector --is_replay false --TaskVector_merge magmax --TaskVector_grid [0.4]",
     "EWC": "--method EWC --EWC_lambda 100 --EWC_samples 7 --is_replay false",
+    "probing": "--il_mode CIL --is_probing --save_features --Replay_buffer_ratio 0.5",
     "LwF": "--method LwF --Replay_buffer_ratio 0.5",
     "AGEM": "--method AGEM --Replay_buffer_ratio 0.5 --AGEM_batch_size 5",
     "GEM": "--method GEM --Replay_buffer_ratio 0.3",
@@ -109,7 +110,7 @@ def check_losses(one: Path, two: Path) -> None:
 
 
 def check_scores(one: Path, two: Path, replicas: list[dict]) -> None:
-    names = ("base", "R", "R_train", "recovery", "summary")
+    names = ("base", "R", "R_train", "recovery", "summary", "probing")
     results = [read_json(folder / "results.json") for folder in (one, two)]
     assert [results[0].get(name) for name in names] == [results[1].get(name) for name in names]
     files = sorted(path.relative_to(two) for path in two.glob("predictions/*/*.jsonl"))

@@ -1,0 +1,133 @@
+"""Is it the backbone that forgets, or the head? (Zheng et al., "Learn or Recall?", ACL 2024)
+
+After each task, and before the first, the features of every task are extracted from the model as it stands - seen
+tasks and unseen ones - and probes (utils/probes.py) are fitted on training examples and asked about test examples.
+*Observed* accuracy is what the model answers; *probing* accuracy is what its features would still allow a new head
+to answer. Where the first falls and the second stays, the head has forgotten; where both fall, the backbone has.
+
+In CIL there is one probe over the classes of all tasks, in TIL one for each task over its own classes. What the probes
+answer goes to probing/<moment>/task_<j>.jsonl; a moment whose files are there is not probed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+from safetensors.numpy import save
+
+from models.Base import Method
+from utils.config import Config
+from utils.dataset import Example, Stream
+from utils.files import write_bytes, write_jsonl
+from utils.probed import PROBES, accuracies
+from utils.probes import Rows, fit_probes, stratified
+from utils.processes import gather, share
+from utils.seed import random_for
+from utils.session import Session
+
+Answers = dict[str, list[int]]  # by probe: a class for each test example
+
+
+def refuse(config: Config, stream: Stream) -> list[str]:
+    """Why `is_probing` can't be; empty if it can, or is not asked for."""
+    if not config.is_probing:
+        return []
+    if config.il_mode not in ("CIL", "TIL"):
+        return [f"is_probing: probes tell classes apart, so il_mode CIL or TIL is needed; got {config.il_mode}"]
+    if stream.is_word_level:
+        return [f"is_probing: {stream.name} is word-level, and features of single words can't be probed; leave it out"]
+    if any(example.label is None for task in stream.tasks for example in (*task.train, *task.test)):
+        return [f"is_probing: {stream.name} has examples without a class (label_idx_cil); leave it out"]
+    return []
+
+
+def probe(method: Method, session: Session, folder: Path, moment: str, seen: int) -> None:
+    """Extract, fit, ask and write down one moment.
+
+    Args:
+        method: Its model is probed as it stands.
+        session: Options, processes, log.
+        folder: The run's.
+        moment: Name of the moment.
+        seen: Tasks learned so far.
+    """
+    tasks = range(len(method.stream.tasks))
+    files = [folder / "probing" / moment / f"task_{j}.jsonl" for j in tasks]
+    if not all(file.exists() for file in files):
+        chosen = [_chosen(method.stream.tasks[j].train, j, session.config) for j in tasks]
+        train = [extract(method, chosen[j], j) for j in tasks]
+        test = [extract(method, method.stream.tasks[j].test, j) for j in tasks]
+        if session.accelerator.is_main_process:
+            if session.config.save_features:
+                _save(folder / "features" / moment, chosen, train, [task.test for task in method.stream.tasks], test)
+            labels = [[example.label for example in examples] for examples in chosen]
+            answers = ask(train, labels, test, session.config.il_mode == "CIL", session.accelerator.device)
+            for j, file in enumerate(files):
+                write_jsonl(file, _rows(method.stream.tasks[j].test, answers[j]))
+        session.accelerator.wait_for_everyone()
+    _announce(session, folder, moment, seen)
+
+
+def extract(method: Method, examples: Sequence[Example], task: int) -> Rows:
+    """(N, D) features of N examples of a task, on every process; each process does its share."""
+    lengths = method.encoder.lengths(examples)
+    order = sorted(range(len(examples)), key=lengths.__getitem__)  # rows of a batch are of similar length
+    mine = [examples[order[k]] for k in share(len(order))]
+    found = gather(list(method.features(mine, method.max_length(task))) if mine else [], len(order))
+    rows = np.empty((len(order), len(found[0])), np.float32)
+    rows[order] = found
+    return rows
+
+
+def ask(train: list[Rows], labels: list[list[int]], test: list[Rows], together: bool, device=None) -> list[Answers]:
+    """What the probes say about the test rows of each task.
+
+    Args:
+        train: (N, D) for each task.
+        labels: Classes of these rows.
+        test: (M, D) for each task.
+        together: One probe over the classes of all tasks; else one for each task.
+        device: Where probes are fitted.
+    """
+    if together:
+        probes = fit_probes(np.concatenate(train), [label for own in labels for label in own], device)
+        by_task = [probes] * len(test)
+    else:
+        by_task = [fit_probes(rows, own, device) for rows, own in zip(train, labels, strict=True)]
+    pairs = zip(by_task, test, strict=True)
+    return [{name: probe.predict(rows) for name, probe in probes.items()} for probes, rows in pairs]
+
+
+def _chosen(examples: Sequence[Example], task: int, config: Config) -> list[Example]:
+    """Those that probes are fitted on: the same at every moment."""
+    rng = random_for(config.seed, "probing", task)
+    places = stratified([example.label for example in examples], config.probing_rows_per_class, rng)
+    return [examples[place] for place in places]
+
+
+def _rows(examples: Sequence[Example], answers: Answers) -> list[dict[str, int]]:
+    return [
+        {"index": i, "label": example.label} | {name: answers[name][i] for name in PROBES}
+        for i, example in enumerate(examples)
+    ]
+
+
+def _save(folder: Path, chosen: list, train: list[Rows], asked: list, test: list[Rows]) -> None:
+    """One file for each task: train, train_labels, test, test_labels."""
+    for j in range(len(train)):
+        arrays = {"train": train[j], "test": test[j]}
+        for split, examples in (("train", chosen[j]), ("test", asked[j])):
+            arrays[f"{split}_labels"] = np.array([example.label for example in examples], np.int64)
+        write_bytes(folder / f"task_{j}.safetensors", save(arrays))
+
+
+def _announce(session: Session, folder: Path, moment: str, seen: int) -> None:
+    found = accuracies(folder, moment, len(list((folder / "probing" / moment).glob("task_*.jsonl"))))
+    means = {f"{name}_Acc_Task_All": fmean(scores) for name, scores in found.items()}
+    means |= {f"{name}_Acc_Task_Seen": fmean(scores[:seen]) for name, scores in found.items() if seen}
+    words = [f"{title} {100 * means[f'{name}_Acc_Task_All']:.1f}" for name, title in PROBES.items()]
+    session.log.info(f"{moment}: probing accuracy on all tasks: {', '.join(words)}")
+    session.log.event("probing", moment=moment, **means)
