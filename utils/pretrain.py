@@ -1,4 +1,5 @@
-"""Pretrain a small language model on biographies: the backbone that knows the persons task 0 asks about.
+"""Pretrain a small language model: on biographies, the backbone that knows the persons task 0 asks about, or on a
+stream's own texts.
 
     python utils/pretrain.py --preset demo --seed 1 --out dataset/biography_qa_backbone
     python utils/pretrain.py --stream topic3datasets_agnews_dbpedia_task4 --steps 2000 --out dataset/topics_backbone
@@ -198,7 +199,7 @@ class Pretraining:
     def _facts(self) -> dict[str, Any]:
         device, processes = str(self.accelerator.device), self.accelerator.num_processes
         return _told(self.job) | {
-            "biographies": len(self.chunks.rows),
+            "texts": len(self.chunks.rows),
             "tokens_per_epoch": self.chunks.tokens,
             "epochs": round(self.recipe.steps / self.chunks.steps, 2),
             "parameters": self.model.num_parameters(),
@@ -255,6 +256,8 @@ def parse(argv: list[str]) -> Job:
         parser.add_argument(f"--{option.name.replace('_', '-')}", type=kind, help=option.metadata["help"])
     given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
     names = {option.name for option in fields(Recipe)}
+    if "stream" in given and (unused := {"raw_dir", "persons"} & given.keys()):
+        raise UserError(f"--{min(unused).replace('_', '-')}: has no effect with --stream; it is about biographies")
     recipe = replace(RECIPES[given["preset"]], **{k: v for k, v in given.items() if k in names})
     return Job(recipe=recipe, **{k: v for k, v in given.items() if k not in names})
 
