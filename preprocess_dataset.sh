@@ -17,6 +17,7 @@ streams=(
     "concept_1k_task10 | concept_1k/dataset_2024_1_30_11_40.txt or concept_1k/dataset.txt | --dataset concept_1k --num-task 10"
     "topic3datasets_task5 | topic3datasets/yahoo/train.csv | --dataset topic3datasets"
     "topic3datasets_agnews_dbpedia_task4 | only | --dataset topic3datasets --sources agnews,dbpedia"
+    "topic3datasets_agnews_dbpedia_small_task4 | only | --dataset topic3datasets --sources agnews,dbpedia --num-sample-train-per-class 60 --num-sample-test-per-class 30 --name topic3datasets_agnews_dbpedia_small_task4"
     "clinc150_task15 | clinc150/data_full.json | --dataset clinc150"
     "clinc150_task15_numbertarget | only | --dataset clinc150 --variant numbertarget"
     "clinc150_task15_classidxplusone | only | --dataset clinc150 --variant classidxplusone"

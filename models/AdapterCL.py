@@ -21,8 +21,9 @@ class AdapterCL(PEFT):
     so that afterwards i* = argmin_i L_i(prompt) says whose text this is; adapter i* writes the answer. In TIL, where
     the task is known, nothing has to be found.
 
-    Deviations: the paper's residual bottleneck after each layer may be any adapter of `PEFT_type` here, and prompts
-    are routed in batches: one pass for each adapter, then decoding in groups.
+    Deviations: the paper's adapter is a residual bottleneck behind each layer, with a norm of its own in front; with
+    `PEFT_type: Bottleneck` it stands behind the layer's feed-forward part, without that norm, and any other kind will
+    do. Prompts are routed in batches: one pass for each adapter, then decoding in groups.
     """
 
     Options = NoOptions

@@ -18,6 +18,7 @@ from utils.config import Config, Float, Options
 from utils.copies import eval_mode
 from utils.dataloader import Batch, collate
 from utils.dataset import Stream
+from utils.errors import UserError
 from utils.forward import forward
 from utils.processes import share, sum_over_processes
 
@@ -64,6 +65,9 @@ class InfLoRA(PEFT):
 
     def setup(self) -> None:
         super().setup()
+        net = adapters.innermost(self.model)
+        if any(hasattr(part, "base_layer") for part in (net.get_input_embeddings(), net.get_output_embeddings())):
+            raise UserError("PEFT_lora_target_modules: InfLoRA is about inner layers; leave out embeddings and head")
         self.basis: dict[str, Tensor] = {}  # layer -> M
 
     def before_task(self, task: Task) -> None:

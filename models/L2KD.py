@@ -53,9 +53,8 @@ class L2KD(LAMOL):
     @classmethod
     def refuse(cls, config: Config, options: Options, stream: Stream) -> list[str]:
         problems = super().refuse(config, options, stream)
-        changed = options.L2KD_temperature != cls.Options.model_fields["L2KD_temperature"].default
-        if options.L2KD_variant == "seq" and changed:
-            problems.append("L2KD_temperature: has no effect with L2KD_variant seq, which distils no probabilities")
+        if options.L2KD_variant == "seq":
+            problems += cls.unused(options, ["L2KD_temperature"], "L2KD_variant seq, which distils no probabilities")
         return problems
 
     def setup(self) -> None:

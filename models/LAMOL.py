@@ -60,6 +60,7 @@ class LAMOL(Method):
     scenarios = frozenset({"CIT", "IIL", "CIL", "TIL"})
     excludes: ClassVar = {"is_replay": "pseudo-samples take the place of memory"}
     state = ("pseudo", "longest")
+    sampling: ClassVar[tuple[str, ...]] = ("LAMOL_topk", "LAMOL_top_up")  # options about pseudo-samples alone
 
     pseudo: Sequence[tuple[str, str, int]] = ()  # question, answer, task; of the task being learned
     longest = 0  # tokens of the longest text of an earlier task
@@ -78,7 +79,16 @@ class LAMOL(Method):
                 "PEFT_type: new tokens would not learn, the base stands still; set LAMOL_use_eos_as_gen_token: True, "
                 "LAMOL_use_ans_token: False and LAMOL_ans_split_token"
             )
+        if not options.LAMOL_gamma:
+            problems += cls.unused(options, cls.sampling, "LAMOL_gamma 0")
         return [*problems, *cls.refuse_stream(config, stream)]
+
+    @classmethod
+    def unused(cls, options: Options, names: Sequence[str], setting: str) -> list[str]:
+        """The options among these that were set although the setting leaves them without effect."""
+        defaults = cls.Options.model_fields
+        changed = [name for name in names if getattr(options, name) != defaults[name].default]
+        return [f"{name}: has no effect with {setting}" for name in changed]
 
     @classmethod
     def refuse_stream(cls, config: Config, stream: Stream) -> list[str]:

@@ -31,6 +31,7 @@ class LAMOL_KD(LAMOL):
         LAMOL_KD_temperature: Float = Field(2.0, gt=0, description="tau, temperature of the distillation.")
 
     state = (*LAMOL.state, "teacher")
+    sampling = (*LAMOL.sampling, "LAMOL_KD_distill_weight", "LAMOL_KD_temperature")
 
     def setup(self) -> None:
         super().setup()

@@ -48,6 +48,7 @@ class LFPT5(LAMOL_KD):
         ("freeze_parts", "PEFT_type", "recovery", "is_probing"), NO_MODEL
     )
     state = (*LAMOL_KD.state, "answers")
+    sampling = (*LAMOL_KD.sampling, "LFPT5_label_filter")
 
     def setup(self) -> None:
         tokenizer, old = self.backbone.tokenizer, len(self.backbone.tokenizer)

@@ -65,6 +65,7 @@ class PCLL(LAMOL_KD):
     backbones = frozenset({"decoder"})  # z is added to the tokens that are written, behind those that are read
     excludes: ClassVar = LAMOL_KD.excludes | {"PEFT_type": "its encoder is a whole copy of the backbone, and learns"}
     state = (*LAMOL_KD.state, "step", "steps")
+    sampling = ("LAMOL_topk", "LAMOL_top_up", "PCLL_KD_weight", "PCLL_KD_temperature")
     step, steps = 0, 1  # of the task
     draw = 0.0  # decides the noise of the step in progress
     by_task = True
@@ -74,12 +75,10 @@ class PCLL(LAMOL_KD):
         problems = cls.refuse_stream(config, stream)
         if options.LAMOL_gamma and not options.PCLL_weight_vae_loss and not options.PCLL_weight_gen_loss:
             problems.append("LAMOL_gamma: needs PCLL_weight_vae_loss or PCLL_weight_gen_loss, else nobody writes")
-        unused = () if options.PCLL_weight_vae_loss else LATENT
-        problems += [
-            f"{name}: has no effect with PCLL_weight_vae_loss 0"
-            for name in unused
-            if getattr(options, name) != cls.Options.model_fields[name].default
-        ]
+        if not options.PCLL_weight_vae_loss:
+            problems += cls.unused(options, LATENT, "PCLL_weight_vae_loss 0")
+        if not options.LAMOL_gamma:
+            problems += cls.unused(options, cls.sampling, "LAMOL_gamma 0")
         return problems
 
     def setup(self) -> None:

@@ -36,9 +36,10 @@ class PEFT(Method):
     """Train an adapter for each task, beside a base model that never changes.
 
     `PEFT_type` says of what kind (LoRA: Hu et al., ICLR 2022; prompts: Lester et al., EMNLP 2021; prefixes: Li and
-    Liang, ACL 2021; IA3: Liu et al., NeurIPS 2022). With one adapter for all tasks this is sequential fine-tuning of
-    the adapter (SeqLoRA), as is SEQ with `PEFT_type`. With one per task, an adapter is made when its task begins and
-    is never touched afterwards, so nothing can be forgotten; the question is which one answers:
+    Liang, ACL 2021; IA3: Liu et al., NeurIPS 2022; bottlenecks: Pfeiffer et al., EACL 2021). With one adapter for all
+    tasks this is sequential fine-tuning of the adapter (SeqLoRA), as is SEQ with `PEFT_type`. With one per task, an
+    adapter is made when its task begins and is never touched afterwards, so nothing can be forgotten; the question is
+    which one answers:
 
         newest    the last task's
         sum       all together, y = W x + sum_{i <= t} B_i A_i x, in training too (IncLoRA; Wang et al., 2023)

@@ -16,7 +16,7 @@ LAYERS = [
     ["utils", "utils.errors", "utils.seed", "utils.metric", "utils.plots", "utils.copies", "utils.processes",
      "utils.tables", "utils.latent", "utils.family", "utils.probes", "models"],
     ["utils.files", "utils.recipe", "utils.words", "utils.chat", "utils.freeze", "utils.scoring"],
-    ["utils.config", "utils.dataset"],
+    ["utils.config", "utils.dataset", "utils.bottleneck"],
     ["utils.consistency", "utils.probed"],
     ["utils.prompt", "utils.parse", "utils.results", "utils.compare", "utils.logger", "utils.trackers",
      "utils.optimizer", "utils.buffer", "utils.factory", "utils.adapters"],

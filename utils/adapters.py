@@ -27,11 +27,11 @@ from utils.seed import seed_torch
 FIRST = "default"  # peft saves an adapter of this name beside the model, others in folders of their own
 TASK_TYPES = {"decoder": "CAUSAL_LM", "encoder": "FEATURE_EXTRACTION", "encoder-decoder": "SEQ_2_SEQ_LM"}
 FITTING = {  # kinds of adapters for each kind of model
-    "decoder": ("LoRA", "IA3", "PromptTuning", "PrefixTuning"),
-    "encoder": ("LoRA", "IA3", "PromptTuning"),
-    "encoder-decoder": ("LoRA", "IA3"),
+    "decoder": ("LoRA", "IA3", "Bottleneck", "PromptTuning", "PrefixTuning"),
+    "encoder": ("LoRA", "IA3", "Bottleneck", "PromptTuning"),
+    "encoder-decoder": ("LoRA", "IA3", "Bottleneck"),
 }
-_OWNED = re.compile(r"(?:^|\.)(?:lora_\w+|ia3_l|prompt_encoder)\.(\w+)(?:\.|$)")
+_OWNED = re.compile(r"(?:^|\.)(?:lora_\w+|ia3_l|bottleneck_\w+|prompt_encoder)\.(\w+)(?:\.|$)")
 
 
 def wrap(model: nn.Module, config: Config) -> nn.Module:
@@ -51,10 +51,8 @@ def wrap(model: nn.Module, config: Config) -> nn.Module:
     try:
         wrapped = get_peft_model(model, _recipe(config, model), FIRST)
     except ValueError as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(
-            f"PEFT_type: {config.PEFT_type} does not fit {type(model).__name__}: {reason}; see PEFT_lora_target_modules"
-        ) from None
+        reason = str(error).split("\n")[0] + ("; see PEFT_lora_target_modules" if config.PEFT_type == "LoRA" else "")
+        raise UserError(f"PEFT_type: {config.PEFT_type} does not fit {type(model).__name__}: {reason}") from None
     wrapped.words = model.config.vocab_size  # a method may add some
     return wrapped
 
@@ -75,6 +73,12 @@ def _recipe(config: Config, model: nn.Module):
         )
     if config.PEFT_type == "IA3":
         return peft.IA3Config(**kind)
+    if config.PEFT_type == "Bottleneck":
+        from utils import bottleneck
+
+        return bottleneck.BottleneckConfig(
+            **kind, size=config.PEFT_bottleneck_size, target_modules=bottleneck.places(model)
+        )
     kind["num_virtual_tokens"] = config.PEFT_num_virtual_tokens
     if config.PEFT_type == "PrefixTuning":
         return peft.PrefixTuningConfig(**kind)

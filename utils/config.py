@@ -174,8 +174,8 @@ class FreezeOptions(Options):
 class PeftOptions(Options):
     """Adapters: a setting of any method."""
 
-    PEFT_type: Literal["LoRA", "IA3", "PromptTuning", "PrefixTuning"] | None = Field(
-        None, description="Train an adapter of this kind (of peft), not the backbone; None: train the backbone."
+    PEFT_type: Literal["LoRA", "IA3", "Bottleneck", "PromptTuning", "PrefixTuning"] | None = Field(
+        None, description="Train an adapter of this kind, not the backbone; None: train the backbone."
     )
     PEFT_lora_r: Int = Field(8, ge=1, description="Rank of LoRA.")
     PEFT_lora_alpha: Int = Field(16, ge=1, description="LoRA's update is scaled by alpha / r.")
@@ -184,6 +184,7 @@ class PeftOptions(Options):
     PEFT_lora_target_modules: tuple[str, ...] | None = Field(
         None, description="Names of the linear layers that get LoRA, or [all-linear]; None: peft's table."
     )
+    PEFT_bottleneck_size: Int = Field(50, ge=1, description="Width of a bottleneck adapter, behind each block.")
     PEFT_num_virtual_tokens: Int = Field(10, ge=1, description="Length of a prompt or prefix.")
     PEFT_prompt_tuning_init_text: str = Field(
         "auto", description="Text a prompt starts as; auto: random words of the vocabulary, empty: random numbers."

@@ -7,6 +7,7 @@ from utils.config import Config
 # Which kinds of adapter an option is about, by the beginning of its name.
 PEFT_KINDS = {
     "PEFT_lora_": ("LoRA",),
+    "PEFT_bottleneck_": ("Bottleneck",),
     "PEFT_num_": ("PromptTuning", "PrefixTuning"),
     "PEFT_prompt_": ("PromptTuning",),
 }

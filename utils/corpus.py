@@ -1,4 +1,4 @@
-"""Text for pretraining: biographies, a vocabulary of their own, and chunks of equal length."""
+"""Text for pretraining: biographies or a stream's, a vocabulary of its own, and chunks of equal length."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from utils.dataloader import IGNORE
+from utils.dataset import load_stream
 from utils.errors import UserError
 from utils.files import read_json
 from utils.preprocess import biography_synth
+from utils.preprocess.raw import DATASET_DIR
 from utils.seed import random_for
 
 EOS, PAD = "<|endoftext|>", "<|padding|>"
@@ -79,6 +81,16 @@ def read_texts(preset: str, seed: int, count: int = 0, raw_dir: Path | None = No
     groups = biography_synth.biographies(persons, lists, biography_synth.Options(preset=preset), seed)
     questions = [prompt for person in persons for prompt, _ in biography_synth.ask(person, lists)]
     return [text for group in groups for text in group], questions
+
+
+def read_stream(name: str) -> tuple[list[str], list[str]]:
+    """Training texts of all tasks of a stream in dataset/, and their answers, which only the vocabulary shall know.
+
+    Raises:
+        UserError: there is no such stream.
+    """
+    rows = [example for task in load_stream(name, DATASET_DIR).tasks for example in task.train]
+    return [row.input for row in rows], [row.target for row in rows]
 
 
 def _from_file(path: Path, count: int) -> list[str]:

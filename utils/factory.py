@@ -95,7 +95,8 @@ def describe(config: Config) -> str:
         match = " (substring)" if config.freeze_match == "substring" else ""
         words.append(f"freeze {', '.join(config.freeze_parts)} from task {config.freeze_from_task}{match}")
     if config.PEFT_type:
-        words.append(config.PEFT_type + (f" r {config.PEFT_lora_r}" if config.PEFT_type == "LoRA" else ""))
+        sizes = {"LoRA": f" r {config.PEFT_lora_r}", "Bottleneck": f" {config.PEFT_bottleneck_size}"}
+        words.append(config.PEFT_type + sizes.get(config.PEFT_type, ""))
     if config.is_replay:
         size = config.Replay_buffer_size
         words.append(f"replay {f'{config.Replay_buffer_ratio:.3g}' if size is None else size}")

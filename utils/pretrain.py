@@ -1,6 +1,8 @@
-"""Pretrain a small language model on biographies: the backbone that knows the persons task 0 asks about.
+"""Pretrain a small language model: on biographies, the backbone that knows the persons task 0 asks about, or on a
+stream's own texts.
 
     python utils/pretrain.py --preset demo --seed 1 --out dataset/biography_qa_backbone
+    python utils/pretrain.py --stream topic3datasets_agnews_dbpedia_task4 --steps 2000 --out dataset/topics_backbone
     accelerate launch utils/pretrain.py --preset paper --raw-dir RAW --out pythia-160m-bio-pretrained-100k
 
 What a step sees depends on the seed and its number alone, so an interrupted run goes on (`--resume`) as if nothing had
@@ -32,7 +34,7 @@ from tqdm import tqdm
 from utils import checkpoint
 from utils.checkpoint import Place
 from utils.config import Config
-from utils.corpus import Chunks, make_tokenizer, read_texts
+from utils.corpus import Chunks, make_tokenizer, read_stream, read_texts
 from utils.dataloader import IGNORE
 from utils.errors import UserError
 from utils.files import write_json
@@ -53,6 +55,7 @@ class Job:
     out: Path
     recipe: Recipe
     raw_dir: Path | None = None
+    stream: str | None = None
     resume: bool = False
     force: bool = False
     save_steps: int = 500
@@ -105,8 +108,12 @@ class Pretraining:
         parts = self.accelerator.num_processes * self.recipe.accumulation
         if self.recipe.batch % parts:
             raise UserError(f"--batch {self.recipe.batch}: expected a multiple of processes x --accumulation = {parts}")
-        texts, questions = read_texts(job.preset, job.seed, self.recipe.persons, job.raw_dir)
-        self.tokenizer, shape = make_shape(self.recipe, [*texts, *questions])
+        texts, others = (
+            read_stream(job.stream)
+            if job.stream
+            else read_texts(job.preset, job.seed, self.recipe.persons, job.raw_dir)
+        )
+        self.tokenizer, shape = make_shape(self.recipe, [*texts, *others])
         rows = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         self.chunks = Chunks(rows, self.tokenizer.eos_token_id, job.seed, self.recipe.context, self.recipe.batch)
         seed_torch(job.seed, "pretrain")
@@ -192,7 +199,7 @@ class Pretraining:
     def _facts(self) -> dict[str, Any]:
         device, processes = str(self.accelerator.device), self.accelerator.num_processes
         return _told(self.job) | {
-            "biographies": len(self.chunks.rows),
+            "texts": len(self.chunks.rows),
             "tokens_per_epoch": self.chunks.tokens,
             "epochs": round(self.recipe.steps / self.chunks.steps, 2),
             "parameters": self.model.num_parameters(),
@@ -230,7 +237,7 @@ def _check_out(job: Job) -> list[Place]:
 
 def _told(job: Job) -> dict[str, Any]:
     raw = None if job.raw_dir is None else str(job.raw_dir)
-    return {"preset": job.preset, "seed": job.seed, "raw_dir": raw} | asdict(job.recipe)
+    return {"preset": job.preset, "seed": job.seed, "raw_dir": raw, "stream": job.stream} | asdict(job.recipe)
 
 
 def parse(argv: list[str]) -> Job:
@@ -240,6 +247,7 @@ def parse(argv: list[str]) -> Job:
     parser.add_argument("--seed", type=int, default=1, help="of persons, weights and order")
     parser.add_argument("--out", type=Path, required=True, help="folder for model, tokenizer and pretrain.json")
     parser.add_argument("--raw-dir", type=Path, help="folder with biography_qa/biography/; none: persons are made up")
+    parser.add_argument("--stream", help="folder in dataset/ whose training texts are read in place of biographies")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out, if any")
     parser.add_argument("--force", action="store_true", help="replace what is in --out")
     parser.add_argument("--save-steps", type=int, default=500, help="steps between checkpoints")
@@ -248,6 +256,8 @@ def parse(argv: list[str]) -> Job:
         parser.add_argument(f"--{option.name.replace('_', '-')}", type=kind, help=option.metadata["help"])
     given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
     names = {option.name for option in fields(Recipe)}
+    if "stream" in given and (unused := {"raw_dir", "persons"} & given.keys()):
+        raise UserError(f"--{min(unused).replace('_', '-')}: has no effect with --stream; it is about biographies")
     recipe = replace(RECIPES[given["preset"]], **{k: v for k, v in given.items() if k in names})
     return Job(recipe=recipe, **{k: v for k, v in given.items() if k not in names})
 

@@ -49,6 +49,7 @@ VARIANTS = {
     "LFPT5": "--method LFPT5 --is_replay false --LFPT5_num_virtual_tokens 4 --LFPT5_label_filter false --lr 1e-2",
     "LAMOL": f"--method LAMOL {WRITING} --LAMOL_use_task_specific_gen_token true",
     "prompts": "--method PEFT --PEFT_type PromptTuning --lr 1e-2 --is_replay false",
+    "bottleneck": "--method PEFT --PEFT_type Bottleneck --is_replay false",
     "adaptercl": f"--method AdapterCL {LORA}",
     "olora": f"--method OLoRA {LORA}",
     "inflora": f"--method InfLoRA {LORA} --evaluate_batch_size 5",

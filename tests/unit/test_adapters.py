@@ -19,7 +19,7 @@ from utils.forward import answer_logits, features, forward
 from utils.generation import generate
 from utils.parse import ConfigError, resolve
 
-KINDS = ("LoRA", "IA3", "PromptTuning", "PrefixTuning")
+KINDS = ("LoRA", "IA3", "Bottleneck", "PromptTuning", "PrefixTuning")
 FAMILIES = ("neox", "llama", "gpt2")
 ROWS = [Encoded([5, 6, 7, 8, 9], [11, 12, 0]), Encoded([9, 8], [13, 0]), Encoded([20, 21, 22], [14, 15, 16, 0])]
 
@@ -196,6 +196,7 @@ def test_a_teacher_is_as_small_as_the_adapter(tmp_path):
 
 LOADER = """
 import json, sys
+import utils.bottleneck  # a kind that peft does not have
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 base, prompts, *folders = json.loads(sys.argv[1])
@@ -214,7 +215,7 @@ PROMPTS = ["cat a", "yak b", "emu"]
 
 
 def loaded_elsewhere(folders):
-    """What a fresh process answers from saved adapters, knowing transformers and peft, but not this program."""
+    """What a fresh process answers from saved adapters through peft alone."""
     told = json.dumps([tiny.backbone_folder(), PROMPTS, *map(str, folders)])
     done = subprocess.run([sys.executable, "-c", LOADER, told], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

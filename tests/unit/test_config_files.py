@@ -17,6 +17,7 @@ FROM_FIXTURES = {
     "zsre_task10": "zsre",
     "safety_alignment_llama2_task2": "safety_alignment",
     "topic3datasets_task5": "topic3datasets",
+    "topic3datasets_agnews_dbpedia_small_task4": "topic3datasets",
     "clinc150_task15": "clinc150",
     "banking77_task7": "banking77",
     "fewrel_task8": "fewrel",

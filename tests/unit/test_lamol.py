@@ -17,6 +17,7 @@ from tests import tiny
 from utils.copies import borrowed
 from utils.dataloader import collate, micro_batches
 from utils.dataset import Example, Stream
+from utils.factory import load_method
 from utils.fit import fit
 from utils.forward import answer_logits
 from utils.pseudo import make_room, parse, sample_texts, top_up
@@ -268,6 +269,23 @@ def test_it_writes_what_it_has_learned(tmp_path):
 def test_options_that_contradict_each_other_are_refused(options, words):
     (problem,) = LAMOL.refuse(tiny.make_config("LAMOL"), LAMOL.Options(**options), tiny.micro_stream())
     assert words in problem
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("LAMOL", {"LAMOL_topk": 7}),
+        ("LAMOL_KD", {"LAMOL_KD_temperature": 3.0}),
+        ("L2KD", {"LAMOL_top_up": 1}),
+        ("LFPT5", {"LFPT5_label_filter": False}),
+        ("PCLL", {"PCLL_KD_weight": 0.1}),
+    ],
+)
+def test_options_about_pseudo_samples_that_nobody_asked_for_are_refused(name, options):
+    config, method, stream = tiny.make_config(name), load_method(name), tiny.micro_stream()
+    problems = [method.refuse(config, method.Options(LAMOL_gamma=gamma, **options), stream) for gamma in (0.0, 0.5)]
+    assert problems == [[f"{next(iter(options))}: has no effect with LAMOL_gamma 0"], []]
+    assert set(method.sampling) <= set(method.Options.model_fields)
 
 
 def test_new_tokens_beside_a_base_that_stands_still_are_refused():

@@ -17,6 +17,7 @@ from utils import adapters
 from utils.config import NoOptions
 from utils.dataloader import Encoded, collate
 from utils.dataset import Example
+from utils.errors import UserError
 from utils.factory import load_method
 from utils.files import read_jsonl
 from utils.fit import fit
@@ -335,6 +336,13 @@ def test_inflora_is_not_felt_where_earlier_tasks_were(tmp_path):
         scale = update.norm()
         assert scale > 0
         assert (update.double() @ basis).norm() < 1e-5 * scale
+
+
+@pytest.mark.parametrize("outer", ["embed_in", "lm_head"])
+def test_inflora_is_refused_outside_the_layers(outer):
+    config = tiny.make_config("InfLoRA", PEFT_lora_target_modules=("query_key_value", outer))
+    with pytest.raises(UserError, match=r"^PEFT_lora_target_modules: InfLoRA is about inner layers; leave out"):
+        tiny.make_method(tiny.make_session(config))
 
 
 def test_inflora_trains_b_alone_and_counts_real_tokens(tmp_path):

@@ -5,10 +5,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from utils import pretrain
-from utils.corpus import Chunks, make_tokenizer, read_texts
+from utils.corpus import Chunks, make_tokenizer, read_stream, read_texts
 from utils.dataloader import IGNORE
+from utils.dataset import load_stream
 from utils.errors import UserError
 from utils.preprocess import biography_synth
+from utils.preprocess.raw import DATASET_DIR
 from utils.pretrain import Pretraining, main, parse
 from utils.recipe import RECIPES
 
@@ -39,7 +41,7 @@ def test_loss_goes_down_and_the_folder_loads(finished):
     folder, run, facts = finished
     assert sum(run.losses[-3:]) < sum(run.losses[:3]) - 1
     assert json.loads((folder / "pretrain.json").read_text(encoding="utf-8")) == facts
-    assert facts["seed"] == 1 and facts["biographies"] == 16 and facts["environment"]["versions"]["torch"]
+    assert facts["seed"] == 1 and facts["texts"] == 16 and facts["environment"]["versions"]["torch"]
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert equal(model.state_dict(), run.model.state_dict()) and not (folder / "checkpoints").exists()
     config = model.config
@@ -120,6 +122,15 @@ def test_biographies_are_read_from_a_file(tmp_path):
         read_texts("micro", 1, 1, tmp_path)
 
 
+def test_a_streams_training_texts_are_read_and_its_answers_only_known_by_name():
+    texts, answers = read_stream("biography_qa_task2")
+    first = load_stream("biography_qa_task2", DATASET_DIR).tasks[0].train[0]
+    assert (texts[0], answers[0]) == (first.input, first.target) and len(texts) == len(answers) == 1200 + 240
+    run = Pretraining(parse([*SMALL, "unused", "--stream", "biography_qa_task2"]))
+    ids = run.tokenizer(texts)["input_ids"]
+    assert [list(row) for row in run.chunks.rows] == [[*row, 0] for row in ids]
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [
@@ -131,6 +142,8 @@ def test_biographies_are_read_from_a_file(tmp_path):
         (["--accumulation", "3"], "--batch 4: expected a multiple of processes x --accumulation = 3"),
         (["--batch", "400"], "--batch 400: a step takes 25600 tokens, but all text has"),
         (["--raw-dir", "nowhere"], "is missing"),
+        (["--stream", "nowhere"], "nowhere/continual_data.json is missing; make it with"),
+        (["--stream", "nowhere", "--persons", "3"], "--persons: has no effect with --stream"),
         (["--backbone", "./nowhere"], "--backbone: ./nowhere is no folder with a model and could not be fetched"),
     ],
 )
