@@ -19,6 +19,7 @@ streams=(
     "topic3datasets_agnews_dbpedia_task4 | only | --dataset topic3datasets --sources agnews,dbpedia"
     "topic3datasets_agnews_dbpedia_small_task4 | only | --dataset topic3datasets --sources agnews,dbpedia --num-sample-train-per-class 60 --num-sample-test-per-class 30 --name topic3datasets_agnews_dbpedia_small_task4"
     "clinc150_task15 | clinc150/data_full.json | --dataset clinc150"
+    "clinc150_small_task5 | only | --dataset clinc150 --num-task 5 --num-sample-train-per-class 10 --num-sample-test-per-class 10 --name clinc150_small_task5"
     "clinc150_task15_numbertarget | only | --dataset clinc150 --variant numbertarget"
     "clinc150_task15_classidxplusone | only | --dataset clinc150 --variant classidxplusone"
     "banking77_task7 | banking77/train.csv | --dataset banking77"

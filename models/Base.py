@@ -281,7 +281,7 @@ class Method:
         """Inverse of `state_dict`."""
         for name in self.state:
             setattr(self, name, state[name])
-        self.newest = state["newest"]
+        self.newest = state.get("newest")  # runs before there were heads do not tell
         if self.memory is not None:
             self.memory.load_state_dict(state["memory"])
 

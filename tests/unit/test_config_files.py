@@ -34,7 +34,9 @@ def read(path: Path) -> Resolved:
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_options_are_valid_and_the_header_runs_this_file(path):
     config = read(path).config
-    assert config.dataset in path.parts or path.parts[1].startswith(("smollm2_", "minilm_", "learn_or_recall"))
+    assert config.dataset in path.parts or path.parts[1].startswith(
+        ("smollm2_", "minilm_", "topics_heads", "learn_or_recall")
+    )
     assert check_capability(config, load_method(config.method)) == []
     assert f"python main_CL.py --cfg {path}" in (ROOT / path).read_text(encoding="utf-8").split("il_mode")[0]
 
