@@ -32,6 +32,7 @@ from utils.forward import answer_logits, features, labelled_states
 from utils.generation import generate
 from utils.losses import answer_loss
 from utils.optimizer import Group
+from utils.parallel import WHOLE_WEIGHTS
 from utils.seed import random_for
 from utils.session import Session
 
@@ -67,7 +68,7 @@ class Method:
     scenarios: ClassVar[frozenset[str]] = frozenset({"CIL", "TIL", "IIL", "CIT", "CKE"})  # il_mode
     heads: ClassVar[frozenset[str]] = frozenset({"None", "Linear", "CosineLinear"})  # None: answers are generated
     backbones: ClassVar[frozenset[str]] = frozenset(KINDS)
-    parallel: ClassVar[frozenset[str]] = frozenset({"DDP"})  # besides one process
+    parallel: ClassVar[frozenset[str]] = WHOLE_WEIGHTS  # modes of several processes that it can run in
     needs: ClassVar[dict[str, str]] = {}  # settings it can't do without -> why: "is_replay", "Replay_update: step"
     excludes: ClassVar[dict[str, str]] = {}  # settings that contradict it -> why
     trains: ClassVar[bool] = True  # False: no optimizer step is ever made

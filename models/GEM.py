@@ -18,6 +18,7 @@ from utils.copies import eval_mode
 from utils.dataloader import Batch
 from utils.dataset import Example, Stream
 from utils.gradients import cone_multipliers, dot, shared_gradient
+from utils.parallel import WHOLE_GRADIENTS
 
 
 class GEM(Method):
@@ -46,6 +47,7 @@ class GEM(Method):
             None, description="Examples of each old task that its gradient is taken of, drawn at each step; None: all."
         )
 
+    parallel = WHOLE_GRADIENTS
     needs: ClassVar = {"is_replay": "the gradients of earlier tasks are those of remembered examples"}
     state: ClassVar = ("steps", "turned")
 

@@ -14,6 +14,7 @@ from utils.config import Config, Count, Int, Options, per_task
 from utils.copies import Weights, assign, snapshot
 from utils.dataset import Stream
 from utils.fit import fit
+from utils.parallel import WHOLE_GRADIENTS
 from utils.seed import seed_for
 from utils.session import Progress
 
@@ -48,6 +49,7 @@ class GradientProjection(Method):
 
     heads = GENERATING
     backbones = WRITING
+    parallel = WHOLE_GRADIENTS
     state: ClassVar = ("direction",)
 
     def __init__(self, *args: Any):

@@ -14,6 +14,7 @@ from utils.config import Config, Int, Options
 from utils.dataloader import Encoded
 from utils.dataset import Example, Stream
 from utils.optimizer import Group
+from utils.parallel import ALL
 from utils.seed import random_for
 
 
@@ -50,6 +51,7 @@ class ICL(Method):
     trains: ClassVar = False
     heads = GENERATING
     backbones = WRITING
+    parallel = ALL
     excludes: ClassVar = {
         setting: "nothing is trained"
         for setting in ("is_replay", "freeze_parts", "PEFT_type", "keep_optimizer_state", "recovery")

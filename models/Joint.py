@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from models.Base import Method, Task
 from utils.dataset import Example
+from utils.parallel import ALL
 
 
 class Joint(Method):
@@ -16,6 +17,7 @@ class Joint(Method):
     its length. An epoch of task t is one pass over the union.
     """
 
+    parallel = ALL
     excludes: ClassVar = {
         "is_replay": "all of the past is there already",
         "keep_optimizer_state": "the weights that the moments belong to are gone",

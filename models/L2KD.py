@@ -18,6 +18,7 @@ from utils.dataloader import Batch
 from utils.dataset import Example, Stream
 from utils.fit import fit
 from utils.forward import answer_logits
+from utils.parallel import WHOLE_WEIGHTS
 from utils.pseudo import answer_all, make_room
 
 
@@ -48,6 +49,7 @@ class L2KD(LAMOL):
         L2KD_temperature: Float = Field(2.0, gt=0, description="tau, temperature of the distillation.")
         L2KD_first_task_teacher: bool = Field(True, description="The first task has a teacher, too; else it is LAMOL.")
 
+    parallel = WHOLE_WEIGHTS  # its loss asks a teacher
     state = (*LAMOL.state, "teacher", "answers")
 
     @classmethod

@@ -19,6 +19,7 @@ from utils.dataloader import Batch
 from utils.dataset import Example, Stream
 from utils.forward import answer_logits
 from utils.losses import answer_loss, distillation
+from utils.parallel import ALL
 from utils.pseudo import make_room, parse, sample_texts, tell, top_up
 
 ANS, GEN = "__ans__", "__gen__"
@@ -58,6 +59,7 @@ class LAMOL(Method):
     heads = GENERATING
     backbones = WRITING
     scenarios = frozenset({"CIT", "IIL", "CIL", "TIL"})
+    parallel = ALL
     excludes: ClassVar = {"is_replay": "pseudo-samples take the place of memory"}
     state = ("pseudo", "longest")
     sampling: ClassVar[tuple[str, ...]] = ("LAMOL_topk", "LAMOL_top_up")  # options about pseudo-samples alone

@@ -11,6 +11,7 @@ from utils.config import Float
 from utils.copies import Weights, snapshot
 from utils.dataloader import Batch
 from utils.forward import answer_logits
+from utils.parallel import WHOLE_WEIGHTS
 
 
 class LAMOL_KD(LAMOL):
@@ -30,6 +31,7 @@ class LAMOL_KD(LAMOL):
         LAMOL_KD_distill_weight: Float = Field(1.0, ge=0, description="w, weight of the distillation.")
         LAMOL_KD_temperature: Float = Field(2.0, gt=0, description="tau, temperature of the distillation.")
 
+    parallel = WHOLE_WEIGHTS  # its loss asks a teacher
     state = (*LAMOL.state, "teacher")
     sampling = (*LAMOL.sampling, "LAMOL_KD_distill_weight", "LAMOL_KD_temperature")
 

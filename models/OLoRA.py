@@ -14,6 +14,7 @@ from utils import adapters
 from utils.config import Config, Float, Options
 from utils.dataloader import Batch
 from utils.dataset import Stream
+from utils.parallel import WHOLE_WEIGHTS
 
 
 class OLoRAOptions(Options):
@@ -40,6 +41,7 @@ class OLoRA(PEFT):
     Options = OLoRAOptions
     per_task = True
     inference = "sum"
+    parallel = WHOLE_WEIGHTS  # its loss reads the factors
     excludes: ClassVar = {"keep_optimizer_state": "each task has parameters of its own"}
 
     @classmethod

@@ -18,6 +18,7 @@ from utils.dataloader import Batch, Encoded, collate
 from utils.dataset import Example, Stream
 from utils.forward import forward, labelled_states
 from utils.generation import generate
+from utils.parallel import ALL
 from utils.processes import sum_over_processes
 
 
@@ -52,6 +53,7 @@ class PEFT(Method):
     """
 
     Options = PeftOptions
+    parallel = ALL
     needs: ClassVar = {"PEFT_type": "the kind of the adapters"}
 
     @classmethod

@@ -19,6 +19,7 @@ from utils.dataset import Stream
 from utils.fit import fit
 from utils.forward import answer_logits, labelled_states
 from utils.losses import answer_loss
+from utils.parallel import ALL
 from utils.processes import share, sum_over_processes
 
 
@@ -56,6 +57,7 @@ class SEQ(Method):
             False, description="Heads are class means of features; only the warm-up trains."
         )
 
+    parallel = ALL
     state: ClassVar = ()
 
     def __init__(self, *args: Any):

@@ -13,6 +13,7 @@ from utils import adapters
 from utils.config import Config, NoOptions
 from utils.copies import Weights, snapshot
 from utils.dataset import Stream
+from utils.parallel import ALL
 
 
 class SLAO(Method):
@@ -32,6 +33,7 @@ class SLAO(Method):
 
     heads = GENERATING
     backbones = WRITING
+    parallel = ALL
     needs: ClassVar = {"PEFT_type": "LoRA is what is merged"}
     excludes: ClassVar = {"keep_optimizer_state": "each task starts from factors that the moments do not belong to"}
     state = ("merged",)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from models.Base import Method, Task
+from utils.parallel import ALL
 
 
 class Single(Method):
@@ -16,6 +17,7 @@ class Single(Method):
     nor forgetting means anything here.
     """
 
+    parallel = ALL
     excludes: ClassVar = {
         "is_replay": "each task is learned alone",
         "keep_optimizer_state": "the weights that the moments belong to are gone",

@@ -11,6 +11,7 @@ from models.Base import GENERATING, WRITING, Method, Task
 from utils.config import Config, Float, Options
 from utils.copies import Weights, assign, interpolate, snapshot
 from utils.dataset import Stream
+from utils.parallel import ALL
 
 Share = Annotated[Float, Field(ge=0, le=1)]
 
@@ -45,6 +46,7 @@ class TaskVector(Method):
 
     heads = GENERATING
     backbones = WRITING
+    parallel = ALL
     state: ClassVar = ("base", "learned", "vector")
 
     def __init__(self, *args):

@@ -40,9 +40,9 @@ from utils.files import write_text
 from utils.fit import fit
 from utils.forward import answer_logits
 from utils.generation import decode
-from utils.launch import make_accelerator
 from utils.logger import RunLog
 from utils.losses import answer_loss
+from utils.parallel import make_accelerator
 from utils.preprocess import concept_1k
 from utils.prompt import render
 from utils.scoring import score

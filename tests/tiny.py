@@ -42,8 +42,9 @@ from utils.dataset import Example, Stream, TaskData
 from utils.factory import load_method
 from utils.files import write_json
 from utils.labels import ClassEncoder
-from utils.launch import facts, make_accelerator, quieten
+from utils.launch import facts, quieten
 from utils.logger import RunLog
+from utils.parallel import make_accelerator
 from utils.session import Session
 from utils.trainer import Trainer
 

@@ -81,7 +81,17 @@ def load_backbone(config: Config) -> Backbone:
 
 def load_model(config: Config) -> nn.Module:
     """The model alone, with the weights it has before any task; with its first adapter, if it shall have one."""
-    return adapters.wrap(_load_base(config), config)
+    model = adapters.wrap(_load_base(config), config)
+    if config.gradient_checkpointing:
+        _checkpoint_layers(adapters.innermost(model))
+    return model
+
+
+def _checkpoint_layers(net: nn.Module) -> None:
+    """In train mode only. Not reentrant: that would need inputs with gradients, and lose those of adapters."""
+    if not net.supports_gradient_checkpointing:
+        raise UserError(f"gradient_checkpointing: {type(net).__name__} cannot do that; leave it out")
+    net.activation_checkpointing_enable({"use_reentrant": False})
 
 
 def _load_base(config: Config) -> nn.Module:

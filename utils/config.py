@@ -136,6 +136,9 @@ class TrainOptions(Options):
     gradient_accumulation_steps: Int = Field(
         1, ge=1, description="Parts into which each process cuts its share of a batch, to save memory."
     )
+    gradient_checkpointing: bool = Field(
+        False, description="Keep only the inputs of layers and compute the rest again in the backward pass."
+    )
     lr: Float = Field(1e-5, ge=0, description="Learning rate of AdamW.")
     lr_list: tuple[Float, ...] | None = Field(None, description="The same for each task; replaces lr.")
     weight_decay: Float = Field(5e-4, ge=0, description="Weight decay of AdamW.")

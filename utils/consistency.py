@@ -92,6 +92,8 @@ def _check_adapters(config: Config) -> list[str]:
     ]
     if config.freeze_parts and kind in PEFT_KINDS["PEFT_num_"]:
         problems.append(f"freeze_parts: has no effect with PEFT_type {kind}, as no part of the model learns")
+    if config.gradient_checkpointing and kind == "PrefixTuning":
+        problems.append("gradient_checkpointing: layers would not see a prefix; leave it out with PrefixTuning")
     return problems
 
 

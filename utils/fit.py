@@ -15,18 +15,17 @@ from utils.dataloader import Batch, epoch_order, micro_batches
 from utils.dataset import Example
 from utils.errors import UserError
 from utils.freeze import describe
-from utils.optimizer import Group, make_optimizer, set_learning_rate
+from utils.optimizer import Group, set_learning_rate
+from utils.placement import OptimizerState, Replicated, place
 from utils.seed import random_for, seed_torch
 from utils.session import Progress, Session
-from utils.wrapmodel import Step
 
 
 class DivergedError(UserError):
     """The loss is no longer a number."""
 
 
-OptimizerState = dict[str, dict[str, Tensor]]  # parameter name -> AdamW's tensors
-OnStep = Callable[[Progress, Callable[[], OptimizerState]], None]
+OnStep = Callable[[Progress, Replicated], None]
 
 
 def fit(
@@ -46,11 +45,11 @@ def fit(
         session: Options, processes, tokeniser, log.
         start: Where an interrupted task goes on; None: at its beginning.
         moments: AdamW's tensors to begin with, by parameter name; None: fresh ones.
-        on_step: Called after each optimizer step with the progress and a function that gives AdamW's tensors.
+        on_step: Called after each optimizer step with the progress and where the weights are.
         limit: Stop after this many optimizer steps; None: when all epochs are done.
 
     Returns:
-        AdamW's tensors at the end.
+        AdamW's tensors at the end, if they are kept from task to task.
 
     Raises:
         DivergedError: the loss is not finite; the weights are those before that step.
@@ -61,26 +60,24 @@ def fit(
         return {}
     start = start or Progress(task.index)
     examples = list(method.train_examples(task))
-    step = Step(method, task)
-    optimizer = make_optimizer(_set_trainable(step, method.trainable(task)), session.config)
-    named = dict(step.named_parameters())
-    _load_moments(optimizer, named, moments or {})
-    wrapped, prepared = session.accelerator.prepare(step, optimizer)
-    wrapped.train()
+    placed = place(method, task, _set_trainable(method, method.trainable(task)), session, moments or {})
+    placed.step.train()
     plan = _Plan(session, method, task, examples)
     _announce(session, method, task, plan)
     meter = _Meter(session, task, plan.steps * task.epochs, start.epoch * plan.steps + start.step)
     for progress, batches in plan.walk(start):
-        rate = set_learning_rate(prepared, session.config, progress.done - 1, plan.steps * task.epochs)
-        meter.add(_step(wrapped, prepared, batches, method, task, session, progress), progress, rate)
+        rate = set_learning_rate(placed.stepper, session.config, progress.done - 1, plan.steps * task.epochs)
+        meter.add(_step(placed.step, placed.stepper, batches, method, task, session, progress), progress, rate)
         if on_step is not None:
-            on_step(progress, lambda: _moments(optimizer, named))
-            wrapped.train()  # an evaluation may have come between
+            on_step(progress, placed)
+            placed.step.train()  # an evaluation may have come between
         if progress.done == limit:
             break
     meter.close()
+    kept = placed.moments() if session.config.keep_optimizer_state else {}
+    placed.close()
     session.accelerator.free_memory()
-    return _moments(optimizer, named)
+    return kept
 
 
 def _step(
@@ -189,13 +186,13 @@ class _Meter:
         self.bar.close()
 
 
-def _set_trainable(step: Step, groups: list[Group]) -> list[Group]:
+def _set_trainable(method: Method, groups: list[Group]) -> list[Group]:
     """Make exactly these parameters learn, before the optimizer is made; each at most once."""
     chosen = [id(w) for group in groups for w in group.parameters]
-    learning, inside = set(chosen), {id(w) for w in step.parameters()}
+    learning, inside = set(chosen), {id(w) for w in method.named().values()}
     assert len(chosen) == len(learning), "trainable() names a parameter twice"
     assert learning <= inside, "trainable() names a parameter outside model and extra"
-    for w in step.parameters():
+    for w in method.named().values():
         w.requires_grad_(id(w) in learning)
         w.grad = None
     groups = [replace(group) for group in groups if group.parameters]
@@ -228,17 +225,3 @@ def _check_finite(terms: dict[str, Tensor], task: Task, at: Progress) -> None:
             f"the loss is not finite in task {task.index} ({task.name}), epoch {at.epoch}, step {at.step}: {values}; "
             "lower lr, or set max_grad_norm"
         )
-
-
-def _moments(optimizer: torch.optim.Optimizer, named: dict[str, nn.Parameter]) -> OptimizerState:
-    return {name: dict(optimizer.state[w]) for name, w in named.items() if w in optimizer.state}
-
-
-def _load_moments(optimizer: torch.optim.Optimizer, named: dict[str, nn.Parameter], moments: OptimizerState) -> None:
-    learning = {w for group in optimizer.param_groups for w in group["params"]}
-    for name, tensors in moments.items():
-        if name in named and named[name] in learning:
-            device = named[name].device
-            optimizer.state[named[name]] = {
-                key: value if key == "step" else value.to(device) for key, value in tensors.items()
-            }

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
+from accelerate.utils import broadcast_object_list
 
 from models.Base import Method
-from utils import freeze, probing, report
+from utils import freeze, parallel, probing, report
 from utils.backbone import find_source, kind, load_backbone
 from utils.classifier import Classes
 from utils.config import Config
@@ -23,6 +23,7 @@ from utils.factory import check_capability, describe, load_method
 from utils.files import remove_drafts, write_json, write_text
 from utils.labels import ClassEncoder
 from utils.logger import RunLog, make_run_folder, write_environment
+from utils.parallel import check_parallel, make_accelerator, mode
 from utils.parse import ConfigError, Resolved, flatten, to_yaml
 from utils.preprocess import jsonl
 from utils.prompt import choose
@@ -34,7 +35,6 @@ from utils.trainer import Trainer
 # A model of fewer parameters spends its time handing work between threads: on a busy machine two of them took 20 times
 # as long as one.
 SMALL = 10_000_000
-ON_CPUS = "on CPUs use --config_file config/accelerate/cpu_2.yaml"
 
 
 def launch(options: Resolved, folder: Path | None) -> dict[str, Any]:
@@ -42,8 +42,10 @@ def launch(options: Resolved, folder: Path | None) -> dict[str, Any]:
     config = options.config
     method_class = load_method(config.method)
     stream = read_stream(config)
+    launched = mode()
     problems = [*check_capability(config, method_class), *check_stream(config, stream)]
     problems += probing.refuse(config, stream)
+    problems += check_parallel(config, method_class, launched)
     problems += method_class.refuse(config, options.method_options, stream)
     if problems:
         raise ConfigError(problems)
@@ -56,10 +58,12 @@ def launch(options: Resolved, folder: Path | None) -> dict[str, Any]:
     log = RunLog(folder, config, accelerator.is_main_process)
     try:
         log.info(f"run folder: {folder}")
+        if launched is not None:
+            log.info(parallel.describe(config, accelerator.num_processes))
         if accelerator.is_main_process:
             remove_drafts(folder)
             kind = accelerator.distributed_type.value
-            write_environment(folder, config, str(accelerator.device), accelerator.num_processes, kind)
+            write_environment(folder, config, str(accelerator.device), accelerator.num_processes, kind, launched)
         log.tracker = start_tracker(accelerator, config, flatten(options), folder, log.warning)
         results = Trainer(Session(config, accelerator, method.encoder, log), method, folder).run()
         if results:
@@ -101,7 +105,7 @@ def quieten() -> None:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    if not _launched_with("DEEPSPEED"):
+    if not (mode() or "").startswith("ZeRO"):
         # Saving a model would import it, to ask whether the model is wrapped in it: a notice for nothing.
         sys.modules.setdefault("deepspeed", None)
 
@@ -147,38 +151,6 @@ def check_backbone(config: Config, method_class: type[Method], is_word_level: bo
         raise UserError(f"backbone: words are classified by encoders, which see both sides; {source} is {own}")
     if own != "encoder" and config.backbone_extract_token == "cls_token":
         raise UserError(f"backbone_extract_token: cls_token is of encoders; {source} is {own}; use last_token")
-
-
-def make_accelerator(config: Config) -> Accelerator:
-    """The processes of this run.
-
-    Raises:
-        UserError: a launch mode in which accelerate would silently run unsynchronised copies.
-    """
-    for mode in ("FSDP", "DeepSpeed"):
-        if _launched_with(mode.upper()):
-            raise UserError(f"accelerate launch: {mode} is not supported; expected one process or data parallel")
-    if {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= os.environ.keys() and "WORLD_SIZE" not in os.environ:
-        raise UserError(f"accelerate launch: several processes were asked for, but this mode starts one; {ON_CPUS}")
-    precision = {"float32": "no", "bfloat16": "bf16", None: None}[config.mixed_precision]
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),
-        mixed_precision=precision,
-        # As a plugin: a plain number would lose against the variable that accelerate launch sets.
-        gradient_accumulation_plugin=GradientAccumulationPlugin(config.gradient_accumulation_steps),
-    )
-    wanted = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != wanted:
-        raise UserError(
-            f"accelerate launch: {wanted} processes were started, but {accelerator.num_processes} would train "
-            f"together; {ON_CPUS}"
-        )
-    return accelerator
-
-
-def _launched_with(mode: str) -> bool:
-    """True if accelerate launch was told to use FSDP or DEEPSPEED."""
-    return os.environ.get(f"ACCELERATE_USE_{mode}", "").lower() in ("1", "true")
 
 
 def _open_folder(options: Resolved, stream: Stream, accelerator: Accelerator, folder: Path | None) -> Path:

@@ -160,7 +160,9 @@ def make_run_folder(config: Config) -> Path:
     raise UserError(f"dump_path: a hundred runs were started in {root} this second; wait a moment")
 
 
-def environment(config: Config, device: str, processes: int, distributed: str = "NO") -> dict[str, Any]:
+def environment(
+    config: Config, device: str, processes: int, distributed: str = "NO", mode: str | None = None
+) -> dict[str, Any]:
     """What another person needs to know to repeat the run."""
     return {
         "command": " ".join([Path(sys.executable).name, *sys.argv]),
@@ -170,6 +172,7 @@ def environment(config: Config, device: str, processes: int, distributed: str = 
         "device": device,
         "processes": processes,
         "distributed_type": distributed,
+        "mode": mode,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -177,11 +180,11 @@ def environment(config: Config, device: str, processes: int, distributed: str = 
     }
 
 
-def write_environment(folder: Path, config: Config, device: str, processes: int, distributed: str = "NO") -> None:
+def write_environment(folder: Path, *facts: Any) -> None:
     """env.json; a resumed run adds env-2.json, env-3.json ..."""
     number = len(list(folder.glob("env*.json"))) + 1
     name = "env.json" if number == 1 else f"env-{number}.json"
-    write_json(folder / name, environment(config, device, processes, distributed))
+    write_json(folder / name, environment(*facts))
 
 
 def _version(package: str) -> str | None:

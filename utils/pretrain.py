@@ -38,9 +38,10 @@ from utils.corpus import Chunks, make_tokenizer, read_stream, read_texts
 from utils.dataloader import IGNORE
 from utils.errors import UserError
 from utils.files import write_json
-from utils.launch import make_accelerator, quieten
+from utils.launch import quieten
 from utils.logger import environment
 from utils.optimizer import schedule_factor
+from utils.parallel import make_accelerator, mode
 from utils.parse import fail
 from utils.recipe import RECIPES, Recipe
 from utils.seed import seed_torch
@@ -104,6 +105,8 @@ class Pretraining:
 
         places = _check_out(job)
         quieten()
+        if mode() not in (None, "DDP"):
+            raise UserError(f"accelerate launch: pretraining runs in one process or with DDP, not with {mode()}")
         self.accelerator = make_accelerator(Config(mixed_precision=self.recipe.precision))
         parts = self.accelerator.num_processes * self.recipe.accumulation
         if self.recipe.batch % parts:

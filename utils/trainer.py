@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from utils.dataset import Example
 from utils.errors import UserError
 from utils.evaluation import Cell, evaluate
 from utils.files import read_jsonl, write_json
-from utils.fit import OptimizerState, fit
+from utils.fit import fit
+from utils.placement import OptimizerState, Replicated
 from utils.probing import probe
 from utils.processes import agree
 from utils.seed import seed_torch
@@ -83,19 +84,21 @@ class Trainer:
         self.cost.sizes(task, examples, sum(learning))
         self.cost.train(task.index)
 
-    def _on_step(self, at: Progress, moments: Callable[[], OptimizerState]) -> None:
+    def _on_step(self, at: Progress, placed: Replicated) -> None:
         """Evaluations and checkpoints inside a task; in this order, as a run resumed from here does not come back."""
         config, ends_epoch = self.config, at.step == at.steps
         if ends_epoch and _divides(config.evaluate_interval, at.epoch + 1):
             self.cost.train(at.task)
-            self._evaluate_row(f"task_{at.task}_epoch_{at.epoch + 1}", range(at.task + 1))
+            with placed.whole():
+                self._evaluate_row(f"task_{at.task}_epoch_{at.epoch + 1}", range(at.task + 1))
         old = config.checkpoint_minutes > 0 and agree(config.checkpoint_minutes * 60 < time.monotonic() - self.saved_at)
         by_step = _divides(config.save_llm_ckpt_step_interval, at.done)
         by_epoch = ends_epoch and _divides(config.save_llm_ckpt_epoch_interval, at.epoch + 1)
         if old or by_step or by_epoch:
             self.cost.train(at.task)
-            self.moments = moments()
-            self._save(Place(at.task, at.epoch, at.step))
+            self.moments = placed.moments()
+            with placed.whole():
+                self._save(Place(at.task, at.epoch, at.step))
 
     def _evaluate_row(self, moment: str, tasks: Iterable[int], learned: int | None = None) -> None:
         """Score tasks at one moment, under every version of the weights.

@@ -156,7 +156,8 @@ def test_freezing_everything_is_an_error(trained):
 
 
 def test_frozen_parts_have_no_gradients_and_no_moments(tmp_path):
-    session = tiny.make_session(tiny.make_config(freeze_parts=("layers 0", "embeddings"), freeze_from_task=0), tmp_path)
+    options = {"freeze_parts": ("layers 0", "embeddings"), "freeze_from_task": 0, "keep_optimizer_state": True}
+    session = tiny.make_session(tiny.make_config(**options), tmp_path)
     method, sizes = tiny.make_method(session), []
 
     def look(*_):
@@ -216,7 +217,7 @@ def test_carrying_the_optimizer_on_matters_from_the_second_task(watched):
 
 def test_carried_moments_are_those_of_one_long_optimizer(tmp_path):
     """Two tasks with carried moments are two epochs of one AdamW, step count included."""
-    session = tiny.make_session(tiny.make_config(), tmp_path)
+    session = tiny.make_session(tiny.make_config(keep_optimizer_state=True), tmp_path)
     method, moments = tiny.make_method(session), {}
     for index in range(2):
         moments = fit(method, tiny.make_task(index), session, None, moments)
