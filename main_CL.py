@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from utils.errors import UserError
+from utils.errors import Terminated, UserError
 from utils.factory import load_method
 from utils.parse import ConfigError, Resolved, fail, resolve
 
 
 def main(argv: list[str]) -> int:
-    """Run the program; returns its exit code: 0 done, 2 a user's mistake, 130 interrupted."""
+    """Run the program; returns its exit code: 0 done, 2 told in a sentence, 130 interrupted, 143 terminated."""
     try:
         options, folder = read_options(argv)
         from utils.launch import launch  # slow to import: not for --help or a wrong option
@@ -19,8 +19,8 @@ def main(argv: list[str]) -> int:
         launch(options, folder)
     except UserError as error:
         return fail(error)
-    except KeyboardInterrupt:
-        return 130  # launch has told how to go on
+    except KeyboardInterrupt as error:
+        return 143 if isinstance(error, Terminated) else 130  # launch has told how to go on
     return 0
 
 

@@ -37,6 +37,14 @@ def remove_drafts(folder: Path) -> None:
             path.unlink(missing_ok=True)  # it may have stood in a folder that is gone by now
 
 
+def drop_torn_line(path: Path) -> None:
+    """Cut off what a killed program or a full disk left behind the last whole line."""
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(path, whole)
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable (a rename is only safe once its folder is synced)."""
     handle = os.open(folder, os.O_RDONLY)
