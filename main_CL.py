@@ -7,6 +7,7 @@ from pathlib import Path
 
 from utils.errors import Terminated, UserError
 from utils.factory import load_method
+from utils.files import is_file
 from utils.parse import ConfigError, Resolved, fail, resolve
 
 
@@ -34,7 +35,7 @@ def read_options(argv: list[str]) -> tuple[Resolved, Path | None]:
     )
     folder = Path(options.config.resume)
     problems = [f"{name}: cannot be changed in a resumed run; leave it out" for name in extra]
-    if not (folder / "config.yaml").is_file():
+    if not is_file(folder / "config.yaml"):
         problems.append(f"resume: {folder}/config.yaml does not exist; expected a run folder")
     if problems:
         raise ConfigError(problems)

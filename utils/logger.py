@@ -166,8 +166,9 @@ def make_run_folder(config: Config) -> Path:
             return root / name
         except FileExistsError:
             continue  # another run of this second
-        except OSError as error:
-            raise UserError(f"dump_path: cannot make {root / name}: {error.strerror or error}") from None
+        except (OSError, ValueError) as error:  # the second: a NUL in the name
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"dump_path: cannot make {root / name}: {reason}") from None
     raise UserError(f"dump_path: a hundred runs were started in {root} this second; wait a moment")
 
 
