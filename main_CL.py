@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from utils.errors import UserError
+from utils.errors import Terminated, UserError
 from utils.factory import load_method
+from utils.files import is_file
 from utils.parse import ConfigError, Resolved, fail, resolve
 
 
 def main(argv: list[str]) -> int:
-    """Run the program; returns its exit code: 0 done, 2 a user's mistake, 130 interrupted."""
+    """Run the program; returns its exit code: 0 done, 2 told in a sentence, 130 interrupted, 143 terminated."""
     try:
         options, folder = read_options(argv)
         from utils.launch import launch  # slow to import: not for --help or a wrong option
@@ -19,8 +20,8 @@ def main(argv: list[str]) -> int:
         launch(options, folder)
     except UserError as error:
         return fail(error)
-    except KeyboardInterrupt:
-        return 130  # launch has told how to go on
+    except KeyboardInterrupt as error:
+        return 143 if isinstance(error, Terminated) else 130  # launch has told how to go on
     return 0
 
 
@@ -34,7 +35,7 @@ def read_options(argv: list[str]) -> tuple[Resolved, Path | None]:
     )
     folder = Path(options.config.resume)
     problems = [f"{name}: cannot be changed in a resumed run; leave it out" for name in extra]
-    if not (folder / "config.yaml").is_file():
+    if not is_file(folder / "config.yaml"):
         problems.append(f"resume: {folder}/config.yaml does not exist; expected a run folder")
     if problems:
         raise ConfigError(problems)

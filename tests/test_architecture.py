@@ -28,6 +28,7 @@ LAYERS = [
     ["utils.fit", "utils.cost"],
     ["models.METHOD", "utils.evaluation", "utils.probing"],
     ["utils.trainer"],
+    ["utils.stops"],
     ["utils.launch"],
     ["main_CL", "utils.pretrain", "utils.sweep", "utils.diagnosis"],
     ["utils.diagnose"],

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from utils import adapters
 from utils.config import Config
 from utils.errors import UserError
 from utils.family import kind_of
+from utils.files import is_file
 from utils.seed import seed_torch
 
 HUB_TIMEOUT_SECONDS = 5
+LONGEST_NAME = 200  # of a model on the hub it is 96
 
 
 @dataclass
@@ -45,15 +46,15 @@ def find_source(config: Config) -> str:
     if config.load_llm_ckpt:
         folders = [Path(config.backbone_cache_path), Path(config.backbone_cache_path) / Path(name).name]
         for folder in folders:
-            if (folder / "config.json").is_file():
+            if is_file(folder / "config.json"):
                 return str(folder)
         raise UserError(
             f"backbone_cache_path: expected a folder with a saved model, but neither {folders[0]}/config.json nor "
             f"{folders[1]}/config.json exists"
         )
-    if (Path(name) / "config.json").is_file():
+    if is_file(Path(name) / "config.json"):
         return name
-    if Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if len(name) > LONGEST_NAME or Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"backbone: {name}/config.json does not exist; expected a folder with a saved model")
     return name
 
@@ -102,12 +103,20 @@ def _load_base(config: Config) -> nn.Module:
     dtype = config.backbone_dtype if config.backbone_dtype == "auto" else getattr(torch, config.backbone_dtype)
     attention = {} if config.attn_implementation == "auto" else {"attn_implementation": config.attn_implementation}
     if not config.backbone_random_init:
-        load = partial(_load_encoder, config) if family is AutoModelForMaskedLM else family.from_pretrained
+        load = partial(_load_encoder, config) if family is AutoModelForMaskedLM else partial(_load_whole, family)
         return _fetch(load, config, dtype=dtype, **attention)
     shape = _shape(config)
     seed_torch(config.seed, "random_init")
     model = family.from_config(shape, dtype=None if dtype == "auto" else dtype, **attention)
     return model.base_model if family is AutoModelForMaskedLM else model
+
+
+def _load_whole(family: type, source: str, **options: Any) -> nn.Module:
+    """A model all of whose weights are in the files; the library would draw those that are not."""
+    model, found = family.from_pretrained(source, output_loading_info=True, **options)
+    if found["missing_keys"]:
+        raise UserError(f"backbone: {source} lacks weights, such as {min(found['missing_keys'])}")
+    return model
 
 
 def _load_encoder(config: Config, source: str, **options: Any) -> nn.Module:
@@ -155,7 +164,9 @@ def _fetch(load, config: Config, **options):
         options["local_files_only"] = True  # what is in the cache
     try:
         return load(source, trust_remote_code=False, **options)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a folder from elsewhere can make the library raise nearly anything
         reason = str(error).strip().split("\n")[0]
         what = "could not be loaded" if Path(source).exists() else "is no local folder and could not be fetched"
         raise UserError(

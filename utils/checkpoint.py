@@ -102,7 +102,7 @@ def load_state(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: a file is missing or damaged.
     """
-    for name, expected in read_json(folder / "manifest.json").items():
+    for name, expected in _manifest(folder).items():
         path = folder / name
         if not path.is_file() or _sha256(path) != expected:
             raise UserError(
@@ -112,6 +112,19 @@ def load_state(folder: Path) -> dict[str, Any]:
     with safe_open(folder / "state.safetensors", framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     return unpack(read_json(folder / "state.json")["state"], tensors)
+
+
+def _manifest(folder: Path) -> dict[str, str]:
+    """Checksums of all files that are loaded; a list that leaves one out is as bad as a damaged file."""
+    path = folder / "manifest.json"
+    listed = read_json(path)
+    needed = {"state.json", "state.safetensors"} | {file.name for file in folder.glob("*.safetensors")}
+    if not isinstance(listed, dict) or not needed <= set(listed):
+        raise UserError(
+            f"{path} is damaged; delete the folder {folder} and resume again, which goes on from the checkpoint "
+            "before it or from the beginning"
+        )
+    return listed
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:

@@ -15,7 +15,7 @@ from pydantic import AllowInfNan, BaseModel, ConfigDict, Field, Strict
 Int = Annotated[int, Strict()]
 Count = Annotated[int, Strict(), Field(ge=1)]
 Float = Annotated[float, Strict(), AllowInfNan(False)]
-Name = Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]  # one folder name: it cannot leave its parent folder
+Name = Annotated[str, Field(pattern=r"^\w[\w.+-]*$", max_length=100)]  # one folder: it cannot leave its parent
 EMBEDDED_BACKBONE = "dataset/biography_qa_backbone"
 
 

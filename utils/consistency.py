@@ -36,6 +36,8 @@ def check(config: Config) -> list[str]:
     if config.is_replay:
         problems += _check_replay(config)
     problems += _check_adapters(config)
+    if not config.logger_filename.endswith((".log", ".txt")):  # it shall not be one of the run's other files
+        problems.append(f"logger_filename: expected a name that ends with .log or .txt, got {config.logger_filename!r}")
     problems += [
         f"{name}: has no effect without freeze_parts"
         for name in ("freeze_from_task", "freeze_match")

@@ -250,6 +250,7 @@ TASK_FACTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "MAX_NEW_TOKENS": (_is_count, "integers of at least 1"),
     "MAX_SEQ_LENGTH": (_is_count, "integers of at least 1"),
     "CHANCE": (_is_share, "numbers in 0..1 or null"),
+    "CUR_NUM_CLASS": (_is_count, "integers of at least 1"),
 }
 # Facts of the whole stream: name -> (type, what is wanted).
 STREAM_FACTS = {
@@ -257,6 +258,8 @@ STREAM_FACTS = {
     "IL_MODE": (str, "a text"),
     "CLASSIFICATION_TYPE": (str, "a text"),
     "DEV_IS_TEST": (bool, "true or false"),
+    "NUM_CLASS": (int, "an integer"),
+    "idx2label": (list, "a list of tags"),
 }
 
 
@@ -272,6 +275,8 @@ def _check_config(config: Any, num_task: int, where: str) -> None:
     for key, (kind, wanted) in STREAM_FACTS.items():
         if key in config and not isinstance(config[key], kind):
             raise UserError(f"{where}: {key}: expected {wanted}, got {_kind(config[key])}")
-    level = config.get("CLASSIFICATION_TYPE", LEVELS[0])
-    if level not in LEVELS:
-        raise UserError(f"{where}: CLASSIFICATION_TYPE: expected {' or '.join(LEVELS)}, got {level!r}")
+    for key, known in {"CLASSIFICATION_TYPE": LEVELS, "LOCALITY_SPLIT": SPLITS}.items():
+        if key in config and config[key] not in known:
+            raise UserError(f"{where}: {key}: expected {' or '.join(known)}, got {config[key]!r}")
+    if not all(isinstance(name, str) for name in config.get("idx2label", [])):
+        raise UserError(f"{where}: idx2label: expected a list of tags")

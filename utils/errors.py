@@ -6,3 +6,7 @@ class UserError(Exception):
 
     main_CL prints it without a traceback and exits with code 2.
     """
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: handled as Ctrl-C is, but for the exit code."""

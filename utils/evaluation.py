@@ -14,11 +14,14 @@ import torch
 from models.Base import Method
 from utils.copies import eval_mode
 from utils.dataset import Example
+from utils.errors import UserError
 from utils.files import read_jsonl, write_jsonl
 from utils.generation import Answer, verify
 from utils.processes import gather, share
 from utils.scoring import aggregate, find, score
 from utils.session import Session
+
+COLUMNS = {"score", "prediction", "target"}
 
 
 class Cell(NamedTuple):
@@ -40,8 +43,20 @@ def evaluate(method: Method, session: Session, cell: Cell) -> float:
         if session.accelerator.is_main_process:
             write_jsonl(cell.file, rows)
         session.accelerator.wait_for_everyone()
-    rows = read_jsonl(cell.file)
+    rows = _read(cell)
     return aggregate(cell.metric, *([row[key] for row in rows] for key in ("score", "prediction", "target")))
+
+
+def _read(cell: Cell) -> list[dict[str, Any]]:
+    """The saved rows of a cell, which a run that was cut off may have left here."""
+    rows = read_jsonl(cell.file)
+    known = [row.get("target") if isinstance(row, dict) and row.keys() >= COLUMNS else None for row in rows]
+    if known != [example.target for example in cell.examples]:
+        raise UserError(
+            f"{cell.file} is damaged: expected an answer to each of {len(cell.examples)} questions; delete it and "
+            "resume again"
+        )
+    return rows
 
 
 def predict(method: Method, session: Session, cell: Cell) -> list[dict[str, Any]]:

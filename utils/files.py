@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
+
+NOT_JSON = (ValueError, RecursionError)  # the second: a thousand brackets; the first also: a number of 5000 digits
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -28,6 +32,14 @@ def write_bytes(path: Path, content: bytes) -> None:
     os.replace(temporary, path)
 
 
+def is_file(path: Path) -> bool:
+    """As `Path.is_file`, which raises where a name is too long to be one."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def remove_drafts(folder: Path) -> None:
     """Remove what a killed program had begun to write under temporary names, folders (`.*.tmp`) included."""
     for path in list(folder.rglob(".*.tmp")):
@@ -35,6 +47,14 @@ def remove_drafts(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)  # it may have stood in a folder that is gone by now
+
+
+def drop_torn_line(path: Path) -> None:
+    """Cut off what a killed program or a full disk left behind the last whole line."""
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(path, whole)
 
 
 def sync_folder(folder: Path) -> None:
@@ -62,10 +82,16 @@ def read_json(path: Path) -> Any:
     Raises:
         UserError: the file is missing or is not JSON.
     """
+    text = _read(path)
     try:
-        return json.loads(_read(path))
-    except json.JSONDecodeError as error:
+        content = json.loads(text)
+        if _SURROGATE.search(text):
+            json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{path} holds half of a character (a lone surrogate); repair the file") from None
+    except NOT_JSON as error:
         raise UserError(f"{path} is not JSON: {error}") from None
+    return content
 
 
 def read_jsonl(path: Path) -> list[dict]:
@@ -75,7 +101,7 @@ def read_jsonl(path: Path) -> list[dict]:
         if line:
             try:
                 rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
+            except NOT_JSON as error:
                 raise UserError(f"{path}, line {number} is not JSON: {error}") from None
     return rows
 

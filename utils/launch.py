@@ -29,6 +29,7 @@ from utils.preprocess import jsonl
 from utils.prompt import choose
 from utils.scoring import find
 from utils.session import Session
+from utils.stops import explained, go_on, termination_interrupts
 from utils.trackers import start_tracker
 from utils.trainer import Trainer
 
@@ -53,8 +54,16 @@ def launch(options: Resolved, folder: Path | None) -> dict[str, Any]:
     quieten()
     check_backbone(config, method_class, stream.is_word_level)
     accelerator = make_accelerator(config)
-    method = build_method(options, method_class, stream, accelerator)
-    folder = _open_folder(options, stream, accelerator, folder)
+    with explained(folder):
+        method = build_method(options, method_class, stream, accelerator)
+        folder = _open_folder(options, stream, accelerator, folder)
+    with explained(folder), termination_interrupts():
+        return _run(options, method, accelerator, folder)
+
+
+def _run(options: Resolved, method: Method, accelerator: Accelerator, folder: Path) -> dict[str, Any]:
+    """Train and evaluate, with a log in the run folder."""
+    config = options.config
     log = RunLog(folder, config, accelerator.is_main_process)
     try:
         log.info(f"run folder: {folder}")
@@ -70,7 +79,7 @@ def launch(options: Resolved, folder: Path | None) -> dict[str, Any]:
             log.info("\n" + report.table(results) + f"\nresults: {folder}/results.md")
         return results
     except KeyboardInterrupt:
-        log.info(f"interrupted; go on with: python main_CL.py --resume {folder}")
+        log.info(f"interrupted; {go_on(folder)}")
         raise
     finally:
         log.close()

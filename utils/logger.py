@@ -12,6 +12,7 @@ import platform
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +23,7 @@ from tqdm import tqdm
 
 from utils.config import Config
 from utils.errors import UserError
-from utils.files import write_json
+from utils.files import drop_torn_line, write_json
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "deepspeed", "numpy", "scikit-learn")
 
@@ -42,9 +43,10 @@ class RunLog:
         if is_main:
             self._events = open(folder / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115 (lives as long as the run)
             _lock(self._events, folder)
+            drop_torn_line(folder / "log.jsonl")
             for handler in (
                 _BarHandler(),
-                logging.FileHandler(folder / config.logger_filename, encoding="utf-8"),
+                _FileHandler(folder / config.logger_filename, encoding="utf-8"),
             ):
                 handler.setFormatter(_Formatter())
                 self._text.addHandler(handler)
@@ -77,10 +79,11 @@ class RunLog:
         """Close files and trackers."""
         if self.tracker is not None:
             self.tracker.finish()
-        for handler in self._text.handlers:
-            handler.close()
-        if self._events is not None:
-            self._events.close()
+        with suppress(OSError):  # a full disk, which was told when it was met
+            for handler in self._text.handlers:
+                handler.close()
+            if self._events is not None:
+                self._events.close()
         self._text.handlers, self._events, self.tracker = [logging.NullHandler()], None, None
 
 
@@ -111,8 +114,16 @@ class _BarHandler(logging.Handler):
     """Prints to stdout without tearing a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+        with suppress(OSError):  # nobody reads any more: `python main_CL.py | head`
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
+
+
+class _FileHandler(logging.FileHandler):
+    """Without the traceback of the library where a disk is full: the next event meets it too, and that is told."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
 
 
 class _Formatter(logging.Formatter):
@@ -155,8 +166,9 @@ def make_run_folder(config: Config) -> Path:
             return root / name
         except FileExistsError:
             continue  # another run of this second
-        except OSError as error:
-            raise UserError(f"dump_path: cannot make {root / name}: {error.strerror or error}") from None
+        except (OSError, ValueError) as error:  # the second: a NUL in the name
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"dump_path: cannot make {root / name}: {reason}") from None
     raise UserError(f"dump_path: a hundred runs were started in {root} this second; wait a moment")
 
 

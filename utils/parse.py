@@ -236,7 +236,7 @@ def _value(text: str, field: FieldInfo) -> Any:
         return text
     try:
         return yaml.load(text, _Loader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError, ValueError):
         return text
 
 

@@ -23,6 +23,7 @@ from utils.metric import Matrix, Row, summary
 from utils.scoring import aggregate, find, score
 
 FACTS = ("name", "stream", "method", "seed", "il_mode", "backbone", "task_names", "metrics", "chance")
+COLUMNS = {"index": int, "prediction": str, "target": str}
 PER_TASK = ("metrics", "chance")
 # Questions beside the test split, where the scenario asks them: name in the results -> (files, metric or the task's).
 EXTRA = {"R_train": ("train_task", None), "R_locality": ("locality_task", "exact_match")}
@@ -114,13 +115,13 @@ def read_facts(run: Path) -> dict[str, Any]:
     missing = [key for key in FACTS if not isinstance(facts, dict) or key not in facts]
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)}; the run folder is broken")
-    if not facts["task_names"]:
+    if not isinstance(facts["task_names"], list) or not facts["task_names"]:
         raise UserError(f"{path} names no tasks; the run folder is broken")
     for key in PER_TASK:
-        if len(facts[key]) != len(facts["task_names"]):
+        if not isinstance(facts[key], list) or len(facts[key]) != len(facts["task_names"]):
             raise UserError(
                 f"{path}: expected one entry of {key} for each of {len(facts['task_names'])} tasks, "
-                f"got {len(facts[key])}; the run folder is broken"
+                f"got {str(facts[key])[:80]}; the run folder is broken"
             )
     return facts
 
@@ -154,8 +155,9 @@ class _Cells:
 
     def _check(self, path: Path, name: str, rows: list[dict]) -> None:
         for number, row in enumerate(rows, start=1):
-            if not {"index", "prediction", "target"} <= row.keys():
-                raise UserError(f"{path}, line {number}: expected index, prediction and target, got {list(row)}")
+            cells = [row.get(key) for key in COLUMNS] if isinstance(row, dict) else []
+            if list(map(type, cells)) != list(COLUMNS.values()):
+                raise UserError(f"{path}, line {number}: expected index, prediction and target, got {str(row)[:80]}")
         if len({row["index"] for row in rows}) != len(rows):
             raise UserError(f"{path}: expected each example once, but some index is there twice")
         if self.examples.setdefault(name, len(rows)) != len(rows):

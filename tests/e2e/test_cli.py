@@ -268,7 +268,7 @@ def test_control_c_tells_how_to_go_on(small, tmp_path, done):
     out, errors = process.communicate(timeout=300)
     (folder,) = tmp_path.glob("*/*")
     assert process.returncode == 130
-    assert out.strip().split("\n")[-1].endswith(f"interrupted; go on with: python main_CL.py --resume {folder}")
+    assert out.strip().split("\n")[-1].endswith(f" with: python main_CL.py --resume {folder}")
     assert errors == ""
     # Nobody looks at a terminal: no bars, and no library speaks
     assert "\r" not in out and all(re.match(r"\[\d\d:\d\d:\d\d\] ", line) for line in out.strip().split("\n"))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.errors import UserError
+from utils.files import NOT_JSON
 
 DATASET_DIR = Path("dataset")  # of raw data sets and of streams, seen from where the command runs
 
@@ -52,7 +53,7 @@ def read_raw_json(path: Path, origin: Origin) -> Any:
     """The content of a raw JSON file; errors as in `read_raw`."""
     try:
         return json.loads(read_raw(path, origin))
-    except json.JSONDecodeError as error:
+    except NOT_JSON as error:
         raise UserError(f"{path} is not JSON (cut off while copying?): {error}") from None
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from utils.dataset import Example, TaskData
 from utils.errors import UserError
+from utils.files import NOT_JSON
 from utils.preprocess.raw import Origin, need
 
 JSON_SUFFIXES = (".json", ".jsonl")
@@ -105,7 +106,7 @@ def _read(path: Path) -> str:
 def _json_list(path: Path, text: str) -> list[Row]:
     try:
         records = json.loads(text)
-    except json.JSONDecodeError as error:
+    except NOT_JSON as error:
         raise UserError(f"{path} is not JSON (cut off while copying?): {error}") from None
     return [_row(record, f"{path}, record {i}") for i, record in enumerate(records, start=1)]
 
@@ -116,7 +117,7 @@ def _json_lines(path: Path, text: str) -> list[Row]:
         if line.strip():
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError as error:
+            except NOT_JSON as error:
                 raise UserError(
                     f"{path}, line {number} is not JSON: {error}; expected a list [..] or one object a line"
                 ) from None
