@@ -63,7 +63,7 @@ def launch(options: Resolved, folder: Path | None) -> dict[str, Any]:
 
 def _run(options: Resolved, method: Method, accelerator: Accelerator, folder: Path) -> dict[str, Any]:
     """Train and evaluate, with a log in the run folder."""
-    config = options.config
+    config, launched = options.config, mode()
     log = RunLog(folder, config, accelerator.is_main_process)
     try:
         log.info(f"run folder: {folder}")
