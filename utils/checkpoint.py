@@ -48,8 +48,8 @@ class Place:
         return f"task_{self.task}{inside}"
 
 
-def save(root: Path, place: Place, model: nn.Module, tokenizer, state: Packed, keep_all: bool) -> None:
-    """Write a checkpoint; then, unless all are kept, remove the older ones.
+def save(root: Path, place: Place, model: nn.Module, tokenizer, state: Packed, limit: int | None) -> None:
+    """Write a checkpoint; then remove the oldest ones that are too many.
 
     Args:
         root: The run's folder of checkpoints.
@@ -57,7 +57,7 @@ def save(root: Path, place: Place, model: nn.Module, tokenizer, state: Packed, k
         model: A transformers model, unwrapped.
         tokenizer: Saved beside it.
         state: What `pack` makes of nested dicts and lists of tensors and plain values.
-        keep_all: Keep earlier checkpoints.
+        limit: The most checkpoints to keep; None: all.
     """
     draft, final, old = root / f".{place.name}.tmp", root / place.name, root / f".{place.name}.old"
     for rest_of_a_crash in (draft, old):
@@ -78,15 +78,13 @@ def save(root: Path, place: Place, model: nn.Module, tokenizer, state: Packed, k
     os.replace(draft, final)
     sync_folder(root)
     shutil.rmtree(old, ignore_errors=True)
-    if not keep_all:
-        prune(root, place)
+    prune(root, limit)
 
 
-def prune(root: Path, place: Place) -> None:
-    """Remove all checkpoints but one."""
-    for other in checkpoints(root):
-        if other != place:
-            shutil.rmtree(root / other.name)
+def prune(root: Path, limit: int | None) -> None:
+    """Remove all checkpoints but the newest ones, the oldest first; None: keep all."""
+    for place in checkpoints(root)[:-limit] if limit else ():
+        shutil.rmtree(root / place.name)
 
 
 def checkpoints(root: Path) -> list[Place]:

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from models.Base import Method
-from utils import freeze, parallel, probing, report
+from utils import freeze, parallel, probing, report, watch
 from utils.backbone import find_source, kind, load_backbone
 from utils.classifier import Classes
 from utils.config import Config
@@ -44,7 +44,7 @@ def launch(options: Resolved, folder: Path | None) -> dict[str, Any]:
     stream = read_stream(config)
     launched = mode()
     problems = [*check_capability(config, method_class), *check_stream(config, stream)]
-    problems += probing.refuse(config, stream)
+    problems += probing.refuse(config, stream) + watch.refuse(config, method_class, stream)
     problems += check_parallel(config, method_class, launched)
     problems += method_class.refuse(config, options.method_options, stream)
     if problems:
