@@ -28,7 +28,7 @@ LAYERS = [
     ["utils.fit", "utils.cost"],
     ["models.METHOD", "utils.evaluation", "utils.probing"],
     ["utils.watch", "utils.tasks"],
-    ["utils.trainer"],
+    ["utils.trainer", "utils.plan"],
     ["utils.launch"],
     ["main_CL", "utils.pretrain", "utils.sweep", "utils.diagnosis"],
     ["utils.diagnose"],

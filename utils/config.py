@@ -25,6 +25,7 @@ class RunOptions(Options):
     dump_path: str = Field("experiments", description="Folder that holds the run folders.")
     logger_filename: Name = Field("train.log", description="Name of the text log inside the run folder.")
     seed: Int = Field(1, ge=0, description="Seed of all randomness.")
+    dry_run: bool = Field(False, description="Tell what would be done, and do nothing.")
     resume: str | None = Field(
         None, description="Run folder to go on with; its own config.yaml replaces all other options."
     )
@@ -247,6 +248,10 @@ class EvaluateOptions(Options):
         None, ge=1, description="End a task when dev has not got better for n evaluations, see evaluate_interval."
     )
     is_evaluate_only: bool = Field(False, description="Evaluate the backbone on all tasks and stop.")
+    evaluate_checkpoint: str | None = Field(
+        None,
+        description="With is_evaluate_only and the options of a run: evaluate this checkpoint of it, heads included.",
+    )
     is_probing: bool = Field(
         False, description="After each task fit probes on frozen features of all tasks: did head or backbone forget?"
     )

@@ -19,6 +19,7 @@ SWITCHES = (
     ("probing_", "is_probing"),
     ("save_features", "is_probing"),
     ("save_total_limit", "save_llm_ckpt"),
+    ("evaluate_checkpoint", "is_evaluate_only"),
 )
 
 

@@ -45,6 +45,8 @@ class Trainer:
     def run(self) -> dict[str, Any]:
         """Do what is not done yet; returns the results."""
         config, tasks = self.config, range(len(self.stream.tasks))
+        if config.evaluate_checkpoint is not None:
+            return self._evaluate_checkpoint(Path(config.evaluate_checkpoint))
         done = self._restore()
         if done is None and (config.is_evaluate_init or config.is_evaluate_only):
             self._evaluate_row("base", tasks)
@@ -56,6 +58,22 @@ class Trainer:
                 self._one_task(task_of(self.method, index), done)
             if config.recovery and not (self.folder / "predictions" / "recovery" / "task_0.jsonl").exists():
                 self._recover()
+        return self._report(plots=True)
+
+    def _evaluate_checkpoint(self, folder: Path) -> dict[str, Any]:
+        """Score all tasks as after the task in which this checkpoint was taken, with all that answers there."""
+        tasks = range(len(self.stream.tasks))
+        self._evaluate_locality("base", tasks)
+        try:
+            state = load(self.method, folder)
+        except (KeyError, ValueError, RuntimeError, OSError):  # names or shapes of weights
+            raise UserError(f"evaluate_checkpoint: {folder} is not of a run with these options") from None
+        assign(self.method.named(), state["working"])
+        place = checkpoint.read_place(folder)
+        self.session.log.info(f"checkpoint {folder}: {place.name}")
+        self._evaluate_row(f"after_{place.task}", tasks, learned=place.task)
+        self._evaluate_locality(f"after_{place.task}", tasks)
+        self._probe(f"after_{place.task}", place.task + 1)
         return self._report(plots=True)
 
     def _one_task(self, task: Task, done: Place | None) -> None:
