@@ -14,9 +14,10 @@ ROOT = Path(__file__).parents[1]
 # A new module goes into the lowest layer that is above everything it needs.
 LAYERS = [
     ["utils", "utils.errors", "utils.seed", "utils.metric", "utils.plots", "utils.copies", "utils.processes",
-     "utils.tables", "utils.latent", "utils.family", "utils.probes", "models"],
+     "utils.tables", "utils.latent", "utils.option", "utils.family", "utils.probes", "models"],
     ["utils.files", "utils.recipe", "utils.words", "utils.chat", "utils.freeze", "utils.scoring"],
-    ["utils.config", "utils.dataset", "utils.bottleneck"],
+    ["utils.config", "utils.large", "utils.bottleneck"],
+    ["utils.dataset"],
     ["utils.consistency", "utils.probed"],
     ["utils.prompt", "utils.parse", "utils.results", "utils.compare", "utils.logger", "utils.trackers",
      "utils.optimizer", "utils.buffer", "utils.factory", "utils.adapters", "utils.parallel"],
@@ -27,7 +28,8 @@ LAYERS = [
     ["models.Base", "utils.fisher", "utils.pseudo", "utils.placement"],
     ["utils.fit", "utils.cost"],
     ["models.METHOD", "utils.evaluation", "utils.probing"],
-    ["utils.trainer"],
+    ["utils.watch", "utils.tasks"],
+    ["utils.trainer", "utils.plan"],
     ["utils.stops"],
     ["utils.launch"],
     ["main_CL", "utils.pretrain", "utils.sweep", "utils.diagnosis"],

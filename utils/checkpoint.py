@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from utils import adapters
+from utils.config import Config
 from utils.errors import UserError
 from utils.files import read_json, sync_folder, write_json
 
@@ -48,8 +49,8 @@ class Place:
         return f"task_{self.task}{inside}"
 
 
-def save(root: Path, place: Place, model: nn.Module, tokenizer, state: Packed, keep_all: bool) -> None:
-    """Write a checkpoint; then, unless all are kept, remove the older ones.
+def save(root: Path, place: Place, model: nn.Module, tokenizer, state: Packed, limit: int | None) -> None:
+    """Write a checkpoint; then remove the oldest ones that are too many.
 
     Args:
         root: The run's folder of checkpoints.
@@ -57,7 +58,7 @@ def save(root: Path, place: Place, model: nn.Module, tokenizer, state: Packed, k
         model: A transformers model, unwrapped.
         tokenizer: Saved beside it.
         state: What `pack` makes of nested dicts and lists of tensors and plain values.
-        keep_all: Keep earlier checkpoints.
+        limit: The most checkpoints to keep; None: all.
     """
     draft, final, old = root / f".{place.name}.tmp", root / place.name, root / f".{place.name}.old"
     for rest_of_a_crash in (draft, old):
@@ -78,15 +79,38 @@ def save(root: Path, place: Place, model: nn.Module, tokenizer, state: Packed, k
     os.replace(draft, final)
     sync_folder(root)
     shutil.rmtree(old, ignore_errors=True)
-    if not keep_all:
-        prune(root, place)
+    prune(root, limit)
 
 
-def prune(root: Path, place: Place) -> None:
-    """Remove all checkpoints but one."""
-    for other in checkpoints(root):
-        if other != place:
-            shutil.rmtree(root / other.name)
+def refuse(config: Config) -> list[str]:
+    """Problems of a checkpoint that is to be evaluated; one with heads, prompts or adapters is more than a model."""
+    chosen, cached = config.evaluate_checkpoint, config.backbone_cache_path
+    if chosen is not None and not (Path(chosen) / "manifest.json").is_file():
+        return [f"evaluate_checkpoint: {chosen}/manifest.json does not exist; expected <run>/checkpoints/<name>"]
+    if config.is_evaluate_only and config.load_llm_ckpt and chosen is None and _is_more_than_a_model(Path(cached)):
+        return [
+            f"load_llm_ckpt: {cached} holds adapters, heads or prompts of a run; to evaluate it with them: "
+            f"--cfg <run>/config.yaml --is_evaluate_only --evaluate_checkpoint {cached}"
+        ]
+    return []
+
+
+def _is_more_than_a_model(folder: Path) -> bool:
+    if not (folder / "state.json").is_file():
+        return False
+    extra = dict(read_json(folder / "state.json")["state"]["dict"])["extra"]
+    return bool(extra["dict"]) or any(folder.rglob("adapter_config.json"))
+
+
+def read_place(folder: Path) -> Place:
+    """Where in the stream a checkpoint was taken, whatever its folder is called now."""
+    return Place(**read_json(folder / "state.json")["place"])
+
+
+def prune(root: Path, limit: int | None) -> None:
+    """Remove all checkpoints but the newest ones, the oldest first; None: keep all."""
+    for place in checkpoints(root)[:-limit] if limit else ():
+        shutil.rmtree(root / place.name)
 
 
 def checkpoints(root: Path) -> list[Place]:

@@ -9,20 +9,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AllowInfNan, BaseModel, ConfigDict, Field, Strict
+from pydantic import Field
 
-# Strict: `true` is not the number 1 and 2.5 is not a number of epochs.
-Int = Annotated[int, Strict()]
-Count = Annotated[int, Strict(), Field(ge=1)]
-Float = Annotated[float, Strict(), AllowInfNan(False)]
-Name = Annotated[str, Field(pattern=r"^\w[\w.+-]*$", max_length=100)]  # one folder: it cannot leave its parent
+from utils.option import Count, Float, Int, Name, Options
+
 EMBEDDED_BACKBONE = "dataset/biography_qa_backbone"
-
-
-class Options(BaseModel):
-    """Base of all groups of options: frozen, unknown names refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True, validate_default=True)
 
 
 class RunOptions(Options):
@@ -34,10 +25,14 @@ class RunOptions(Options):
     dump_path: str = Field("experiments", description="Folder that holds the run folders.")
     logger_filename: Name = Field("train.log", description="Name of the text log inside the run folder.")
     seed: Int = Field(1, ge=0, description="Seed of all randomness.")
+    dry_run: bool = Field(False, description="Tell what would be done, and do nothing.")
     resume: str | None = Field(
         None, description="Run folder to go on with; its own config.yaml replaces all other options."
     )
     save_llm_ckpt: bool = Field(False, description="Keep the checkpoint of every task, not only the newest one.")
+    save_total_limit: Int | None = Field(
+        None, ge=1, description="Of these keep only the newest n; the oldest is removed first. None: all."
+    )
     save_llm_ckpt_epoch_interval: Int = Field(
         -1, ge=-1, description="Also write a checkpoint every n epochs; -1: never."
     )
@@ -239,7 +234,24 @@ class EvaluateOptions(Options):
     evaluate_interval: Int = Field(
         -1, ge=-1, description="Evaluate during a task, every n epochs; -1: only at its end."
     )
+    keep_best: bool = Field(
+        False,
+        description="End a task with the weights that did best on its dev split, every evaluate_interval epochs.",
+    )
+    early_stop_accuracy: Float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="End a task when its score on its training questions reaches this, see evaluate_interval.",
+    )
+    early_stop_patience: Int | None = Field(
+        None, ge=1, description="End a task when dev has not got better for n evaluations, see evaluate_interval."
+    )
     is_evaluate_only: bool = Field(False, description="Evaluate the backbone on all tasks and stop.")
+    evaluate_checkpoint: str | None = Field(
+        None,
+        description="With is_evaluate_only and the options of a run: evaluate this checkpoint of it, heads included.",
+    )
     is_probing: bool = Field(
         False, description="After each task fit probes on frozen features of all tasks: did head or backbone forget?"
     )

@@ -18,6 +18,8 @@ SWITCHES = (
     ("wandb_", "is_wandb"),
     ("probing_", "is_probing"),
     ("save_features", "is_probing"),
+    ("save_total_limit", "save_llm_ckpt"),
+    ("evaluate_checkpoint", "is_evaluate_only"),
 )
 
 
@@ -48,6 +50,13 @@ def check(config: Config) -> list[str]:
         for name, field in Config.model_fields.items()
         if field.default == -1 and getattr(config, name) == 0
     ]
+    problems += [
+        f"{name}: has no effect without evaluate_interval, the epochs between two evaluations"
+        for name in ("keep_best", "early_stop_accuracy", "early_stop_patience")
+        if _changed(config, name) and config.evaluate_interval < 1
+    ]
+    if config.keep_best and config.keep_optimizer_state:
+        problems.append("keep_best: the optimizer's moments are of later weights; leave keep_optimizer_state out")
     problems += _check_classifier(config)
     if config.load_llm_ckpt and config.backbone_cache_path is None:
         problems.append("load_llm_ckpt: needs backbone_cache_path, the folder of the checkpoint")

@@ -17,6 +17,7 @@ from typing import Any
 from utils import words
 from utils.errors import UserError
 from utils.files import read_json, write_text
+from utils.large import read_large_json
 
 SPLITS = ("train", "dev", "test")
 NEEDED_SPLITS = ("train", "test")  # dev may be empty: some benchmarks have none
@@ -135,7 +136,7 @@ def load_stream(name: str, root: Path) -> Stream:
     path = root / name / DATA_FILE
     if not path.exists():
         raise UserError(f"{path} is missing; make it with: bash preprocess_dataset.sh {name}")
-    data, config = read_json(path), read_json(path.with_name(CONFIG_FILE))
+    data, config = read_large_json(path), read_json(path.with_name(CONFIG_FILE))
     _check_task_keys(data, path)
     _check_config(config, len(data), str(path.with_name(CONFIG_FILE)))
     if words.is_in(data["0"]):  # streams made elsewhere do not state their level
@@ -143,7 +144,8 @@ def load_stream(name: str, root: Path) -> Stream:
     if config.get("CLASSIFICATION_TYPE") == LEVELS[1]:
         data = {k: words.join_splits(task, f"{path}, task {k}") for k, task in data.items()}
     names = config.get("TASK_NAMES") or [f"task {k}" for k in range(len(data))]
-    return Stream(name, tuple(_read_task(data[str(k)], k, names[k], path) for k in range(len(data))), config)
+    # A task's columns go as soon as it is read: a large stream is in memory once.
+    return Stream(name, tuple(_read_task(data.pop(str(k)), k, names[k], path) for k in range(len(data))), config)
 
 
 def _check_task_keys(data: Any, path: Path) -> None:
@@ -174,7 +176,10 @@ def _read_task(task: Any, k: int, name: str, path: Path) -> TaskData:
     missing = [s for s in SPLITS if not isinstance(task, dict) or not isinstance(task.get(s), dict)]
     if missing:
         raise UserError(f"{where}: expected the splits train, dev and test, got none named {missing[0]}")
-    read = TaskData(name, **{split: _read_split(task[split], k, f"{where}, {split}") for split in SPLITS})
+    rows = {split: _read_split(task[split], k, f"{where}, {split}") for split in SPLITS}
+    if rows["dev"] == rows["test"]:
+        rows["dev"] = rows["test"]  # one copy
+    read = TaskData(name, **rows)
     _check_sizes(read, where)
     return read
 

@@ -25,7 +25,7 @@ class DivergedError(UserError):
     """The loss is no longer a number."""
 
 
-OnStep = Callable[[Progress, Replicated], None]
+OnStep = Callable[[Progress, Replicated], bool | None]
 
 
 def fit(
@@ -45,7 +45,8 @@ def fit(
         session: Options, processes, tokeniser, log.
         start: Where an interrupted task goes on; None: at its beginning.
         moments: AdamW's tensors to begin with, by parameter name; None: fresh ones.
-        on_step: Called after each optimizer step with the progress and where the weights are.
+        on_step: Called after each optimizer step with the progress and where the weights are; returns True if the task
+            shall end.
         limit: Stop after this many optimizer steps; None: when all epochs are done.
 
     Returns:
@@ -68,10 +69,11 @@ def fit(
     for progress, batches in plan.walk(start):
         rate = set_learning_rate(placed.stepper, session.config, progress.done - 1, plan.steps * task.epochs)
         meter.add(_step(placed.step, placed.stepper, batches, method, task, session, progress), progress, rate)
+        stop = False
         if on_step is not None:
-            on_step(progress, placed)
+            stop = on_step(progress, placed)
             placed.step.train()  # an evaluation may have come between
-        if progress.done == limit:
+        if stop or progress.done == limit:
             break
     meter.close()
     kept = placed.moments() if session.config.keep_optimizer_state else {}

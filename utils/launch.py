@@ -12,8 +12,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from models.Base import Method
-from utils import freeze, parallel, probing, report
-from utils.backbone import find_source, kind, load_backbone
+from utils import checkpoint, freeze, parallel, plan, probing, report, watch
+from utils.backbone import Backbone, find_source, kind, load_backbone
 from utils.classifier import Classes
 from utils.config import Config
 from utils.dataloader import Encoder
@@ -45,15 +45,20 @@ def launch(options: Resolved, folder: Path | None) -> dict[str, Any]:
     stream = read_stream(config)
     launched = mode()
     problems = [*check_capability(config, method_class), *check_stream(config, stream)]
-    problems += probing.refuse(config, stream)
+    problems += probing.refuse(config, stream) + watch.refuse(config, method_class, stream)
     problems += check_parallel(config, method_class, launched)
-    problems += method_class.refuse(config, options.method_options, stream)
+    problems += method_class.refuse(config, options.method_options, stream) + checkpoint.refuse(config)
     if problems:
         raise ConfigError(problems)
     find_source(config)
     quieten()
     check_backbone(config, method_class, stream.is_word_level)
     accelerator = make_accelerator(config)
+    if config.dry_run:
+        method = sketch(options, method_class, stream, accelerator)
+        if accelerator.is_main_process:
+            print(plan.text(method, accelerator.num_processes))
+        return {}
     with explained(folder):
         method = build_method(options, method_class, stream, accelerator)
         folder = _open_folder(options, stream, accelerator, folder)
@@ -100,6 +105,22 @@ def build_method(options: Resolved, method_class: type[Method], stream: Stream, 
     backbone.model.to(accelerator.device)
     if accelerator.device.type == "cpu" and backbone.model.num_parameters() < SMALL:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    return assemble(options, method_class, stream, backbone)
+
+
+def sketch(options: Resolved, method_class: type[Method], stream: Stream, accelerator: Accelerator) -> Method:
+    """The method around a model that has shapes, but no weights; with them where it looks at them in its setup."""
+    shapes = options.config.model_copy(update={"backbone_random_init": True})
+    try:
+        with torch.device("meta"):
+            return assemble(options, method_class, stream, load_backbone(shapes))
+    except (NotImplementedError, RuntimeError):  # a meta tensor has no values
+        return build_method(options, method_class, stream, accelerator)
+
+
+def assemble(options: Resolved, method_class: type[Method], stream: Stream, backbone: Backbone) -> Method:
+    """The method around this backbone."""
+    config = options.config
     encoder = Encoder(backbone.tokenizer, choose(config.prompt_type, stream), ends=backbone.kind != "decoder")
     if config.classifier is not None:
         encoder = ClassEncoder(encoder, Classes(stream), config.backbone_extract_token)

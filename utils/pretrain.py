@@ -178,7 +178,7 @@ class Pretraining:
         moments = {name: self.optimizer.state[w] for name, w in self.model.named_parameters()}
         state = {"moments": moments, "losses": self.losses, "seconds": self.seconds, "told": _told(self.job)}
         checkpoint.save(
-            self.job.out / "checkpoints", place, self.model, self.tokenizer, checkpoint.pack(state), keep_all=False
+            self.job.out / "checkpoints", place, self.model, self.tokenizer, checkpoint.pack(state), limit=1
         )
 
     def _restore(self, folder: Path) -> None:

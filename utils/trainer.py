@@ -24,6 +24,8 @@ from utils.probing import probe
 from utils.processes import agree
 from utils.seed import seed_torch
 from utils.session import Progress, Session
+from utils.tasks import relearn, task_of
+from utils.watch import Watch
 
 TRAIN_SCORED = ("IIL", "CKE")  # scenarios that also score the questions that were trained on
 
@@ -37,11 +39,14 @@ class Trainer:
         method.session = session
         self.moments: OptimizerState = {}
         self.cost = Cost(method, len(self.stream.tasks))
+        self.watch = Watch(method, session, folder)
         self.saved_at = time.monotonic()
 
     def run(self) -> dict[str, Any]:
         """Do what is not done yet; returns the results."""
         config, tasks = self.config, range(len(self.stream.tasks))
+        if config.evaluate_checkpoint is not None:
+            return self._evaluate_checkpoint(Path(config.evaluate_checkpoint))
         done = self._restore()
         if done is None and (config.is_evaluate_init or config.is_evaluate_only):
             self._evaluate_row("base", tasks)
@@ -53,6 +58,22 @@ class Trainer:
                 self._one_task(task_of(self.method, index), done)
             if config.recovery and not (self.folder / "predictions" / "recovery" / "task_0.jsonl").exists():
                 self._recover()
+        return self._report(plots=True)
+
+    def _evaluate_checkpoint(self, folder: Path) -> dict[str, Any]:
+        """Score all tasks as after the task in which this checkpoint was taken, with all that answers there."""
+        tasks = range(len(self.stream.tasks))
+        self._evaluate_locality("base", tasks)
+        try:
+            state = load(self.method, folder)
+        except (KeyError, ValueError, RuntimeError, OSError):  # names or shapes of weights
+            raise UserError(f"evaluate_checkpoint: {folder} is not of a run with these options") from None
+        assign(self.method.named(), state["working"])
+        place = checkpoint.read_place(folder)
+        self.session.log.info(f"checkpoint {folder}: {place.name}")
+        self._evaluate_row(f"after_{place.task}", tasks, learned=place.task)
+        self._evaluate_locality(f"after_{place.task}", tasks)
+        self._probe(f"after_{place.task}", place.task + 1)
         return self._report(plots=True)
 
     def _one_task(self, task: Task, done: Place | None) -> None:
@@ -76,29 +97,42 @@ class Trainer:
             self.method.before_task(task)
             if not self.config.keep_optimizer_state:
                 self.moments = {}
+            self.watch.begin()
         start = None if inside is None else Progress(task.index, inside.epoch, inside.step)
         self.moments = fit(self.method, task, self.session, start, self.moments, self._on_step)
         learning = [w.numel() for w in self.method.named().values() if w.requires_grad]
         examples = len(self.method.train_examples(task))
+        epochs = self.watch.finish(task)
         self.method.after_task(task)
-        self.cost.sizes(task, examples, sum(learning))
+        self.cost.sizes(replace(task, epochs=epochs), examples, sum(learning))
         self.cost.train(task.index)
 
-    def _on_step(self, at: Progress, placed: Replicated) -> None:
-        """Evaluations and checkpoints inside a task; in this order, as a run resumed from here does not come back."""
+    def _on_step(self, at: Progress, placed: Replicated) -> bool:
+        """Evaluations and checkpoints inside a task; in this order, as a run resumed from here does not come back.
+
+        Returns:
+            True if the task shall end here; the checkpoint of the whole task follows at once.
+        """
         config, ends_epoch = self.config, at.step == at.steps
         if ends_epoch and _divides(config.evaluate_interval, at.epoch + 1):
             self.cost.train(at.task)
             with placed.whole():
                 self._evaluate_row(f"task_{at.task}_epoch_{at.epoch + 1}", range(at.task + 1))
+        task, stop = task_of(self.method, at.task), False
+        if self.watch.splits(at, task):
+            self.cost.train(at.task)
+            with placed.whole():
+                stop = self.watch.look(at, task)
+            self.cost.evaluate(None, 0)
         old = config.checkpoint_minutes > 0 and agree(config.checkpoint_minutes * 60 < time.monotonic() - self.saved_at)
         by_step = _divides(config.save_llm_ckpt_step_interval, at.done)
         by_epoch = ends_epoch and _divides(config.save_llm_ckpt_epoch_interval, at.epoch + 1)
-        if old or by_step or by_epoch:
+        if (old or by_step or by_epoch) and not stop:
             self.cost.train(at.task)
             self.moments = placed.moments()
             with placed.whole():
                 self._save(Place(at.task, at.epoch, at.step))
+        return stop
 
     def _evaluate_row(self, moment: str, tasks: Iterable[int], learned: int | None = None) -> None:
         """Score tasks at one moment, under every version of the weights.
@@ -196,14 +230,20 @@ class Trainer:
             "working": {name: named[name] for name in answering},
             "base": adapters.fingerprint(self.method.model),
             "moments": self.moments if keep_moments else {},
+            "watch": self.watch.state,
             "cost": self.cost.values,
             "steps": self.session.log.step,
         }
         packed = checkpoint.pack(state)
         backbone = self.method.backbone
         with borrowed(named, answering):
-            root, keep_all = self.folder / "checkpoints", self.config.save_llm_ckpt
-            checkpoint.save(root, place, backbone.model, backbone.tokenizer, packed, keep_all)
+            root = self.folder / "checkpoints"
+            checkpoint.save(root, place, backbone.model, backbone.tokenizer, packed, self._limit)
+
+    @property
+    def _limit(self) -> int | None:
+        """How many checkpoints are kept."""
+        return self.config.save_total_limit if self.config.save_llm_ckpt else 1
 
     def _restore(self) -> Place | None:
         """Load the newest checkpoint of this run, if there is one."""
@@ -214,11 +254,12 @@ class Trainer:
         state = load(self.method, folder)
         assign(self.method.named(), state["working"])
         self.moments, self.cost.values = state["moments"], state["cost"]
+        self.watch.state |= state.get("watch", {})  # checkpoints of earlier versions have none
         self.session.log.step = state["steps"]
         self.session.log.info(f"resuming after {places[-1].name}")
         self.session.log.event("resume", checkpoint=places[-1].name)
-        if self.session.accelerator.is_main_process and not self.config.save_llm_ckpt:
-            checkpoint.prune(self.folder / "checkpoints", places[-1])  # the run may have been killed before it did
+        if self.session.accelerator.is_main_process:
+            checkpoint.prune(self.folder / "checkpoints", self._limit)  # the run may have been killed before it did
         return places[-1]
 
     def _report(self, plots: bool) -> dict[str, Any]:
@@ -228,37 +269,6 @@ class Trainer:
             write_json(self.folder / "cost.json", self.cost.values)
             return report.write(self.folder, plots=plots)
         return {}
-
-
-def task_of(method: Method, index: int) -> Task:
-    """A task of the stream, with what the options say about it."""
-    config, data = method.config, method.stream.tasks[index]
-    first = index == 0 and config.training_epochs_first_task is not None
-    epochs = config.training_epochs_first_task if first else config.training_epochs
-    new = config.backbone_max_new_token if config.backbone_max_new_token > 0 else method.stream.max_new_tokens(index)
-    return Task(
-        index,
-        data.name,
-        data.train,
-        per_task(config.training_epochs_list, epochs, index),
-        method.max_length(index),
-        per_task(config.backbone_max_new_token_list, new, index),
-    )
-
-
-def relearn(method: Method, session: Session) -> None:
-    """Train the model, as it stands, on a part of task 0's training examples: plainly, whatever the method."""
-    lr = per_task(method.config.lr_list, method.config.lr, 0)
-    changes = {"freeze_parts": (), "is_replay": False, "lr": lr, "lr_list": None}
-    config = method.config.model_copy(update=changes)
-    plain = Method(config, None, method.backbone, session.encoder, method.stream)
-    if method.classifier is not None:
-        plain.extra["heads"] = method.classifier
-    train = method.stream.tasks[0].train
-    part = train[: max(1, round(config.recovery_ratio * len(train)))]
-    number = len(method.stream.tasks)
-    task = replace(task_of(method, 0), index=number, name="recovery", train=part, epochs=config.recovery_epochs)
-    fit(plain, task, session)
 
 
 def load(method: Method, folder: Path) -> dict[str, Any]:

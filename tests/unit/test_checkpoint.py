@@ -23,8 +23,8 @@ def model():
     return tiny.make_model()
 
 
-def write(root, place, model, keep_all=True, state=None):
-    save(root, place, model, tiny.tokenizer(), pack(STATE if state is None else state), keep_all)
+def write(root, place, model, limit=None, state=None):
+    save(root, place, model, tiny.tokenizer(), pack(STATE if state is None else state), limit)
 
 
 def equal(a, b):
@@ -111,11 +111,11 @@ def test_what_is_no_checkpoint_is_ignored(tmp_path, model):
     assert checkpoints(tmp_path / "nothing") == []
 
 
-@pytest.mark.parametrize("keep_all", [True, False])
-def test_older_ones_go_unless_all_are_kept(tmp_path, model, keep_all):
+@pytest.mark.parametrize(("limit", "kept"), [(None, PLACES[:4]), (1, PLACES[3:4]), (3, PLACES[1:4]), (9, PLACES[:4])])
+def test_the_oldest_go_when_there_are_too_many(tmp_path, model, limit, kept):
     for place in PLACES[:4]:
-        write(tmp_path, place, model, keep_all)
-    assert checkpoints(tmp_path) == (PLACES[:4] if keep_all else PLACES[3:4])
+        write(tmp_path, place, model, limit)
+    assert checkpoints(tmp_path) == kept
     assert not list(tmp_path.glob(".*"))
 
 
@@ -125,17 +125,17 @@ class Crash(BaseException):
 
 @pytest.mark.parametrize("point", ["write_json", "_sync", "save_file"])
 def test_a_crash_while_saving_leaves_the_older_one(tmp_path, model, monkeypatch, point):
-    write(tmp_path, Place(0), model, False)
+    write(tmp_path, Place(0), model, 1)
 
     def crash(*_, **__):
         raise Crash
 
     with monkeypatch.context() as patch, pytest.raises(Crash):
         patch.setattr(checkpoint, point, crash)
-        write(tmp_path, Place(1), model, False)
+        write(tmp_path, Place(1), model, 1)
     assert checkpoints(tmp_path) == [Place(0)]
     assert equal(load_state(tmp_path / "task_0"), STATE)
-    write(tmp_path, Place(1), model, False)  # and what the crash left is in nobody's way
+    write(tmp_path, Place(1), model, 1)  # and what the crash left is in nobody's way
     assert checkpoints(tmp_path) == [Place(1)]
 
 

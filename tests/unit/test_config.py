@@ -235,6 +235,15 @@ def test_all_problems_are_told_at_once(problems):
         ("lr_min_ratio: 0.1", "lr_min_ratio: has no effect with lr_scheduler constant"),
         ("freeze_match: substring", "freeze_match: has no effect without freeze_parts"),
         ("freeze_from_task: 0", "freeze_from_task: has no effect without freeze_parts"),
+        ("save_total_limit: 2", "save_total_limit: has no effect without save_llm_ckpt; set save_llm_ckpt: True"),
+        (
+            "early_stop_patience: 2",
+            "early_stop_patience: has no effect without evaluate_interval, the epochs between two evaluations",
+        ),
+        (
+            "evaluate_interval: 2\nkeep_best: true\nkeep_optimizer_state: true",
+            "keep_best: the optimizer's moments are of later weights; leave keep_optimizer_state out",
+        ),
     ],
 )
 def test_combinations_without_effect_are_refused(problems, options, expected):

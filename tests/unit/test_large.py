@@ -1,0 +1,61 @@
+"""Large files: read in pieces of any size, with the same outcome."""
+
+import json
+
+import pytest
+
+from tests.tiny import class_stream, micro_stream
+from utils import large
+from utils.dataset import encode, load_stream, save_stream
+from utils.errors import UserError
+
+VALUE = {
+    "0": {"a": ["x", 'é"\\\n', "😀 \ud83d", ""], "b": [1, -23.5e7, 1234567890, True, None], "c": [["u", ["v"]], {}]},
+    "12": {},
+    "x": [],
+    "y": "text",
+    "z": {"n": 12345},
+}
+
+
+@pytest.fixture(params=[1, 2, 7, 4_000_000])
+def pieces(request, monkeypatch):
+    monkeypatch.setattr(large, "LARGE", 0)
+    monkeypatch.setattr(large, "PIECE", request.param)
+
+
+@pytest.mark.parametrize("indent", [None, 1, "\t"])
+def test_the_same_comes_out(tmp_path, pieces, monkeypatch, indent):
+    monkeypatch.setattr(large, "read_json", None)
+    for value in (VALUE, [], {}, 12, "x", [VALUE, VALUE], {"a": {"a": {"a": [[[1]]]}}}):
+        path = tmp_path / "file.json"
+        path.write_text(json.dumps(value, indent=indent) + "\n \r\n", encoding="utf-8-sig")
+        assert large.read_large_json(path) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "{", '{"a"', '{"a": [1,]}', '{"a": 1} x', "{1: 2}", '{"a": 1,}', '["\n"]', "[1 2]", "{'a': 1}", "\\"],
+)
+def test_what_is_no_json_is_told_as_of_a_small_file(tmp_path, pieces, text):
+    path = tmp_path / "file.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match="is not JSON: "):
+        large.read_large_json(path)
+    with pytest.raises(UserError, match="is missing"):
+        large.read_large_json(tmp_path / "none.json")
+
+
+def test_bytes_that_are_no_text_are_told(tmp_path, pieces):
+    path = tmp_path / "file.json"
+    path.write_bytes(b'{"a": "\xff"}')
+    with pytest.raises(UserError, match="cannot be read"):
+        large.read_large_json(path)
+
+
+@pytest.mark.parametrize("stream", [micro_stream(), class_stream()], ids=["micro", "classes"])
+def test_a_stream_comes_back(tmp_path, pieces, stream):
+    save_stream(stream, tmp_path)
+    read = load_stream(stream.name, tmp_path)
+    assert encode(read) == encode(stream)
+    assert all(task.dev is task.test for task in read.tasks)  # equal splits are in memory once
