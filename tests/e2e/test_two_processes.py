@@ -121,7 +121,7 @@ def launch(words: list[str], **environment: str) -> subprocess.CompletedProcess:
         env=os.environ | environment,
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=1800,
     )
 
 
