@@ -67,9 +67,9 @@ def test_a_wrong_checkpoint_is_told(small, tmp_path, capsys):
     words = ["--is_evaluate_only", "--dump_path", str(tmp_path / "alone"), "--evaluate_checkpoint"]
     assert call([*small, *KINDS["plain"], *words, checkpoint]) == 2
     assert "is not of a run with these options" in capsys.readouterr().err
-    assert call([*small, *words, str(whole)]) == 2
+    assert call([*small, *KINDS["plain"], *words, str(whole)]) == 2
     assert "expected <run>/checkpoints/<name>" in capsys.readouterr().err
-    assert call([*small, "--evaluate_checkpoint", checkpoint]) == 2
+    assert call([*small, *KINDS["plain"], "--evaluate_checkpoint", checkpoint]) == 2
     assert "has no effect without is_evaluate_only" in capsys.readouterr().err
 
 
@@ -111,7 +111,6 @@ def test_a_plan_for_each_kind(small, capsys, kind, tmp_path):
     [
         (["--batch_size", "0"], "batch_size: expected greater than or equal to 1"),
         (["--method", "Joint", "--is_replay"], "method Joint cannot be combined with is_replay"),
-        (["--freeze_parts", "[embeddings,head,layers 0-1]", "--freeze_from_task", "0"], "freeze"),
         (["--evaluate_interval", "1", "--keep_best"], "the dev split of micro is its test split"),
     ],
 )

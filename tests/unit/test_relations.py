@@ -11,7 +11,7 @@ from main_CL import load_options
 from models.SEQ import SEQ
 from tests import tiny
 from utils import fit as fit_module
-from utils import trainer
+from utils import tasks, trainer
 from utils.dataset import Example, Stream, TaskData
 from utils.errors import UserError
 from utils.fit import fit
@@ -305,7 +305,7 @@ def test_recovery_trains_on_training_examples_alone_and_changes_no_other_number(
         fitted.append((task, list(method.train_examples(task)), type(method), method.config))
         return fit(method, task, *rest)
 
-    with mock.patch.object(trainer, "fit", spy):
+    with mock.patch.object(trainer, "fit", spy), mock.patch.object(tasks, "fit", spy):
         made = trained(stream=stream, recovery=True, recovery_ratio=0.25, recovery_epochs=2, is_replay=True,
                        Replay_buffer_ratio=0.01, freeze_parts=("layers 0",))  # fmt: skip
     task, rows, kind, config = fitted[-1]
