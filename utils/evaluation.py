@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from models.Base import Method
+from utils.classifier import Classes
 from utils.copies import eval_mode
 from utils.dataset import Example
 from utils.errors import UserError
@@ -66,6 +67,9 @@ def predict(method: Method, session: Session, cell: Cell) -> list[dict[str, Any]
     method.after_evaluation(cell.task)
     found = [Answer(*answer) for answer in gather([tuple(answer) for answer in answers], len(cell.examples))]
     predictions = [answer.text for answer in found]
+    if method.classifier is not None and method.stream.is_word_level:
+        predictions = [annotated(text, method.classifier.classes, cell.task) for text in predictions]
+        found = [Answer(text, answer.decided) for text, answer in zip(predictions, found, strict=True)]
     targets, sources = ([getattr(example, key) for example in cell.examples] for key in ("target", "input"))
     scores = score(cell.metric, predictions, targets, sources)
     return [
@@ -79,6 +83,15 @@ def predict(method: Method, session: Session, cell: Cell) -> list[dict[str, Any]
         }
         for i, example in enumerate(cell.examples)
     ]
+
+
+def annotated(tags: str, classes: Classes, task: int) -> str:
+    """Predicted tags in which those of later tasks are O.
+
+    The test split of a task is not annotated with types that come later, so whether a model that knows them already is
+    right there cannot be told.
+    """
+    return " ".join(tag if classes.index[tag] < classes.ends[task] else "O" for tag in tags.split())
 
 
 @torch.no_grad()

@@ -9,8 +9,7 @@ import torch
 from main_CL import load_options
 from models import METHODS
 from tests import tiny
-from utils import fit as fit_module
-from utils import launch
+from utils import launch, placement
 from utils.dataset import save_stream
 from utils.evaluation import Cell, predict
 from utils.factory import check_capability, load_method
@@ -161,8 +160,8 @@ def test_what_is_not_trainable_stands_still(name, tmp_path):
     config = tiny.make_config(
         name, weight_decay=0.1, keep_optimizer_state=True, freeze_parts=("embeddings", "layers 0"), freeze_from_task=1
     )
-    make = fit_module.make_optimizer
-    with mock.patch.object(fit_module, "make_optimizer", lambda *a: optimizers.append(make(*a)) or optimizers[-1]):
+    make = placement.make_optimizer
+    with mock.patch.object(placement, "make_optimizer", lambda *a: optimizers.append(make(*a)) or optimizers[-1]):
         tiny.run(tmp_path, config, None, spied(name, trainable=trainable, after_task=after_task))
     assert len(checked) == 3
     for frozen in checked[1:]:

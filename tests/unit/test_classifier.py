@@ -19,6 +19,7 @@ from utils.copies import eval_mode, snapshot
 from utils.dataloader import IGNORE, Encoded, collate
 from utils.dataset import Example, Stream, TaskData
 from utils.errors import UserError
+from utils.evaluation import annotated
 from utils.family import kind_of
 from utils.fit import fit
 from utils.forward import features, labelled_states, token_states
@@ -387,6 +388,12 @@ def test_tags_that_are_not_known_yet_are_outside():
     batch = collate(rows, [example], tiny.PAD)
     for index, labels in ((0, [1, 0, 0, 0]), (2, [1, 5, 0, 0])):
         assert method.outputs(method.model, batch, index)[1].tolist() == [labels]
+
+
+def test_types_that_a_split_is_not_annotated_with_do_not_count():
+    classes = Classes(tiny.word_stream())
+    assert annotated("B-T0 I-T0 B-T1 O B-T2", classes, 1) == "B-T0 I-T0 B-T1 O O"
+    assert annotated("B-T0 I-T0 B-T1 O B-T2", classes, 0) == "B-T0 I-T0 O O O"
 
 
 @pytest.mark.parametrize("method", ["SEQ", "EWC", "LwF", "DERpp", "CLSER"])
