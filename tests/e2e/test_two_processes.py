@@ -242,8 +242,9 @@ def test_two_processes_are_one(one, options, tmp_path):
     assert read_json(folder / "results.json")["R"] == read_json(one("batch level") / "results.json")["R"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", RUNS)
+@pytest.mark.parametrize(
+    "mode", [pytest.param(mode, marks=pytest.mark.slow if mode == "DDP" else pytest.mark.long) for mode in RUNS]
+)
 def test_two_processes_are_one_with(mode, one, options, tmp_path):
     """Every method that can run in a mode; and a run goes on in another number of processes, from inside a task."""
     names = [name for name in RUNS[mode] if can(name, mode)]

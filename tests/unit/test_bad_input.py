@@ -30,8 +30,8 @@ FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
 def few_and_many(few: int, many: int):
-    """Two sizes of a property test: of the quick tests and of the slow ones."""
-    return pytest.mark.parametrize("examples", [few, pytest.param(many, marks=pytest.mark.slow)])
+    """Two sizes of a property test: of the quick tests, and of a search that still finds things to mend."""
+    return pytest.mark.parametrize("examples", [few, pytest.param(many, marks=pytest.mark.long)])
 
 
 def told(call, *arguments):
