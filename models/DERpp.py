@@ -61,10 +61,11 @@ class DERpp(Method):
 
     @classmethod
     def refuse(cls, config: Config, options: Options, stream: Stream) -> list[str]:
-        if config.classifier is not None and options.DERpp_topk != cls.Options.model_fields["DERpp_topk"].default:
+        if not options.is_changed("DERpp_topk"):
+            return []
+        if config.classifier is not None:
             return ["DERpp_topk: has no effect with a classifier, of whose logits all are stored"]
-        changed = options.DERpp_topk != cls.Options.model_fields["DERpp_topk"].default
-        if options.DERpp_targets == "previous_model" and changed:
+        if options.DERpp_targets == "previous_model":
             return ["DERpp_topk: has no effect with DERpp_targets previous_model, which stores no logits"]
         return []
 

@@ -88,9 +88,7 @@ class LAMOL(Method):
     @classmethod
     def unused(cls, options: Options, names: Sequence[str], setting: str) -> list[str]:
         """The options among these that were set although the setting leaves them without effect."""
-        defaults = cls.Options.model_fields
-        changed = [name for name in names if getattr(options, name) != defaults[name].default]
-        return [f"{name}: has no effect with {setting}" for name in changed]
+        return [f"{name}: has no effect with {setting}" for name in names if options.is_changed(name)]
 
     @classmethod
     def refuse_stream(cls, config: Config, stream: Stream) -> list[str]:

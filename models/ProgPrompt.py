@@ -55,8 +55,7 @@ class ProgPrompt(Method):
 
     @classmethod
     def refuse(cls, config: Config, options: Options, stream: Stream) -> list[str]:
-        changed = options.ProgPrompt_mlp_size != cls.Options.model_fields["ProgPrompt_mlp_size"].default
-        if changed and not options.ProgPrompt_use_mlp:
+        if options.is_changed("ProgPrompt_mlp_size") and not options.ProgPrompt_use_mlp:
             return ["ProgPrompt_mlp_size: has no effect without ProgPrompt_use_mlp; set ProgPrompt_use_mlp: True"]
         return []
 

@@ -66,9 +66,9 @@ class SEQ(Method):
 
     @classmethod
     def refuse(cls, config: Config, options: Options, stream: Stream) -> list[str]:
-        given = {name: getattr(options, name) != field.default for name, field in type(options).model_fields.items()}
         if config.classifier is None:
-            return [f"{name}: has no effect without a classifier" for name, changed in given.items() if changed]
+            changed = filter(options.is_changed, cls.Options.model_fields)
+            return [f"{name}: has no effect without a classifier" for name in changed]
         warms, prototypes = options.SEQ_warmup_epoch_before_fix_encoder, options.SEQ_use_prototype_for_prediction
         replays, known = config.is_replay, config.il_mode == "TIL"
         why = {
@@ -79,7 +79,9 @@ class SEQ(Method):
             "SEQ_fix_old_classifier": (known and not replays and "in TIL without replay")
             or (prototypes and "with prototypes"),
         }
-        problems = [f"{name}: has no effect {reason}" for name, reason in why.items() if given[name] and reason]
+        problems = [
+            f"{name}: has no effect {reason}" for name, reason in why.items() if reason and options.is_changed(name)
+        ]
         if warms and options.SEQ_warmup_target == "causal-lm" and kind(config) == "encoder":
             problems.append("SEQ_warmup_target: an encoder writes no answers; set SEQ_warmup_target: ce-loss")
         return problems

@@ -29,9 +29,9 @@ def check(config: Config) -> list[str]:
         f"{name}: has no effect without {switch}; set {switch}: True"
         for name in Config.model_fields
         for prefix, switch in SWITCHES
-        if name.startswith(prefix) and name != "wandb_name" and _changed(config, name) and not getattr(config, switch)
+        if name.startswith(prefix) and name != "wandb_name" and config.is_changed(name) and not getattr(config, switch)
     ]
-    if _changed(config, "Replay_buffer_ratio") and _changed(config, "Replay_buffer_size"):
+    if config.is_changed("Replay_buffer_ratio") and config.is_changed("Replay_buffer_size"):
         problems.append("Replay_buffer_ratio, Replay_buffer_size: expected one of them, got both")
     if config.Replay_fix_budge_each_class and not (config.Replay_class_balanced and config.Replay_buffer_size):
         problems.append("Replay_fix_budge_each_class: needs Replay_class_balanced and Replay_buffer_size")
@@ -43,7 +43,7 @@ def check(config: Config) -> list[str]:
     problems += [
         f"{name}: has no effect without freeze_parts"
         for name in ("freeze_from_task", "freeze_match")
-        if _changed(config, name) and not config.freeze_parts
+        if config.is_changed(name) and not config.freeze_parts
     ]
     problems += [
         f"{name}: expected -1 or at least 1, got 0"
@@ -53,7 +53,7 @@ def check(config: Config) -> list[str]:
     problems += [
         f"{name}: has no effect without evaluate_interval, the epochs between two evaluations"
         for name in ("keep_best", "early_stop_accuracy", "early_stop_patience")
-        if _changed(config, name) and config.evaluate_interval < 1
+        if config.is_changed(name) and config.evaluate_interval < 1
     ]
     if config.keep_best and config.keep_optimizer_state:
         problems.append("keep_best: the optimizer's moments are of later weights; leave keep_optimizer_state out")
@@ -85,7 +85,7 @@ def _check_classifier(config: Config) -> list[str]:
     problems = [
         f"{name}: has no effect with classifier {kind}"
         for name in Config.model_fields
-        if name.startswith("classifier_") and _changed(config, name)
+        if name.startswith("classifier_") and config.is_changed(name)
         if kind is None or (name == "classifier_scale" and kind != "CosineLinear")
     ]
     if kind is not None and config.il_mode not in ("CIL", "TIL"):
@@ -99,14 +99,10 @@ def _check_adapters(config: Config) -> list[str]:
         f"{name}: has no effect with PEFT_type {kind}; it belongs to {' and '.join(kinds)}"
         for prefix, kinds in PEFT_KINDS.items()
         for name in Config.model_fields
-        if name.startswith(prefix) and _changed(config, name) and kind not in kinds
+        if name.startswith(prefix) and config.is_changed(name) and kind not in kinds
     ]
     if config.freeze_parts and kind in PEFT_KINDS["PEFT_num_"]:
         problems.append(f"freeze_parts: has no effect with PEFT_type {kind}, as no part of the model learns")
     if config.gradient_checkpointing and kind == "PrefixTuning":
         problems.append("gradient_checkpointing: layers would not see a prefix; leave it out with PrefixTuning")
     return problems
-
-
-def _changed(config: Config, name: str) -> bool:
-    return getattr(config, name) != Config.model_fields[name].default

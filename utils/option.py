@@ -17,3 +17,7 @@ class Options(BaseModel):
     """Base of all groups of options: frozen, unknown names refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True, validate_default=True)
+
+    def is_changed(self, name: str) -> bool:
+        """True if an option has another value than its default."""
+        return getattr(self, name) != type(self).model_fields[name].default
