@@ -46,6 +46,8 @@ def place(method, task, groups: list[Group], session: Session, moments: Optimize
 class Replicated:
     """One process, or several that each hold everything (DDP)."""
 
+    twin: Twin | None = None  # what is trained in place of the method's model, which is empty meanwhile
+
     def __init__(self, method, task, groups: list[Group], session: Session):
         step = Step(method, task, method.model)
         self.named = _learning(step)
@@ -70,10 +72,13 @@ class Replicated:
     @contextmanager
     def whole(self) -> Iterator[None]:
         """Let each process have all weights in the method's model inside the `with`; all processes must come here."""
+        self.close()
         yield
+        if self.twin is not None:
+            self.twin.empty()
 
     def close(self) -> None:
-        """Give the weights back to the method's model."""
+        """Bring the weights together in the method's model, if they are not."""
 
 
 class Sharded(Replicated):
@@ -108,15 +113,8 @@ class Sharded(Replicated):
             for name, tensors in super().moments().items()
         }
 
-    @contextmanager
-    def whole(self) -> Iterator[None]:
-        """Bring them together, then drop them."""
-        self.close()
-        yield
-        self.twin.empty()
-
     def close(self) -> None:
-        """Bring them together."""
+        """From the shards."""
         for w, shard in self.twin.pairs:
             w.data = shard.detach().full_tensor()
 
@@ -217,15 +215,8 @@ class Zero3(Partitioned):
         part = value.flatten()[size * self.rank :][:size]
         safe_set_local_optimizer_state(w, F.pad(part, (0, size - len(part))), key)
 
-    @contextmanager
-    def whole(self) -> Iterator[None]:
-        """Bring them together, then drop them."""
-        self.close()
-        yield
-        self.twin.empty()
-
     def close(self) -> None:
-        """Bring them together."""
+        """From the parts."""
         from deepspeed.runtime.zero import GatheredParameters
 
         for w, part in self.twin.pairs:
