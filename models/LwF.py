@@ -74,7 +74,7 @@ class LwF(Method):
     def _old_heads(self, model: nn.Module, batch: Batch, task: Task) -> list[Tensor]:
         """What the heads of earlier tasks say, (B, K, classes of the task) each."""
         states, _ = labelled_states(model, batch)
-        return [head(states).float() for head in list(self.classifier)[: task.index]]
+        return [self.classifier.one(k, states) for k in range(task.index)]
 
     def learning_heads(self, task: Task) -> set[int]:
         return set(range(self.heads_at(task.index)))

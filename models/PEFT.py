@@ -143,7 +143,7 @@ class PEFT(Method):
         names = adapters.names(self.model)
         with adapters.using(self.model, names[min(k, len(names) - 1)]):
             states, labels = labelled_states(model, batch)
-        return self.classifier[k](states).float(), labels
+        return self.classifier.one(k, states), labels
 
     def predict(self, rows: Sequence[Encoded], task_id: int | None, max_new_tokens: int) -> list[str]:
         if self.classifier is not None or self.inference in ("newest", "sum"):

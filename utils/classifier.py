@@ -122,8 +122,12 @@ class Heads(nn.ModuleList):
             count: How many heads are asked.
             tasks: The task of each row; where it is known, classes of other tasks are at MASKED.
         """
-        logits = torch.cat([head(states.to(head.weight.dtype)).float() for head in list(self)[:count]], dim=-1)
+        logits = torch.cat([self.one(k, states) for k in range(count)], dim=-1)
         return self._of_tasks(logits, tasks) if self.is_task_known else logits
+
+    def one(self, k: int, states: Tensor) -> Tensor:
+        """Logits (B, K, classes of task k) float32 of one head; states may be of another type than its weights."""
+        return self[k](states.to(self[k].weight.dtype)).float()
 
     def _of_tasks(self, logits: Tensor, tasks: Sequence[int]) -> Tensor:
         ids = torch.arange(logits.shape[-1], device=logits.device)

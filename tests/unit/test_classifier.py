@@ -317,6 +317,20 @@ def test_in_til_old_heads_are_distilled_one_by_one():
     assert method.loss(method.model, batch, task)["distillation"].item() > 0.01
 
 
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("SEQ", {}), ("LwF", {"il_mode": "TIL"}), ("PEFT", {"PEFT_type": "LoRA", "PEFT_lora_dropout": 0.0})],
+)
+def test_heads_are_in_float32_whatever_the_backbone_is_in(method, options):
+    made_in_half = learned(made(method=method, options={"backbone_dtype": "bfloat16"} | options), 0, 1)
+    assert {w.dtype for w in made_in_half.classifier.parameters()} == {torch.float32}
+    rows = made_in_half.session.encoder.for_prediction(made_in_half.stream.tasks[1].test, 48)
+    made_in_half.model.eval()
+    assert all(
+        answer.startswith("kind ") for answer in made_in_half.predict(rows, 1 if "il_mode" in options else None, 8)
+    )
+
+
 def test_averages_hold_each_head_from_its_first_task_on():
     method = made(method="CLSER")
     learned(method, 0)
