@@ -15,7 +15,7 @@ from models.Base import Method, Task
 from utils.classifier import MASKED
 from utils.config import Config, Float, Int, Options
 from utils.copies import Weights, eval_mode, snapshot
-from utils.dataloader import IGNORE, Batch, collate
+from utils.dataloader import IGNORE, Batch
 from utils.dataset import Example, Stream
 from utils.losses import answer_loss, squared_error
 
@@ -110,10 +110,8 @@ class DERpp(Method):
 
     def dark(self, examples: Sequence[Example], task: Task) -> list[Dark]:
         """The logits that the model gives now to the answers of some examples, in eval mode."""
-        rows = self.session.encoder(examples, task.max_length)
-        batch = collate(rows, examples, self.backbone.pad_id).to(self.model.device)
         with eval_mode(self.model, self.extra), torch.no_grad():
-            logits, labels = self.outputs(self.model, batch, task.index)
+            logits, labels = self.outputs(self.model, self.collated(examples, task), task.index)
         k = self.options.DERpp_topk if self.classifier is None else logits.shape[-1]
         return [largest(z[y != IGNORE], k) for z, y in zip(logits, labels, strict=True)]
 

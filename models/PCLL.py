@@ -19,7 +19,7 @@ from utils.config import Config, Count, Float, Int, Options
 from utils.copies import Weights, borrowed, eval_mode
 from utils.dataloader import IGNORE, Batch, collate
 from utils.dataset import Example, Stream
-from utils.forward import answer_logits, hidden_states
+from utils.forward import answer_logits, token_states
 from utils.latent import Gaussian, cyclic, gaussian_kl, shifted
 from utils.pseudo import answer_all, sample_texts
 from utils.seed import seed_for, seed_torch
@@ -143,7 +143,7 @@ class PCLL(LAMOL_KD):
             return *answer_logits(model, batch), torch.zeros(())
         rows = batch.rows(view="vae")
         part = batch.only(rows or [0])  # without such rows: for the graph alone
-        hidden = hidden_states(self.extra["encoder"], part)
+        hidden = token_states(self.extra["encoder"], part)
         prior = self.extra["prior"](hidden, part.attention_mask * (part.labels == IGNORE))  # causal: p can't see x
         mean, log_variance = posterior = self.extra["posterior"](hidden, part.attention_mask)
         z = mean + (log_variance / 2).exp() * self._noise(part.examples).to(mean)
@@ -193,7 +193,7 @@ class PCLL(LAMOL_KD):
             yield
             return
         with eval_mode(self.extra):
-            hidden = hidden_states(self.extra["encoder"], prompt)
+            hidden = token_states(self.extra["encoder"], prompt)
             mean, log_variance = self.extra["prior"](hidden, prompt.attention_mask)
             z = mean + (log_variance / 2).exp() * torch.randn(count, mean.shape[1]).to(mean)
             with shifted(self.model, self.options.PCLL_alpha_z * self.extra["W"](z)):

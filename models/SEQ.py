@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -14,7 +14,7 @@ from utils import freeze
 from utils.backbone import kind
 from utils.config import Config, Int, Options
 from utils.copies import eval_mode
-from utils.dataloader import IGNORE, Batch, collate
+from utils.dataloader import IGNORE, Batch
 from utils.dataset import Stream
 from utils.fit import fit
 from utils.forward import answer_logits, labelled_states
@@ -58,7 +58,6 @@ class SEQ(Method):
         )
 
     parallel = ALL
-    state: ClassVar = ()
 
     def __init__(self, *args: Any):
         super().__init__(*args)
@@ -134,14 +133,12 @@ class SEQ(Method):
     def prototypes(self, task: Task) -> Tensor:
         """(C, D): mean hidden state of each class of the task over its training examples; 0 where there are none."""
         classes, size = self.classifier.classes, self.config.evaluate_batch_size
-        rows = self.session.encoder(task.train, task.max_length)
-        mine, device = list(share(len(rows))), self.model.device
+        mine, device = list(share(len(task.train))), self.model.device
         sums = torch.zeros(classes.ends[-1], self.classifier[0].weight.shape[1], device=device)
         counts = torch.zeros(classes.ends[-1], device=device)
         with eval_mode(self.model):
             for chosen in (mine[i : i + size] for i in range(0, len(mine), size)):
-                some = collate([rows[i] for i in chosen], [task.train[i] for i in chosen], self.backbone.pad_id)
-                states, labels = labelled_states(self.model, some.to(device))
+                states, labels = labelled_states(self.model, self.collated([task.train[i] for i in chosen], task))
                 counted = labels != IGNORE
                 sums.index_add_(0, labels[counted], states[counted].float())
                 counts += torch.bincount(labels[counted], minlength=len(counts))

@@ -13,8 +13,9 @@ import torch
 
 from models.Base import Method
 from utils.classifier import Classes
+from utils.config import Config, per_task
 from utils.copies import eval_mode
-from utils.dataset import Example
+from utils.dataset import Example, Stream
 from utils.errors import UserError
 from utils.files import read_jsonl, write_jsonl
 from utils.generation import Answer, verify
@@ -23,6 +24,11 @@ from utils.scoring import aggregate, find, score
 from utils.session import Session
 
 COLUMNS = {"score", "prediction", "target"}
+
+
+def metric_of(config: Config, stream: Stream, index: int) -> str:
+    """Name of the score of a task: as the options say, else as the stream says."""
+    return per_task(config.metric_for_each_task, stream.metric(index), index)
 
 
 class Cell(NamedTuple):
@@ -66,10 +72,10 @@ def predict(method: Method, session: Session, cell: Cell) -> list[dict[str, Any]
         answers = _answer(method, session, cell, [cell.examples[i] for i in share(len(cell.examples))])
     method.after_evaluation(cell.task)
     found = [Answer(*answer) for answer in gather([tuple(answer) for answer in answers], len(cell.examples))]
-    predictions = [answer.text for answer in found]
     if method.classifier is not None and method.stream.is_word_level:
-        predictions = [annotated(text, method.classifier.classes, cell.task) for text in predictions]
-        found = [Answer(text, answer.decided) for text, answer in zip(predictions, found, strict=True)]
+        classes = method.classifier.classes
+        found = [answer._replace(text=annotated(answer.text, classes, cell.task)) for answer in found]
+    predictions = [answer.text for answer in found]
     targets, sources = ([getattr(example, key) for example in cell.examples] for key in ("target", "input"))
     scores = score(cell.metric, predictions, targets, sources)
     return [

@@ -175,8 +175,3 @@ def _first_written(model: nn.Module, batch: Batch, prompt: Tensor | None = None)
     """(B, 1, D): what an encoder-decoder's decoder makes of its start token."""
     unanswered = replace(batch, labels=torch.full_like(batch.labels, IGNORE))
     return _translate(model, unanswered, prompt, output_hidden_states=True)[0].decoder_hidden_states[-1][:, :1]
-
-
-def hidden_states(base_model: nn.Module, batch: Batch) -> Tensor:
-    """(B, T, D): last layer's hidden states of a decoder without its head."""
-    return base_model(**_inputs(base_model, base_model, batch)).last_hidden_state

@@ -11,12 +11,11 @@ from typing import Any
 from models.Base import Method, Task
 from utils import adapters, checkpoint, report
 from utils.checkpoint import Place
-from utils.config import per_task
 from utils.copies import assign, borrowed
 from utils.cost import Cost
 from utils.dataset import Example
 from utils.errors import UserError
-from utils.evaluation import Cell, evaluate
+from utils.evaluation import Cell, evaluate, metric_of
 from utils.files import read_jsonl, write_json
 from utils.fit import fit
 from utils.placement import OptimizerState, Replicated
@@ -118,8 +117,8 @@ class Trainer:
             self.cost.train(at.task)
             with placed.whole():
                 self._evaluate_row(f"task_{at.task}_epoch_{at.epoch + 1}", range(at.task + 1))
-        task, stop = task_of(self.method, at.task), False
-        if self.watch.splits(at, task):
+        stop = False
+        if ends_epoch and self.watch.splits(at, task := task_of(self.method, at.task)):
             self.cost.train(at.task)
             with placed.whole():
                 stop = self.watch.look(at, task)
@@ -155,7 +154,7 @@ class Trainer:
         for prefix, split in (("", "test"), ("train_", "train")):
             if split == "test" or self.config.il_mode in TRAIN_SCORED:
                 examples = getattr(self.stream.tasks[index], split)
-                metric = per_task(self.config.metric_for_each_task, self.stream.metric(index), index)
+                metric = metric_of(self.config, self.stream, index)
                 self._evaluate_cell(moment, index, f"{prefix}task_{index}", examples, metric)
                 count += len(examples)
         return count

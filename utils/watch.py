@@ -7,10 +7,10 @@ from typing import Any
 
 from models.Base import Method, Task
 from utils.checkpoint import pack, unpack
-from utils.config import Config, per_task
+from utils.config import Config
 from utils.copies import assign, borrowed
 from utils.dataset import Stream
-from utils.evaluation import Cell, evaluate
+from utils.evaluation import Cell, evaluate, metric_of
 from utils.processes import agree
 from utils.scoring import find
 from utils.session import Progress, Session
@@ -28,7 +28,7 @@ def refuse(config: Config, method_class: type[Method], stream: Stream) -> list[s
         problems.append(f"{on_dev}: the dev split of {stream.name} is its test split, on which nothing may be chosen")
     elif on_dev and (bare := [str(k) for k, task in enumerate(stream.tasks) if not task.dev]):
         problems.append(f"{on_dev}: {stream.name} has no dev examples in task {', '.join(bare)}")
-    lower = {name for k in range(len(stream.tasks)) if not find(name := _metric(config, stream, k)).higher_is_better}
+    lower = {name for k in range(len(stream.tasks)) if not find(name := metric_of(config, stream, k)).higher_is_better}
     if config.early_stop_accuracy is not None and lower:
         problems.append(f"early_stop_accuracy: needs scores of which more is better; got {', '.join(sorted(lower))}")
     return problems
@@ -83,7 +83,7 @@ class Watch:
 
     def _score(self, split: str, at: Progress, task: Task) -> float:
         examples = getattr(self.method.stream.tasks[task.index], split)
-        metric = _metric(self.config, self.method.stream, task.index)
+        metric = metric_of(self.config, self.method.stream, task.index)
         moment, name = f"task_{task.index}_epoch_{at.epoch + 1}", f"{split}_task_{task.index}"
         file = self.folder / "predictions" / moment / f"{name}.jsonl"
         cell = Cell(file, task.index, examples, metric, task.max_length, task.max_new_tokens)
@@ -94,7 +94,7 @@ class Watch:
 
     def _compare(self, score: float, at: Progress, task: Task) -> None:
         """Keep a copy of what is better than all before; of equals the first."""
-        state, higher = self.state, find(_metric(self.config, self.method.stream, task.index)).higher_is_better
+        state, higher = self.state, find(metric_of(self.config, self.method.stream, task.index)).higher_is_better
         best = state["best"]
         if not agree(best is None or (score > best if higher else score < best)):
             state["since"] += 1
@@ -115,7 +115,3 @@ class Watch:
         if patience is not None and self.state["since"] >= patience:
             return f"dev has not been better than {100 * self.state['best']:.1f} for {patience} evaluations"
         return None
-
-
-def _metric(config: Config, stream: Stream, index: int) -> str:
-    return per_task(config.metric_for_each_task, stream.metric(index), index)

@@ -136,7 +136,7 @@ def test_without_the_latent_there_is_nothing_of_it(tmp_path):
     method, task = make(tmp_path, PCLL_weight_vae_loss=0.0), tiny.make_task()
     assert len(method.extra) == 0
     batch = batch_of(method, task.train[:3], task)
-    with mock.patch.object(pcll_module, "hidden_states", lambda *_: pytest.fail("an extra pass")):
+    with mock.patch.object(pcll_module, "token_states", lambda *_: pytest.fail("an extra pass")):
         terms = method.loss(method.model, batch, task)
     assert terms.keys() == {"task answer", "task lm"}
 

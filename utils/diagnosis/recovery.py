@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from utils.checkpoint import Place
-from utils.config import per_task
 from utils.diagnosis.opened import Opened
-from utils.evaluation import Cell, evaluate
+from utils.evaluation import Cell, evaluate, metric_of
 from utils.trainer import relearn, task_of
 
 
@@ -44,7 +43,7 @@ def measure(run: Opened, places: list[Place], epochs: int, out: Path) -> Iterato
 def _score(run: Opened, folder: Path, index: int) -> float:
     """Of the model as it stands on one task; the predictions go to `folder`."""
     task, stream = task_of(run.method, index), run.method.stream
-    metric = per_task(run.method.config.metric_for_each_task, stream.metric(index), index)
+    metric = metric_of(run.method.config, stream, index)
     file = folder / f"task_{index}.jsonl"
     examples = stream.tasks[index].test
     return evaluate(run.method, run.session, Cell(file, index, examples, metric, task.max_length, task.max_new_tokens))
