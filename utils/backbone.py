@@ -191,6 +191,8 @@ def _stop_ids(model: nn.Module, tokenizer) -> list[int]:
     """The tokenizer's EOS and those of the model's generation config (chat models have several)."""
     own = adapters.innermost(model).generation_config.eos_token_id
     own = [] if own is None else own if isinstance(own, list) else [own]
+    if not all(isinstance(token, int) for token in own):
+        raise UserError(f"backbone: generation_config.json: eos_token_id: expected numbers of tokens, got {own}")
     return sorted({tokenizer.eos_token_id, *own})
 
 

@@ -24,7 +24,7 @@ from utils.scoring import aggregate, find, score
 
 FACTS = ("name", "stream", "method", "seed", "il_mode", "backbone", "task_names", "metrics", "chance")
 COLUMNS = {"index": int, "prediction": str, "target": str}
-PER_TASK = ("metrics", "chance")
+PER_TASK = {"metrics": str, "chance": int | float | None}
 # Questions beside the test split, where the scenario asks them: name in the results -> (files, metric or the task's).
 EXTRA = {"R_train": ("train_task", None), "R_locality": ("locality_task", "exact_match")}
 SIZES = ("trainable_parameters", "stored_parameters", "kept_bytes")  # after the last task
@@ -123,6 +123,8 @@ def read_facts(run: Path) -> dict[str, Any]:
                 f"{path}: expected one entry of {key} for each of {len(facts['task_names'])} tasks, "
                 f"got {str(facts[key])[:80]}; the run folder is broken"
             )
+        if not all(isinstance(value, PER_TASK[key]) for value in facts[key]):
+            raise UserError(f"{path}: {key}: an entry is of the wrong kind: {str(facts[key])[:80]}")
     return facts
 
 
@@ -158,6 +160,8 @@ class _Cells:
             cells = [row.get(key) for key in COLUMNS] if isinstance(row, dict) else []
             if list(map(type, cells)) != list(COLUMNS.values()):
                 raise UserError(f"{path}, line {number}: expected index, prediction and target, got {str(row)[:80]}")
+            if not isinstance(row.get("input", ""), str):
+                raise UserError(f"{path}, line {number}: input: expected a text, got {str(row['input'])[:80]}")
         if len({row["index"] for row in rows}) != len(rows):
             raise UserError(f"{path}: expected each example once, but some index is there twice")
         if self.examples.setdefault(name, len(rows)) != len(rows):

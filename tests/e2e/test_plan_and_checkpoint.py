@@ -111,6 +111,7 @@ def test_a_plan_for_each_kind(small, capsys, kind, tmp_path):
     [
         (["--batch_size", "0"], "batch_size: expected greater than or equal to 1"),
         (["--method", "Joint", "--is_replay"], "method Joint cannot be combined with is_replay"),
+        (["--freeze_parts", "[gpt_neox,head]", "--freeze_from_task", "0"], "freeze_parts: nothing is left to train"),
         (["--evaluate_interval", "1", "--keep_best"], "the dev split of micro is its test split"),
     ],
 )

@@ -252,6 +252,13 @@ def test_a_model_that_lacks_weights_is_not_completed_by_chance(tmp_path):
         load_backbone(tiny.make_config(backbone=str(folder)))
 
 
+def test_an_end_that_is_no_token_is_told(tmp_path):
+    folder = shutil.copytree(tiny.backbone_folder(), tmp_path / "model")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ""}))
+    with pytest.raises(UserError, match=r"eos_token_id: expected numbers of tokens, got \[''\]"):
+        load_backbone(tiny.make_config(backbone=str(folder)))
+
+
 def test_a_pickled_model_runs_no_code(tmp_path):
     import pickle
 
@@ -273,8 +280,11 @@ def test_a_pickled_model_runs_no_code(tmp_path):
 
 @pytest.mark.parametrize(
     ("facts", "row"),
-    [({"task_names": 1}, {}), ({"metrics": "x"}, {}), ({}, {"prediction": None}), ({}, {"index": []})],
-)
+    [
+        ({"task_names": 1}, {}), ({"metrics": "x"}, {}), ({"metrics": [None]}, {}), ({"chance": ["x"]}, {}),
+        ({}, {"prediction": None}), ({}, {"index": []}), ({}, {"input": None}),
+    ],
+)  # fmt: skip
 def test_a_broken_run_folder_is_told(tmp_path, facts, row):
     whole = dict.fromkeys(("name", "stream", "method", "seed", "il_mode", "backbone"), "x")
     whole |= {"task_names": ["x"], "metrics": ["exact_match"], "chance": [None]}

@@ -89,6 +89,7 @@ MISTAKES = {
     "test, relation 4: expected at least one record, got none": (2, 3, []),
     "test: expected a list for each of the 4 relations of train, got 1": (2, [[]]),
     "dev: expected a list of records for each relation, got int": (1, 3),
+    "train: expected a list of records for each relation, got NoneType": (0, None),
 }
 
 

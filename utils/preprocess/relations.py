@@ -42,7 +42,7 @@ def read_relations(path: Path, origin: Origin) -> Relations:
         raise UserError(f"{path}: expected three lists (train, dev, test), got {shown(data)}")
     splits = dict(zip(SPLITS, data, strict=True))
     for split, relations in splits.items():
-        _check_lists(relations, len(splits["train"]), f"{path}, {split}", may_be_empty=split == "dev")
+        _check_lists(relations, splits["train"], f"{path}, {split}", may_be_empty=split == "dev")
     rows = {split: _rows(relations, f"{path}, {split}") for split, relations in splits.items()}
     labels = [first.text("semantic_label").strip() for first, *_ in rows["train"]]
     return Relations(labels, {split: _label(rows[split], labels) for split in rows})
@@ -52,11 +52,13 @@ def _label(relations: list[list[Row]], labels: list[str]) -> list[Labelled]:
     return [_labelled(row, labels, i) for i, rows in enumerate(relations) for row in rows]
 
 
-def _check_lists(relations: Any, count: int, where: str, may_be_empty: bool) -> None:
+def _check_lists(relations: Any, train: Any, where: str, may_be_empty: bool) -> None:
+    """Check one split against train, which comes first and so is a list when the others are checked."""
     if may_be_empty and not relations:
         return
     if not isinstance(relations, list | tuple) or not all(isinstance(one, list | tuple) for one in relations):
         raise UserError(f"{where}: expected a list of records for each relation, got {type(relations).__name__}")
+    count = len(train)
     if len(relations) != count or not count:
         raise UserError(f"{where}: expected a list for each of the {count} relations of train, got {len(relations)}")
     empty = [i for i, records in enumerate(relations, start=1) if not records]
