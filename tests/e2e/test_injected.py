@@ -33,7 +33,7 @@ def test_one_fault(case_of, kind, tmp_path):
     check(case_of("SEQ"), kind, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method(case_of, name, tmp_path):
     for kind in KINDS:
