@@ -46,7 +46,7 @@ class Task:
 
     index: int  # position in the stream, from 0
     name: str
-    train: tuple[Example, ...]
+    train: Sequence[Example]
     epochs: int
     max_length: int | None  # tokens of prompt and answer
     max_new_tokens: int

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 # A new module goes into the lowest layer that is above everything it needs.
 LAYERS = [
     ["utils", "utils.errors", "utils.seed", "utils.metric", "utils.plots", "utils.copies", "utils.processes",
-     "utils.tables", "utils.latent", "utils.option", "utils.family", "utils.probes", "models"],
+     "utils.tables", "utils.latent", "utils.option", "utils.family", "utils.probes", "utils.packed", "models"],
     ["utils.files", "utils.recipe", "utils.words", "utils.chat", "utils.freeze", "utils.scoring"],
     ["utils.config", "utils.large", "utils.bottleneck"],
     ["utils.dataset"],

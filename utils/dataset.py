@@ -8,9 +8,9 @@ after this file sees `Stream`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,14 @@ from utils import words
 from utils.errors import UserError
 from utils.files import read_json, write_text
 from utils.large import read_large_json
+from utils.packed import Rows, Texts
 
 SPLITS = ("train", "dev", "test")
 NEEDED_SPLITS = ("train", "test")  # dev may be empty: some benchmarks have none
 DATA_FILE = "continual_data.json"
 CONFIG_FILE = "continual_config.json"
 ID_COLUMNS = ("concept_id", "relation_id", "instance_id")
+COLUMN = (list, Texts)
 LEVELS = ("sentence-level", "word-level")  # what has a label: a text, or each of its words
 OPTIONAL_COLUMNS = ("label_idx_cil", "label_idx_til", *ID_COLUMNS, "messages")
 
@@ -48,9 +50,9 @@ class TaskData:
     """The examples of one task."""
 
     name: str
-    train: tuple[Example, ...]
-    dev: tuple[Example, ...]
-    test: tuple[Example, ...]
+    train: Sequence[Example]
+    dev: Sequence[Example]
+    test: Sequence[Example]
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def _to_text(content: Any, indent: int | None) -> str:
     return json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _columns(examples: tuple[Example, ...]) -> dict[str, list]:
+def _columns(examples: Sequence[Example]) -> dict[str, list]:
     """One list per column; columns that no example fills are left out."""
     columns: dict[str, list] = {"input": [e.input for e in examples], "target": [e.target for e in examples]}
     if examples and examples[0].ids is not None:
@@ -184,18 +186,16 @@ def _read_task(task: Any, k: int, name: str, path: Path) -> TaskData:
     return read
 
 
-def _read_split(columns: dict[str, Any], k: int, where: str) -> tuple[Example, ...]:
+def _read_split(columns: dict[str, Any], k: int, where: str) -> Sequence[Example]:
     """Rows of one split; columns that this program does not know are left alone."""
     _check_columns(columns, where)
-    has_chats = "messages" in columns
-    labels = columns.get("label_idx_cil", repeat(None))
-    labels_in_task = columns.get("label_idx_til", repeat(None))
-    ids = zip(*(columns[c] for c in ID_COLUMNS), strict=True) if "concept_id" in columns else repeat(None)
-    chats = (
-        [_chat(chat, f"{where}, row {i}") for i, chat in enumerate(columns["messages"])] if has_chats else repeat(None)
-    )
-    rows = zip(columns["input"], columns["target"], labels, labels_in_task, ids, chats)  # noqa: B905 (repeat is endless)
-    return tuple(Example(*row[:5], task=k, messages=row[5]) for row in rows)
+    names = {"input": "input", "target": "target", "label": "label_idx_cil", "label_in_task": "label_idx_til"}
+    cells = {name: columns[column] for name, column in names.items() if column in columns}
+    if "concept_id" in columns:
+        cells["ids"] = list(zip(*(columns[c] for c in ID_COLUMNS), strict=True))
+    if "messages" in columns:
+        cells["messages"] = [_chat(chat, f"{where}, row {i}") for i, chat in enumerate(columns["messages"])]
+    return Rows(partial(Example, task=k), cells)
 
 
 def _chat(chat: Any, where: str) -> tuple[tuple[str, str], ...] | None:
@@ -212,16 +212,16 @@ def _chat(chat: Any, where: str) -> tuple[tuple[str, str], ...] | None:
 
 def _check_columns(columns: dict[str, Any], where: str) -> None:
     for name in ("input", "target"):
-        if not isinstance(columns.get(name), list):
+        if not isinstance(columns.get(name), COLUMN):
             raise UserError(f"{where}: expected a list named {name!r}, got {_kind(columns.get(name))}")
     present = {c: columns[c] for c in ("input", "target", *OPTIONAL_COLUMNS) if c in columns}
     for name, column in present.items():
-        if not isinstance(column, list) or len(column) != len(columns["input"]):
-            count = len(column) if isinstance(column, list) else _kind(column)
+        if not isinstance(column, COLUMN) or len(column) != len(columns["input"]):
+            count = len(column) if isinstance(column, COLUMN) else _kind(column)
             raise UserError(f"{where}: {len(columns['input'])} inputs but {count} entries in {name!r}")
-        if name == "messages":
-            continue  # see _chat
         expected = str if name in ("input", "target") else int
+        if name == "messages" or (expected is str and isinstance(column, Texts)):
+            continue  # see _chat; or it can hold nothing else
         row = next((i for i, cell in enumerate(column) if type(cell) is not expected), None)
         if row is not None:
             word = "a text" if expected is str else "an integer"

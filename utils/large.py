@@ -1,22 +1,27 @@
-"""Read a large JSON file without ever holding its text: what is in memory is what it says."""
+"""Read a large JSON file without ever holding its text, nor its texts as strings of their own."""
 
 from __future__ import annotations
 
 import json
 import re
+from json.decoder import scanstring
 from pathlib import Path
 from typing import Any, TextIO
 
 from utils.files import read_json
+from utils.packed import Texts
 
 LARGE = 64_000_000  # bytes from which the text is no longer read at once
 PIECE = 4_000_000  # characters that are read at a time
 _BLANKS = re.compile(r"[ \t\n\r]*")
+_NEXT_TEXT = re.compile(r'[ \t\n\r]*,[ \t\n\r]*"')
 _DECODER = json.JSONDecoder()
 
 
 def read_large_json(path: Path) -> Any:
     """As `utils.files.read_json`, which also reads small files and words the errors: objects of lists in pieces.
+
+    A list of texts in a large file is `Texts`.
 
     Raises:
         UserError: the file is missing or is not JSON.
@@ -79,6 +84,15 @@ class _Text:
             self.at = end
             return value
 
+    def texts(self, found: Texts) -> None:
+        """The texts of a list that follow and are whole in what is in memory: the usual case, without detours."""
+        while begin := _NEXT_TEXT.match(self.text, self.at):
+            try:
+                value, self.at = scanstring(self.text, begin.end())
+            except json.JSONDecodeError:
+                return
+            found.append(value)
+
 
 def _value(text: _Text) -> Any:
     """An object of values, a list, or a value."""
@@ -104,13 +118,20 @@ def _object(text: _Text) -> dict[str, Any]:
             return found
 
 
-def _list(text: _Text) -> list:
-    found: list = []
+def _list(text: _Text) -> list | Texts:
+    found: list | Texts = []
     text.take("[")
     if text.peek() == "]":
         text.take("]")
         return found
+    if text.peek() == '"':
+        found = Texts()
     while True:
-        found.append(text.value())
+        value = text.value()
+        if isinstance(found, Texts) and not isinstance(value, str):
+            found = list(found)
+        found.append(value)
+        if isinstance(found, Texts):
+            text.texts(found)
         if text.take(",]") == "]":
             return found

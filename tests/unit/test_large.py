@@ -8,6 +8,7 @@ from tests.tiny import class_stream, micro_stream
 from utils import large
 from utils.dataset import encode, load_stream, save_stream
 from utils.errors import UserError
+from utils.packed import Texts
 
 VALUE = {
     "0": {"a": ["x", 'é"\\\n', "😀 \ud83d", ""], "b": [1, -23.5e7, 1234567890, True, None], "c": [["u", ["v"]], {}]},
@@ -51,6 +52,33 @@ def test_bytes_that_are_no_text_are_told(tmp_path, pieces):
     path.write_bytes(b'{"a": "\xff"}')
     with pytest.raises(UserError, match="cannot be read"):
         large.read_large_json(path)
+
+
+def test_texts_are_packed(tmp_path, pieces):
+    path = tmp_path / "file.json"
+    path.write_text(json.dumps({"a": ["x", "y"] * 20, "b": ["x", 1, "y", "z"], "c": [1, "x"]}))
+    read = large.read_large_json(path)
+    assert {key: type(value) for key, value in read.items()} == {"a": Texts, "b": list, "c": list}
+    assert read["a"][1:3] == ("y", "x") and read["a"][-1] == "y"
+    assert read["a"] != ["x", "y"] * 19 and read["a"] != 7
+    with pytest.raises(IndexError):
+        read["a"][40]
+
+
+def test_what_is_wrong_in_a_packed_column_is_told(tmp_path, pieces):
+    folder = save_stream(micro_stream(), tmp_path)
+    good = json.loads((folder / "continual_data.json").read_text())
+    count = len(good["0"]["train"]["input"])
+    for column, cells, told in (
+        ("target", ["x"], "but 1 entries in 'target'"),
+        ("label_idx_cil", ["x"] * count, "expected an integer, got str"),
+        ("target", [3] * count, "target, row 0: expected a text, got int"),
+    ):
+        bad = json.loads(json.dumps(good))
+        bad["0"]["train"][column] = cells
+        (folder / "continual_data.json").write_text(json.dumps(bad))
+        with pytest.raises(UserError, match=told):
+            load_stream("micro", tmp_path)
 
 
 @pytest.mark.parametrize("stream", [micro_stream(), class_stream()], ids=["micro", "classes"])
