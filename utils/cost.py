@@ -37,7 +37,7 @@ class Cost:
         self.method = method
         self.values: dict[str, Any] = {name: [zero] * tasks for name, zero in PER_TASK.items()}
         self.values |= {"evaluate_seconds": 0.0, "peak_memory_bytes": 0}
-        self._began = time.monotonic()
+        self._began = time.monotonic()  # of what is not booked yet
         self._sequences = self._tokens = 0
         net = innermost(method.model)
         reader = net.get_encoder() if net.config.is_encoder_decoder else net.base_model
@@ -64,6 +64,10 @@ class Cost:
         if index is not None:
             self.values["evaluate_examples"][index] += examples
             self.values["evaluate_sequences"][index] += sequences
+
+    def skip(self) -> None:
+        """Book what has happened since the last booking nowhere: checkpoints and reports are neither."""
+        self._seconds()
 
     def sizes(self, task: Task, examples: int, trainable: int) -> None:
         """Note how large everything is after a task."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -146,29 +147,37 @@ class _Cells:
         path = self.folder / moment / f"{name}.jsonl"
         if not path.exists():
             return np.nan
-        rows = read_jsonl(path)
-        self._check(path, name, rows)
-        if not rows:
-            return np.nan
-        metric = metric or self.metrics[task]
-        texts = [[row[key] for row in rows] for key in ("prediction", "target")]
-        scores = score(metric, *texts, sources=[row.get("input", "") for row in rows])
-        return aggregate(metric, scores, *texts)
-
-    def _check(self, path: Path, name: str, rows: list[dict]) -> None:
-        for number, row in enumerate(rows, start=1):
-            cells = [row.get(key) for key in COLUMNS] if isinstance(row, dict) else []
-            if list(map(type, cells)) != list(COLUMNS.values()):
-                raise UserError(f"{path}, line {number}: expected index, prediction and target, got {str(row)[:80]}")
-            if not isinstance(row.get("input", ""), str):
-                raise UserError(f"{path}, line {number}: input: expected a text, got {str(row['input'])[:80]}")
-        if len({row["index"] for row in rows}) != len(rows):
-            raise UserError(f"{path}: expected each example once, but some index is there twice")
-        if self.examples.setdefault(name, len(rows)) != len(rows):
+        stamp = path.stat()
+        result, count = _scored(path, metric or self.metrics[task], (stamp.st_mtime_ns, stamp.st_size, stamp.st_ino))
+        if self.examples.setdefault(name, count) != count:
             raise UserError(
-                f"{path}: expected {self.examples[name]} rows as at the moment before, got {len(rows)}; "
+                f"{path}: expected {self.examples[name]} rows as at the moment before, got {count}; "
                 "scores of different examples cannot be compared, evaluate this task again"
             )
+        return result
+
+
+@cache
+def _scored(path: Path, metric: str, _stamp: tuple[int, ...]) -> tuple[float, int]:
+    """Score and number of rows of a file; read once while it stays as it is, though every task has its report."""
+    rows = read_jsonl(path)
+    _check(path, rows)
+    if not rows:
+        return np.nan, 0
+    texts = [[row[key] for row in rows] for key in ("prediction", "target")]
+    scores = score(metric, *texts, sources=[row.get("input", "") for row in rows])
+    return aggregate(metric, scores, *texts), len(rows)
+
+
+def _check(path: Path, rows: list[dict]) -> None:
+    for number, row in enumerate(rows, start=1):
+        cells = [row.get(key) for key in COLUMNS] if isinstance(row, dict) else []
+        if list(map(type, cells)) != list(COLUMNS.values()):
+            raise UserError(f"{path}, line {number}: expected index, prediction and target, got {str(row)[:80]}")
+        if not isinstance(row.get("input", ""), str):
+            raise UserError(f"{path}, line {number}: input: expected a text, got {str(row['input'])[:80]}")
+    if len({row["index"] for row in rows}) != len(rows):
+        raise UserError(f"{path}: expected each example once, but some index is there twice")
 
 
 def _recovery(R: Matrix, after: float, higher_is_better: bool) -> dict[str, float | None]:

@@ -83,12 +83,14 @@ class Trainer:
             inside = done if done is not None and done.task == task.index else None
             self._learn(task, inside)
             self._save(Place(task.index))
+            self.cost.skip()
         last = len(self.stream.tasks) if self.config.evaluate_unseen else task.index + 1
         self._evaluate_row(f"after_{task.index}", range(last), learned=task.index)
         self._evaluate_locality(f"after_{task.index}", range(last))
         self._probe(f"after_{task.index}", task.index + 1)
         self.session.encoder.forget()  # the next task has other texts; memory must not grow with the stream
         self._report(plots=False)
+        self.cost.skip()
 
     def _learn(self, task: Task, inside: Place | None) -> None:
         seed_torch(self.config.seed, "before_task", task.index)
@@ -103,8 +105,8 @@ class Trainer:
         examples = len(self.method.train_examples(task))
         epochs = self.watch.finish(task)
         self.method.after_task(task)
-        self.cost.sizes(replace(task, epochs=epochs), examples, sum(learning))
         self.cost.train(task.index)
+        self.cost.sizes(replace(task, epochs=epochs), examples, sum(learning))
 
     def _on_step(self, at: Progress, placed: Replicated) -> bool:
         """Evaluations and checkpoints inside a task; in this order, as a run resumed from here does not come back.
@@ -131,6 +133,7 @@ class Trainer:
             self.moments = placed.moments()
             with placed.whole():
                 self._save(Place(at.task, at.epoch, at.step))
+            self.cost.skip()
         return stop
 
     def _evaluate_row(self, moment: str, tasks: Iterable[int], learned: int | None = None) -> None:

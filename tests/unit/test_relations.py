@@ -435,3 +435,19 @@ def test_evaluating_inside_a_task_is_not_training_time(trained):
         cost = trained(evaluate_interval=1, training_epochs=2, stream=tiny.micro_stream(1)).results["cost"]
     assert cost["evaluate_seconds"] >= 0.9
     assert cost["train_seconds"][0] < cost["evaluate_seconds"] - 0.3
+
+
+def test_checkpoints_and_reports_are_neither_training_nor_evaluation(trained):
+    import time
+
+    from utils import checkpoint, report
+
+    def slow(call):
+        return lambda *a, **b: time.sleep(2) or call(*a, **b)
+
+    with (
+        mock.patch.object(checkpoint, "save", slow(checkpoint.save)),
+        mock.patch.object(report, "write", slow(report.write)),
+    ):
+        cost = trained(save_llm_ckpt_step_interval=3, stream=tiny.micro_stream(2)).results["cost"]
+    assert max(*cost["train_seconds"], cost["evaluate_seconds"]) < 2

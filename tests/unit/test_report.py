@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from utils import report, scoring
+from utils import report, results, scoring
 from utils.errors import UserError
-from utils.files import read_json, write_json, write_jsonl, write_text
+from utils.files import read_json, read_jsonl, write_json, write_jsonl, write_text
 from utils.results import build, group
 
 ROOT = Path(__file__).parents[2]
@@ -362,3 +362,14 @@ def test_command_line_tells_a_wrong_folder_in_one_sentence(tmp_path):
 def test_matplotlib_is_loaded_only_to_draw():
     code = "import sys, utils.report; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_a_file_is_read_once_while_it_stays_as_it_is(tmp_path, monkeypatch):
+    run, read = make_run(tmp_path / "run", THREE), []
+    monkeypatch.setattr(results, "read_jsonl", lambda path: read.append(path) or read_jsonl(path))
+    first = build(run)
+    assert build(run) == first
+    assert len(read) == 6
+    make_cell(run / "predictions/after_2/task_0.jsonl", 0.5)
+    assert build(run)["R"][2][0] == 0.5
+    assert len(read) == 7
