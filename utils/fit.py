@@ -61,10 +61,10 @@ def fit(
         return {}
     start = start or Progress(task.index)
     examples = list(method.train_examples(task))
-    placed = place(method, task, _set_trainable(method, method.trainable(task)), session, moments or {})
-    placed.step.train()
-    plan = _Plan(session, method, task, examples)
+    groups, plan = _set_trainable(method, method.trainable(task)), _Plan(session, method, task, examples)
     _announce(session, method, task, plan)
+    placed = place(method, task, groups, session, moments or {})
+    placed.step.train()
     meter = _Meter(session, task, plan.steps * task.epochs, start.epoch * plan.steps + start.step)
     for progress, batches in plan.walk(start):
         rate = set_learning_rate(placed.stepper, session.config, progress.done - 1, plan.steps * task.epochs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,8 @@ def quieten() -> None:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
+    # Of DeepSpeed's calls, at every step; torch's context managers make Python forget that it has said so.
+    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
     if not (mode() or "").startswith("ZeRO"):
         # Saving a model would import it, to ask whether the model is wrapped in it: a notice for nothing.
         sys.modules.setdefault("deepspeed", None)

@@ -14,7 +14,12 @@ from utils.checkpoint import checkpoints
 from utils.errors import Terminated, UserError
 
 NO_MEMORY = ("out of memory", "can't allocate memory")  # torch raises a plain RuntimeError on a CPU
-NO_PARTNER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # gloo's words
+NO_PARTNER = (  # gloo's words, and NCCL's
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "a remote process exiting prematurely",
+)
 
 
 @contextmanager
