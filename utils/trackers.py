@@ -14,7 +14,8 @@ from accelerate.tracking import filter_trackers
 from utils.config import Config
 
 WANDB_HOST = "api.wandb.ai"
-WANDB_TIMEOUT_SECONDS = 10  # wandb's own default waits a minute and a half for a host that does not answer
+WANDB_TIMEOUT_SECONDS = 10  # to begin; wandb's own default waits a minute and a half for a host that does not answer
+WANDB_UPLOAD_SECONDS = 60  # at the end; wandb's own default waits for ever for a host that no longer answers
 
 
 class Tracker:
@@ -38,7 +39,8 @@ class Tracker:
                 action()
             except Exception as error:  # whatever a tracker raises, it must not stop the run
                 self.alive = False
-                self.warn(f"a tracker failed and is left out from here on: {_first_line(error)}")
+                later = "; what it has not sent: wandb sync" if isinstance(error, TimeoutError) else ""
+                self.warn(f"a tracker failed and is left out from here on: {_first_line(error)}{later}")
 
 
 def tracker_names(config: Config) -> list[str]:
@@ -77,7 +79,12 @@ def _start(accelerator: Accelerator, config: Config, values: dict[str, Any], fol
     if config.is_wandb:
         import wandb
 
-        settings = wandb.Settings(init_timeout=WANDB_TIMEOUT_SECONDS, silent=True)
+        settings = wandb.Settings(
+            init_timeout=WANDB_TIMEOUT_SECONDS,
+            finish_timeout=WANDB_UPLOAD_SECONDS,
+            finish_timeout_raises=True,
+            silent=True,
+        )
         name = f"{config.wandb_name}-seed{config.seed}"
         options["wandb"] = {
             "entity": config.wandb_entity,

@@ -19,6 +19,7 @@ import yaml
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 import main_CL
+from tests.deaf_host import deaf_host
 from tests.faults import compare_files
 from tests.tiny import backbone_folder, make_config, micro_stream
 from utils.dataset import save_stream
@@ -284,6 +285,21 @@ def test_a_hub_that_does_not_answer_is_given_up_soon(small, tmp_path):
     # One line: the library's own attempts, which take 50 s and tell of each, are not made
     assert errors.startswith("error: backbone: some/model is no local folder") and errors.count("\n") == 1
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("begins", [False, True])
+def test_a_tracker_host_that_does_not_answer_stops_no_run(begins, small, tmp_path, done):
+    """Not at the beginning, and not at the end, where wandb itself would wait for ever."""
+    with deaf_host(begins) as url:
+        words = {"WANDB_MODE": "online", "WANDB_BASE_URL": url, "WANDB_API_KEY": "0123456789" * 4}
+        process = start([*small, "--is_wandb", "--dump_path", str(tmp_path)], **words, HOME=str(tmp_path / "home"))
+        out, errors = process.communicate(timeout=200)
+    assert process.returncode == 0 and "Traceback" not in out + errors
+    (folder,) = tmp_path.glob("*/*/results.md")
+    told = "from here on: Timed out finishing run.; what it has not sent: wandb sync"
+    assert (told if begins else f"it writes to {folder.parent}/wandb instead") in out
+    assert compare_files(done / "predictions", folder.parent / "predictions") == []
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["--cfg", "None", "--lr", "fast"]], ids=" ".join)
