@@ -138,6 +138,7 @@ def quieten() -> None:
     transformers.utils.logging.disable_progress_bar()
     # Of DeepSpeed's calls, at every step; torch's context managers make Python forget that it has said so.
     warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft asks
     if not (mode() or "").startswith("ZeRO"):
         # Saving a model would import it, to ask whether the model is wrapped in it: a notice for nothing.
         sys.modules.setdefault("deepspeed", None)
