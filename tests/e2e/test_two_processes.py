@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from models import METHODS
 from tests.e2e.test_cli import call, run
 from tests.tiny import backbone_folder, class_stream, micro_stream, word_stream
 from utils.checkpoint import checkpoints
-from utils.dataset import save_stream
+from utils.dataset import Stream, save_stream
 from utils.factory import load_method
 from utils.files import read_json, read_jsonl
 from utils.parallel import WHOLE_WEIGHTS
@@ -80,6 +81,11 @@ VARIANTS = {
     "kept": "--Replay_buffer_ratio 0.5 --keep_optimizer_state --max_grad_norm 0.5 --evaluate_interval 2 "
     "--save_llm_ckpt --save_llm_ckpt_step_interval 5 --gradient_checkpointing",
 }
+LONGER = "--evaluate_interval 1 --training_epochs 12 --lr 3e-3 --Replay_buffer_ratio 0.5"
+VARIANTS |= {
+    "learned": f"--early_stop_accuracy 0.5 {LONGER}",
+    "best": f"--dataset apart --keep_best --early_stop_patience 3 {LONGER}",
+}
 HEADS = "--dataset classes --classifier Linear --backbone ENCODER"
 VARIANTS |= {
     "heads": f"{HEADS} --il_mode CIL --Replay_buffer_ratio 0.5 --Replay_sampling_algorithm herding",
@@ -90,7 +96,7 @@ VARIANTS |= {
     "til": f"{HEADS} --method LwF --il_mode TIL --Replay_buffer_ratio 0.5",
     "words": f"{HEADS} --dataset words --il_mode CIL --Replay_buffer_ratio 0.5",
 }
-FEW = ("batch level", "dataset level", "kept", "bfloat16", "LAMOL", "merged", "prompts", "slao")
+FEW = ("batch level", "dataset level", "kept", "bfloat16", "LAMOL", "merged", "prompts", "slao", "learned", "best")
 RUNS = {
     "DDP": list(VARIANTS)[1:],
     "ZeRO-1": ["dataset level"],
@@ -134,10 +140,16 @@ def launch_all(mode: str, runs: dict[str, list[str]], folder: Path) -> None:
     assert "\r" not in done.stdout and "Traceback" not in done.stderr
 
 
+def apart() -> Stream:
+    """The micro stream with a dev split of its own."""
+    stream = micro_stream()
+    return replace(stream, name="apart", tasks=tuple(replace(task, dev=task.train[1::2]) for task in stream.tasks))
+
+
 @pytest.fixture(scope="module")
 def common(tmp_path_factory):
     streams = save_stream(micro_stream(), tmp_path_factory.mktemp("streams")).parent
-    for more in (class_stream(), word_stream()):
+    for more in (class_stream(), word_stream(), apart()):
         save_stream(more, streams)
     return [*shlex.split(OPTIONS), "--dataset_path", str(streams), "--backbone", backbone_folder()]
 
@@ -205,6 +217,17 @@ def check_precision(exact: Path, folder: Path) -> None:
     assert max(apart) > 10 * LOSS_TOLERANCE
 
 
+def check_events(one: Path, folder: Path, event: str) -> int:
+    """What was decided while a task was learned is the same; how often it was."""
+    (two,) = folder.glob("two/*/*")
+    told = [
+        [(row["task"], row["epoch"]) for row in read_jsonl(run / "log.jsonl") if row["event"] == event]
+        for run in (one, two)
+    ]
+    assert told[0] == told[1]
+    return len(told[0])
+
+
 def check_scores(one: Path, two: Path, replicas: list[dict]) -> None:
     names = ("base", "R", "R_train", "recovery", "summary", "probing")
     results = [read_json(folder / "results.json") for folder in (one, two)]
@@ -263,6 +286,8 @@ def test_two_processes_are_one_with(mode, one, options, tmp_path):
     for name in names:
         print(name)  # the one that a failure is about
         check(one(name), tmp_path / name, mode, BF16_TOLERANCE if name == "bfloat16" else LOSS_TOLERANCE)
+    for name, event in {"learned": "early_stop", "best": "keep_best"}.items():
+        assert name not in names or check_events(one(name), tmp_path / name, event) > 0
     if "bfloat16" in names:
         check_precision(one("batch level"), tmp_path / "bfloat16")
     if "kept" in names:
