@@ -33,6 +33,7 @@ MODES = {  # what accelerate launch is told, and accelerate's name for it
     "ZeRO-2": (f"{CONFIG}zero_2.yaml --num_processes 2 --mixed_precision no", "DEEPSPEED"),
     "ZeRO-2 offload": (f"{CONFIG}zero_2_offload.yaml --num_processes 2 --mixed_precision no", "DEEPSPEED"),
     "ZeRO-3": (f"{CONFIG}zero_3.yaml --num_processes 2 --mixed_precision no", "DEEPSPEED"),
+    "ZeRO-3 offload": (f"{CONFIG}zero_3_offload.yaml --num_processes 2 --mixed_precision no", "DEEPSPEED"),
     "FSDP2": (f"{CONFIG}fsdp_2.yaml --num_processes 2 --mixed_precision no", "MULTI_CPU"),
 }
 LOSS_TOLERANCE = 1e-5  # relative, at every step: float32 sums in another order; mostly 2e-7, 5e-6 at most
@@ -103,6 +104,7 @@ RUNS = {
     "ZeRO-2": list(VARIANTS),
     "ZeRO-2 offload": ["dataset level"],
     "ZeRO-3": FEW,  # all would take three minutes
+    "ZeRO-3 offload": ["dataset level"],
     "FSDP2": list(VARIANTS),
 }
 
