@@ -63,25 +63,27 @@ class ProgPrompt(Method):
         tasks = range(len(self.stream.tasks))
         self.prompts = nn.ParameterList([nn.Parameter(self.new_prompt(k)) for k in tasks])
         self.extra["prompts"] = self.prompts
-        self.extra["mlp"] = self.new_mlp(0)
+        self.draw_mlp(0)
 
     def new_prompt(self, k: int) -> Tensor:
         """(n, D): what the prompt of task k begins with."""
         rng, n = random_for(self.config.seed, "prompt", k), self.options.ProgPrompt_num_tokens_per_task
         return random_words(self.model, self.backbone.tokenizer, n, rng)
 
-    def new_mlp(self, k: int) -> nn.Module:
-        """The MLP that task k begins with; it gives 0."""
+    def draw_mlp(self, k: int) -> None:
+        """The MLP that task k begins with, if there shall be one; it gives 0."""
+        if not self.options.ProgPrompt_use_mlp:
+            return
         width, size = self.prompts[0].shape[1], self.options.ProgPrompt_mlp_size
         seed_torch(self.config.seed, "mlp", k)
         mlp = nn.Sequential(nn.Linear(width, size), nn.ReLU(), nn.Linear(size, width)).to(self.prompts[0].device)
         nn.init.zeros_(mlp[2].weight)
         nn.init.zeros_(mlp[2].bias)
-        return mlp
+        self.extra["mlp"] = mlp
 
     def before_task(self, task: Task) -> None:
         self.count, self.is_open = task.index + 1, self.options.ProgPrompt_use_mlp
-        self.extra["mlp"] = self.new_mlp(task.index)
+        self.draw_mlp(task.index)
 
     def trainable(self, task: Task) -> list[Group]:
         mlp = self.extra["mlp"].parameters() if self.options.ProgPrompt_use_mlp else ()

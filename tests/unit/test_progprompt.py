@@ -140,3 +140,8 @@ def test_an_mlp_that_is_not_used_has_no_size():
     options = ProgPrompt.Options(ProgPrompt_use_mlp=False, ProgPrompt_mlp_size=4)
     (problem,) = ProgPrompt.refuse(tiny.make_config("ProgPrompt"), options, tiny.micro_stream())
     assert problem.startswith("ProgPrompt_mlp_size: has no effect without ProgPrompt_use_mlp")
+
+
+def test_without_the_mlp_nothing_of_it_is_stored():
+    method = make(ProgPrompt_use_mlp=False)
+    assert set(method.extra) == {"prompts"}
