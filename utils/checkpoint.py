@@ -129,10 +129,7 @@ def load_state(folder: Path) -> dict[str, Any]:
     for name, expected in _manifest(folder).items():
         path = folder / name
         if not path.is_file() or _sha256(path) != expected:
-            raise UserError(
-                f"{path} is {'damaged' if path.is_file() else 'missing'}; delete the folder {folder} and resume again, "
-                "which goes on from the checkpoint before it or from the beginning"
-            )
+            raise _broken(path, folder)
     with safe_open(folder / "state.safetensors", framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     return unpack(read_json(folder / "state.json")["state"], tensors)
@@ -141,14 +138,22 @@ def load_state(folder: Path) -> dict[str, Any]:
 def _manifest(folder: Path) -> dict[str, str]:
     """Checksums of all files that are loaded; a list that leaves one out is as bad as a damaged file."""
     path = folder / "manifest.json"
-    listed = read_json(path)
+    try:
+        listed = read_json(path)
+    except UserError:
+        raise _broken(path, folder) from None
     needed = {"state.json", "state.safetensors"} | {file.name for file in folder.glob("*.safetensors")}
     if not isinstance(listed, dict) or not needed <= set(listed):
-        raise UserError(
-            f"{path} is damaged; delete the folder {folder} and resume again, which goes on from the checkpoint "
-            "before it or from the beginning"
-        )
+        raise _broken(path, folder)
     return listed
+
+
+def _broken(path: Path, folder: Path) -> UserError:
+    """What is wrong with a file of a checkpoint, and what to do."""
+    return UserError(
+        f"{path} is {'damaged' if path.is_file() else 'missing'}; delete the folder {folder} and resume again, "
+        "which goes on from the checkpoint before it or from the beginning"
+    )
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:

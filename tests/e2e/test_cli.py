@@ -233,6 +233,17 @@ def test_resuming_a_finished_run_changes_nothing(copy, done, capsys):
     assert (copy / "env.json").read_bytes() == (done / "env.json").read_bytes() and (copy / "env-2.json").exists()
 
 
+@pytest.mark.parametrize("how", ["missing", "damaged"])
+def test_a_list_of_checksums_is_needed(copy, capsys, how):
+    path = copy / "checkpoints/task_2/manifest.json"
+    path.unlink()
+    if how == "damaged":
+        path.write_text("{")
+    assert call(["--resume", str(copy)]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {path} is {how}; delete the folder {path.parent} and resume again")
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors", "state.json", "tokenizer.json"])
 def test_a_damaged_checkpoint_is_not_used(copy, capsys, name):
     path = copy / "checkpoints/task_2" / name
