@@ -174,9 +174,8 @@ def compare(expected: Path, got: Path) -> list[str]:
     last = sorted(path.name for path in (expected / "checkpoints").iterdir())
     found = sorted(path.name for path in (got / "checkpoints").iterdir())
     differences = [] if last == found else [f"checkpoints {found} instead of {last}"]
-    for name in ("model.safetensors", "state.safetensors"):
-        pair = [(folder / "checkpoints" / last[-1] / name).read_bytes() for folder in (expected, got)]
-        differences += [] if pair[0] == pair[1] else [f"{last[-1]}/{name}"]
+    weights = compare_files(*(folder / "checkpoints" / last[-1] for folder in (expected, got)), "*.safetensors")
+    differences += [f"{last[-1]}/{name}" for name in weights]
     memories = [
         [
             row
@@ -193,9 +192,10 @@ def compare(expected: Path, got: Path) -> list[str]:
     return differences + compare_files(expected / "predictions", got / "predictions")
 
 
-def compare_files(expected: Path, got: Path) -> list[str]:
+def compare_files(expected: Path, got: Path, pattern: str = "*") -> list[str]:
     """Names of the files that are in one folder only or have other bytes."""
-    files = [{path.relative_to(root): path for path in root.rglob("*") if path.is_file()} for root in (expected, got)]
+    roots = (expected, got)
+    files = [{path.relative_to(root): path for path in root.rglob(pattern) if path.is_file()} for root in roots]
     names = sorted(files[0].keys() | files[1].keys())
     missing = [name for name in names if name not in files[0] or name not in files[1]]
     both = [name for name in names if name not in missing]
