@@ -81,6 +81,8 @@ class SEQ(Method):
         problems = [
             f"{name}: has no effect {reason}" for name, reason in why.items() if reason and options.is_changed(name)
         ]
+        stops = [name for name in ("keep_best", "early_stop_accuracy", "early_stop_patience") if getattr(config, name)]
+        problems += [f"{name}: has no effect with prototypes, which are not trained" for name in stops if prototypes]
         if warms and options.SEQ_warmup_target == "causal-lm" and kind(config) == "encoder":
             problems.append("SEQ_warmup_target: an encoder writes no answers; set SEQ_warmup_target: ce-loss")
         return problems

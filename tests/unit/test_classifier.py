@@ -279,6 +279,8 @@ def test_prototypes_are_class_means_whatever_the_batch(size, head):
          "SEQ_preallocated_classifier: has no effect in TIL"),
         ({}, {"SEQ_use_prototype_for_prediction": True, "SEQ_fix_old_classifier": True},
          "SEQ_fix_old_classifier: has no effect with prototypes"),
+        ({"keep_best": True}, {"SEQ_use_prototype_for_prediction": True},
+         "keep_best: has no effect with prototypes, which are not trained"),
     ],
 )  # fmt: skip
 def test_options_without_effect_are_refused(options, own, problem):
