@@ -131,7 +131,8 @@ def load_state(folder: Path) -> dict[str, Any]:
         if not path.is_file() or _sha256(path) != expected:
             raise _broken(path, folder)
     with safe_open(folder / "state.safetensors", framework="pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        # Copies: what lies at another alignment than torch's own is multiplied in another order, and rounds otherwise.
+        tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 (not a dict)
     return unpack(read_json(folder / "state.json")["state"], tensors)
 
 
