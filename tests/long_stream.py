@@ -2,9 +2,10 @@
 
     python -m tests.long_stream [--methods SEQ EWC] [--tasks 100] [--examples 1000] [--work DIR]
 
-Each method learns the stream once, one epoch of batches of 1000 a task. After each task its memory (resident, of the whole process), its
-seconds of training and what it keeps are noted. Steady: over the second half of the stream the median task takes at
-most a tenth more seconds than over the first, and memory grows by at most a hundredth (2 MB on top: allocators).
+Each method learns the stream once, one epoch of batches of 1000 a task. After each task its memory (resident, of the
+whole process), its seconds of training and what it keeps are noted. Something grows if over the second half of the
+stream the median task takes a quarter more seconds than over the first (machines are noisy), or memory at the end is
+2 MB and a hundredth above that in the middle.
 """
 
 from __future__ import annotations
