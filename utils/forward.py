@@ -14,7 +14,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import Cache
 
 from utils import adapters
 from utils.copies import eval_mode
@@ -60,14 +62,48 @@ def _inputs(
     model: nn.Module, net: nn.Module, batch: Batch, prompt: Tensor | None = None, **options: Any
 ) -> dict[str, Any]:
     """What `net`, a part of the model, is given; options that its forward does not know are left out."""
-    given = text_inputs(model, batch, prompt)
+    options |= {"use_cache": False}
+    if prompt is not None and len(prompt) > 1 and _can_read_ahead(net):
+        # The last one stays with the texts: what is predicted after it has to be among the outputs.
+        given = text_inputs(model, batch, prompt[-1:])
+        options |= {"past_key_values": _read_ahead(net, prompt[:-1], len(batch.examples)), "use_cache": True}
+        given["attention_mask"] = F.pad(given["attention_mask"], (len(prompt) - 1, 0), value=1)
+    else:
+        given = text_inputs(model, batch, prompt)
     columns = given["input_ids" if "input_ids" in given else "inputs_embeds"].shape[1]
     positions = (given["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)[:, -columns:]
-    options |= {"use_cache": False}
     if kind_of(adapters.innermost(model).config) == "decoder":  # an encoder counts by itself
         options["position_ids"] = positions
     accepted = inspect.signature(net.forward).parameters
     return given | {name: value for name, value in options.items() if name in accepted}
+
+
+def _can_read_ahead(net: nn.Module) -> bool:
+    """True if rows that begin alike can share what the model makes of their beginning."""
+    config = net.config
+    return (
+        kind_of(config) == "decoder"
+        and "past_key_values" in inspect.signature(net.forward).parameters
+        and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+        and not (net.training and (_drops_out(net) or net.is_activation_checkpointing))
+    )
+
+
+def _drops_out(net: nn.Module) -> bool:
+    """True if some part leaves out values at random in training, each row others."""
+    return any(
+        (isinstance(part, nn.Dropout) and part.p > 0)
+        or any("dropout" in name and isinstance(value, float) and value > 0 for name, value in vars(part).items())
+        for part in net.modules()
+    )
+
+
+def _read_ahead(net: nn.Module, prompt: Tensor, rows: int) -> Cache:
+    """Keys and values of virtual tokens that all rows begin with: computed once instead of in each row."""
+    embedding = net.get_input_embeddings().weight
+    cache = net(inputs_embeds=prompt.to(embedding.dtype)[None], use_cache=True).past_key_values
+    cache.batch_repeat_interleave(rows)
+    return cache
 
 
 def _translate(model: nn.Module, batch: Batch, prompt: Tensor | None = None, **options: Any) -> tuple[Any, Tensor]:
