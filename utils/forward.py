@@ -101,7 +101,7 @@ def _drops_out(net: nn.Module) -> bool:
 def _read_ahead(net: nn.Module, prompt: Tensor, rows: int) -> Cache:
     """Keys and values of virtual tokens that all rows begin with: computed once instead of in each row."""
     embedding = net.get_input_embeddings().weight
-    cache = net(inputs_embeds=prompt.to(embedding.dtype)[None], use_cache=True).past_key_values
+    cache = net.base_model(inputs_embeds=prompt.to(embedding.dtype)[None], use_cache=True).past_key_values
     cache.batch_repeat_interleave(rows)
     return cache
 
