@@ -293,7 +293,7 @@ def verdict(fault: Fault, case: Case, dump: Path, rng: random.Random) -> tuple[l
 def main(argv: list[str]) -> int:
     """Print a line for each injection that went wrong, and a table; 1 if any did."""
     parser = argparse.ArgumentParser("python -m tests.injected", description=__doc__.split("\n")[0])
-    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--kinds", nargs="+", default=list(KINDS))
     parser.add_argument("--rounds", type=int, default=1, help="injections of each kind into each method")
     parser.add_argument("--seed", type=int, default=0)

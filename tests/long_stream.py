@@ -115,7 +115,7 @@ def lines(rows: Iterable[list[str]]) -> Iterable[str]:
 def main(argv: list[str]) -> int:
     """Print the table: medians of the first and of the second half, and sizes at the middle and at the end."""
     parser = argparse.ArgumentParser("python -m tests.long_stream", description=__doc__.split("\n")[0])
-    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--tasks", type=int, default=100)
     parser.add_argument("--examples", type=int, default=1000, help="training examples of each task")
     parser.add_argument("--work", type=Path, help="folder for stream and runs; default: a temporary one")
