@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Cache
 
 from utils import adapters
 from utils.copies import eval_mode
 from utils.dataloader import IGNORE, Batch
 from utils.family import kind_of
+
+if TYPE_CHECKING:
+    from transformers import Cache  # seconds to import: not for --help
 
 
 def answer_logits(model: nn.Module, batch: Batch, prompt: Tensor | None = None) -> tuple[Tensor, Tensor]:
