@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from models.Base import Method, Task
 from utils import freeze
 from utils.backbone import kind
-from utils.config import Config, Int, Options
+from utils.config import WATCHING, Config, Int, Options
 from utils.copies import eval_mode
 from utils.dataloader import IGNORE, Batch
 from utils.dataset import Stream
@@ -81,8 +81,11 @@ class SEQ(Method):
         problems = [
             f"{name}: has no effect {reason}" for name, reason in why.items() if reason and options.is_changed(name)
         ]
-        stops = [name for name in ("keep_best", "early_stop_accuracy", "early_stop_patience") if getattr(config, name)]
-        problems += [f"{name}: has no effect with prototypes, which are not trained" for name in stops if prototypes]
+        problems += [
+            f"{name}: has no effect with prototypes, which are not trained"
+            for name in WATCHING
+            if prototypes and getattr(config, name)
+        ]
         if warms and options.SEQ_warmup_target == "causal-lm" and kind(config) == "encoder":
             problems.append("SEQ_warmup_target: an encoder writes no answers; set SEQ_warmup_target: ce-loss")
         return problems

@@ -14,6 +14,7 @@ from pydantic import Field
 from utils.option import Count, Float, Int, Name, Options
 
 EMBEDDED_BACKBONE = "dataset/biography_qa_backbone"
+WATCHING = ("keep_best", "early_stop_accuracy", "early_stop_patience")  # look at scores while a task is learned
 
 
 class RunOptions(Options):

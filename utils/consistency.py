@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from utils.config import Config
+from utils.config import WATCHING, Config
 
 # Which kinds of adapter an option is about, by the beginning of its name.
 PEFT_KINDS = {
@@ -52,7 +52,7 @@ def check(config: Config) -> list[str]:
     ]
     problems += [
         f"{name}: has no effect without evaluate_interval, the epochs between two evaluations"
-        for name in ("keep_best", "early_stop_accuracy", "early_stop_patience")
+        for name in WATCHING
         if config.is_changed(name) and config.evaluate_interval < 1
     ]
     if config.keep_best and config.keep_optimizer_state:

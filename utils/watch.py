@@ -7,7 +7,7 @@ from typing import Any
 
 from models.Base import Method, Task
 from utils.checkpoint import pack, unpack
-from utils.config import Config
+from utils.config import WATCHING, Config
 from utils.copies import assign, borrowed
 from utils.dataset import Stream
 from utils.evaluation import Cell, evaluate, metric_of
@@ -15,12 +15,10 @@ from utils.processes import agree
 from utils.scoring import find
 from utils.session import Progress, Session
 
-OPTIONS = ("keep_best", "early_stop_accuracy", "early_stop_patience")
-
 
 def refuse(config: Config, method_class: type[Method], stream: Stream) -> list[str]:
     """Problems of these options with the stream and the method."""
-    used = [name for name in OPTIONS if getattr(config, name)]
+    used = [name for name in WATCHING if getattr(config, name)]
     problems = [f"{name}: has no effect with method {config.method}, which trains nothing" for name in used]
     problems = [] if method_class.trains else problems
     on_dev = ", ".join(name for name in used if name != "early_stop_accuracy")
