@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import gc
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from transformers import AutoModelForCausalLM, GPTNeoXConfig
 
-import main_CL
 from tests import tiny
+from tests.e2e.test_cli import run
+from tests.e2e.test_two_processes import launch, losses_of
 from utils.dataset import Example, Stream, TaskData, save_stream
-from utils.files import read_json, read_jsonl
+from utils.files import read_json
 
-ROOT = Path(__file__).parents[2]
 SHAPES = {  # name -> layers, width, heads, vocabulary
     "micro": (2, 32, 2, tiny.VOCABULARY),
     "pythia-160m": (12, 768, 12, 50304),  # random weights, learned positions of GPT-NeoX, texts of about 250 tokens
@@ -69,29 +65,24 @@ def _stream(rows: int, words: int) -> Stream:
 
 def measure(folder: Path, *options: str) -> Figures:
     """A run in this process, on its first device."""
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    assert main_CL.main([*options, "--dump_path", str(folder)]) == 0
-    return figures(folder)
+    return figures(run([*options], folder))
 
 
-def launch(folder: Path, file: str, processes: int, *options: str) -> Figures:
+def measure_launched(folder: Path, file: str, processes: int, *options: str) -> Figures:
     """A run in several processes, as a user starts them."""
-    accelerate = str(Path(sys.executable).with_name("accelerate"))
     words = ["--config_file", f"config/accelerate/{file}.yaml", "--num_processes", str(processes)]
-    command = [accelerate, "launch", *words, "main_CL.py", *options, "--dump_path", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=1200)
+    done = launch([*words, "main_CL.py", *options, "--dump_path", str(folder)])
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
-    return figures(folder)
+    (found,) = folder.glob("*/*")
+    return figures(found)
 
 
 def figures(folder: Path) -> Figures:
-    """What the one run below a folder noted of itself."""
-    (run,) = folder.glob("*/*")
-    cost, log = read_json(run / "cost.json"), read_jsonl(run / "log.jsonl")
-    losses = [row["loss"] for row in log if row["event"] == "train"]
-    return Figures(run, losses, cost["train_tokens"][-1] / cost["train_seconds"][-1], cost["peak_memory_bytes"])
+    """What a run noted of itself."""
+    cost = read_json(folder / "cost.json")
+    speed = cost["train_tokens"][-1] / cost["train_seconds"][-1]
+    return Figures(folder, list(losses_of(folder).values()), speed, cost["peak_memory_bytes"])

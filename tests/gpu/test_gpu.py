@@ -14,7 +14,7 @@ import torch
 
 from tests.e2e.test_cli import call
 from tests.e2e.test_two_processes import losses_of
-from tests.gpu.measure import Figures, launch, measure, write_inputs
+from tests.gpu.measure import Figures, measure, measure_launched, write_inputs
 from utils.checkpoint import checkpoints
 from utils.files import read_json, read_jsonl
 
@@ -100,7 +100,7 @@ def test_several_gpus(mode, options, plain, tmp_path):
     """The number of devices changes no number."""
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
-    found = told(f"two GPUs, {mode}", launch(tmp_path, mode, 2, *options, "--mixed_precision", "float32"))
+    found = told(f"two GPUs, {mode}", measure_launched(tmp_path, mode, 2, *options, "--mixed_precision", "float32"))
     env = read_json(found.folder / "env.json")
     assert env["processes"] == 2
     assert found.losses == pytest.approx(plain.losses, rel=1e-3)

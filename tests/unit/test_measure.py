@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.gpu.measure import launch, measure, write_inputs
+from tests.gpu.measure import measure, measure_launched, write_inputs
 from utils.files import read_json
 
 
@@ -23,6 +23,6 @@ def test_a_run_is_measured(options, tmp_path):
 @pytest.mark.slow
 def test_a_launch_is_measured(options, tmp_path):
     plain = measure(tmp_path / "one", *options)
-    two = launch(tmp_path / "two", "cpu_2", 2, *options)
+    two = measure_launched(tmp_path / "two", "cpu_2", 2, *options)
     assert read_json(two.folder / "env.json")["processes"] == 2
     assert two.losses == pytest.approx(plain.losses, rel=1e-5)
