@@ -3,22 +3,23 @@
     python -m tests.bench_prompts [--rounds 9]          about two minutes on one core
 
 A step of ProgPrompt on the embedded backbone: forward and backward of 16 questions of biography_qa_task2 after n
-virtual tokens, read once and read in every row, alternating. Printed: median and range of the paired ratios.
+virtual tokens, read in every row (plain) and once (own), alternating. Printed: both speeds, median and range of the
+paired ratios.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
 import torch
 from torch import nn
 
+from tests.bench import compare
 from utils import forward
 from utils.backbone import Backbone, load_backbone
 from utils.config import Config
@@ -39,14 +40,12 @@ def load() -> tuple[Backbone, Batch]:
     return backbone, collate(Encoder(backbone.tokenizer, "qa")(examples, None), examples, backbone.pad_id)
 
 
-def seconds(model: nn.Module, batch: Batch, prompt: nn.Parameter, can: Callable[[nn.Module], bool]) -> float:
-    """Processor time of some steps, one way."""
-    began = time.process_time()
+def step(model: nn.Module, batch: Batch, prompt: nn.Parameter, can: Callable[[nn.Module], bool]) -> None:
+    """Forward and backward, one way."""
     with mock.patch.object(forward, "_can_read_ahead", can):
         for _ in range(STEPS):
             prompt.grad = None
             answer_loss(*forward.answer_logits(model, batch, prompt), batch.tokens["all"]).backward()
-    return time.process_time() - began
 
 
 def main(argv: list[str]) -> int:
@@ -59,12 +58,9 @@ def main(argv: list[str]) -> int:
     assert ahead(backbone.model)
     for count in (30, 100, 300, 600):
         prompt = nn.Parameter(torch.randn(count, backbone.model.config.hidden_size) * 0.02)
-        ratios = []
-        for _ in range(options.rounds + 1):
-            once = seconds(backbone.model, batch, prompt, ahead)
-            ratios.append(seconds(backbone.model, batch, prompt, lambda _: False) / once)
-        ratios = ratios[1:]  # the first pair warms up
-        print(f"{count} virtual tokens: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+        plain, own = (partial(step, backbone.model, batch, prompt, can) for can in (lambda _: False, ahead))
+        plain(), own()  # first touch of everything
+        compare(f"{count} virtual tokens", STEPS * ROWS, "questions", plain, own, options.rounds)
     return 0
 
 
