@@ -1,7 +1,8 @@
 """Does a run stay as fast and as small over a long stream? Tiny runs of many tasks, watched from inside.
 
-    python -m tests.long_stream [--methods SEQ EWC] [--tasks 100] [--examples 1000] [--work DIR]
+    python -m tests.long_stream [--methods SEQ EWC] [--tasks 100] [--examples 1000] [--words 3] [--work DIR]
 
+First the stream is loaded by a process of its own, and what that took is printed; without a method that is all.
 Each method learns the stream once, one epoch of batches of 1000 a task. After each task its memory (resident, of the
 whole process), its seconds of training and what it keeps are noted. Something grows if over the second half of the
 stream the median task takes a quarter more seconds than over the first (machines are noisy), or memory at the end is
@@ -15,6 +16,7 @@ import json
 import os
 import random
 import statistics
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -30,15 +32,23 @@ from utils.trainer import Trainer
 
 WORDS = [f"{a}{b}" for a in "bdfgklmnprst" for b in "aeiou"]
 TESTED = 5  # questions of a task that are asked again after each later one
+LOAD = """
+import sys, time
+from pathlib import Path
+from utils.dataset import load_stream
+load_stream(sys.argv[1], Path(sys.argv[2]))
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM:"))
+print(1024 * int(peak.split()[1]), time.process_time())
+"""
 
 
-def write_stream(root: Path, tasks: int, examples: int) -> str:
+def write_stream(root: Path, tasks: int, examples: int, words: int) -> str:
     """A stream of made-up questions, written task by task, as it may not fit into memory; returns its name."""
     rng, name = random.Random(0), f"long_{tasks}_{examples}"
     (root / name).mkdir(parents=True, exist_ok=True)
     with open(root / name / "continual_data.json", "w", encoding="utf-8") as file:
         for k in range(tasks):
-            train = _split(rng, k, examples)
+            train = _split(rng, k, examples, words)
             test = {column: cells[:TESTED] for column, cells in train.items()}
             file.write("{" if k == 0 else ",")
             file.write(f'"{k}": {json.dumps({"train": train, "dev": test, "test": test})}\n')
@@ -48,9 +58,17 @@ def write_stream(root: Path, tasks: int, examples: int) -> str:
     return name
 
 
-def _split(rng: random.Random, k: int, examples: int) -> dict[str, list[str]]:
-    questions = [" ".join([str(k), *rng.choices(WORDS, k=3)]) for _ in range(examples)]
+def _split(rng: random.Random, k: int, examples: int, words: int) -> dict[str, list[str]]:
+    questions = [" ".join([str(k), *rng.choices(WORDS, k=words)]) for _ in range(examples)]
     return {"input": questions, "target": [rng.choice(WORDS) for _ in questions]}
+
+
+def load(stream: str, work: Path) -> str:
+    """What it takes to load and check the stream."""
+    command = [sys.executable, "-c", LOAD, stream, str(work)]
+    memory, seconds = map(float, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    size = (work / stream / "continual_data.json").stat().st_size
+    return f"{size / 1e6:.0f} MB of JSON: {memory / 1e6:.0f} MB of memory at most, {seconds:.1f} s of processor time"
 
 
 def write_config(name: str, stream: str, work: Path) -> Path:
@@ -115,16 +133,21 @@ def lines(rows: Iterable[list[str]]) -> Iterable[str]:
 def main(argv: list[str]) -> int:
     """Print the table: medians of the first and of the second half, and sizes at the middle and at the end."""
     parser = argparse.ArgumentParser("python -m tests.long_stream", description=__doc__.split("\n")[0])
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--tasks", type=int, default=100)
     parser.add_argument("--examples", type=int, default=1000, help="training examples of each task")
+    parser.add_argument("--words", type=int, default=3, help="words of a question")
     parser.add_argument("--work", type=Path, help="folder for stream and runs; default: a temporary one")
     options = parser.parse_args(argv)
+    if options.tasks < 4:
+        parser.error("--tasks: expected at least 4, two halves to compare")
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
-        stream = write_stream(work, options.tasks, options.examples)
-        for line in lines(row(name, run(name, stream, work)) for name in options.methods):
-            print(line, flush=True)
+        stream = write_stream(work, options.tasks, options.examples, options.words)
+        print(load(stream, work), flush=True)
+        if options.methods:
+            for line in lines(row(name, run(name, stream, work)) for name in options.methods):
+                print(line, flush=True)
     return 0
 
 
