@@ -7,15 +7,15 @@ from pathlib import Path
 
 from utils.errors import Terminated, UserError
 from utils.factory import load_method
-from utils.files import is_file
-from utils.parse import ConfigError, Resolved, fail, resolve
+from utils.options.parse import ConfigError, Resolved, fail, resolve
+from utils.storage.files import is_file
 
 
 def main(argv: list[str]) -> int:
     """Run the program; returns its exit code: 0 done, 2 told in a sentence, 130 interrupted, 143 terminated."""
     try:
         options, folder = read_options(argv)
-        from utils.launch import launch  # slow to import: not for --help or a wrong option
+        from utils.run.launch import launch  # slow to import: not for --help or a wrong option
 
         launch(options, folder)
     except UserError as error:

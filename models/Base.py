@@ -19,20 +19,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from utils import adapters, freeze
-from utils.backbone import Backbone, load_first_weights
+from models.common.losses import answer_loss
+from utils.backbone import load_first_weights
 from utils.buffer import Memory
 from utils.classifier import Heads, make_heads
 from utils.config import Config, NoOptions, Options, per_task
-from utils.copies import Weights, borrowed, eval_mode
 from utils.dataloader import IGNORE, Batch, Encoded, Encoder, collate
 from utils.dataset import Example, Stream
-from utils.family import KINDS
-from utils.forward import answer_logits, features, labelled_states
-from utils.generation import generate
-from utils.losses import answer_loss
+from utils.distributed.modes import WHOLE_WEIGHTS
+from utils.model import adapters, freeze
+from utils.model.architecture import KINDS, Backbone
+from utils.model.forward import answer_logits, features, labelled_states
+from utils.model.generation import generate
+from utils.model.weights import Weights, borrowed, eval_mode
 from utils.optimizer import Group
-from utils.parallel import WHOLE_WEIGHTS
 from utils.seed import random_for
 from utils.session import Session
 

@@ -10,10 +10,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.Base import Method, Task
+from models.common.losses import answer_loss, squared_error
 from utils.config import Float, Options
-from utils.copies import Weights, snapshot
 from utils.dataloader import IGNORE, Batch
-from utils.losses import answer_loss, squared_error
+from utils.model.weights import Weights, snapshot
 from utils.seed import random_for
 
 

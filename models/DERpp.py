@@ -12,12 +12,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.Base import Method, Task
+from models.common.losses import answer_loss, squared_error
 from utils.classifier import MASKED
 from utils.config import Config, Float, Int, Options
-from utils.copies import Weights, eval_mode, snapshot
 from utils.dataloader import IGNORE, Batch
 from utils.dataset import Example, Stream
-from utils.losses import answer_loss, squared_error
+from utils.model.weights import Weights, eval_mode, snapshot
 
 Dark = tuple[Tensor, Tensor]  # of the labelled positions of an example: values (N, k) and token ids (N, k)
 

@@ -8,11 +8,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.Base import Method, Task
+from models.common.fisher import Quadratic, diagonal_fisher
 from utils.config import Config, Count, Float, Options
-from utils.copies import eval_mode
 from utils.dataloader import Batch
 from utils.dataset import Stream
-from utils.fisher import Quadratic, diagonal_fisher
+from utils.model.weights import eval_mode
 from utils.seed import random_for
 
 Past = tuple[Tensor, Tensor, Tensor]  # A, m, c of the penalty A (theta - m)^2 + c on one parameter tensor; c is summed

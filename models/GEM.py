@@ -13,12 +13,12 @@ from pydantic import Field
 from torch import Tensor
 
 from models.Base import Method, Task
+from models.common.gradients import cone_multipliers, dot, shared_gradient
 from utils.config import Config, Count, Float, Options
-from utils.copies import eval_mode
 from utils.dataloader import Batch
 from utils.dataset import Example, Stream
-from utils.gradients import cone_multipliers, dot, shared_gradient
-from utils.parallel import WHOLE_GRADIENTS
+from utils.distributed.modes import WHOLE_GRADIENTS
+from utils.model.weights import eval_mode
 
 
 class GEM(Method):

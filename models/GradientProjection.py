@@ -11,10 +11,9 @@ from torch import Tensor
 
 from models.Base import GENERATING, WRITING, Method, Task
 from utils.config import Config, Count, Int, Options, per_task
-from utils.copies import Weights, assign, snapshot
 from utils.dataset import Stream
-from utils.fit import fit
-from utils.parallel import WHOLE_GRADIENTS
+from utils.distributed.modes import WHOLE_GRADIENTS
+from utils.model.weights import Weights, assign, snapshot
 from utils.seed import seed_for
 from utils.session import Progress
 
@@ -109,13 +108,8 @@ class GradientProjection(Method):
         seed = seed_for(self.config.seed, "direction", task.index, run)
         config = self.config.model_copy(update={"seed": seed, "is_replay": False})
         plain = Method(config, None, self.backbone, self.encoder, self.stream)
-        fit(
-            plain,
-            task,
-            self.session.aside("direction", config),
-            on_step=keep,
-            limit=self.options.GradientProjection_end_step,
-        )
+        session, end = self.session.aside("direction", config), self.options.GradientProjection_end_step
+        session.fit(plain, task, on_step=keep, limit=end)
         return begin
 
 

@@ -13,8 +13,8 @@ from models.Base import GENERATING, WRITING, Method, Task
 from utils.config import Config, Int, Options
 from utils.dataloader import Encoded
 from utils.dataset import Example, Stream
+from utils.distributed.modes import ALL
 from utils.optimizer import Group
-from utils.parallel import ALL
 from utils.seed import random_for
 
 

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from models.Base import Task
 from models.PEFT import PEFT
-from utils import adapters
 from utils.config import Config, Float, Options
-from utils.copies import eval_mode
 from utils.dataloader import Batch, collate
 from utils.dataset import Stream
+from utils.distributed.collectives import share, sum_over_processes
 from utils.errors import UserError
-from utils.forward import forward
-from utils.processes import share, sum_over_processes
+from utils.model import adapters
+from utils.model.forward import forward
+from utils.model.weights import eval_mode
 
 
 class InfLoRAOptions(Options):

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from models.Base import Method, Task
 from utils.dataset import Example
-from utils.parallel import ALL
+from utils.distributed.modes import ALL
 
 
 class Joint(Method):

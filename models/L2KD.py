@@ -10,16 +10,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.Base import Task
+from models.common.pseudo_samples import answer_all, make_room
 from models.LAMOL import LAMOL
 from utils.backbone import load_model
 from utils.config import Config, Float
-from utils.copies import Weights, assign, eval_mode, snapshot
 from utils.dataloader import Batch
 from utils.dataset import Example, Stream
-from utils.fit import fit
-from utils.forward import answer_logits
-from utils.parallel import WHOLE_WEIGHTS
-from utils.pseudo import answer_all, make_room
+from utils.distributed.modes import WHOLE_WEIGHTS
+from utils.model.forward import answer_logits
+from utils.model.weights import Weights, assign, eval_mode, snapshot
 
 
 class L2KD(LAMOL):
@@ -81,7 +80,7 @@ class L2KD(LAMOL):
         make_room(first, len(self.backbone.tokenizer))
         assign(self.named(), dict(first.named_parameters()))
         alone = LAMOL(self.config, self.options, self.backbone, self.encoder, self.stream)
-        fit(alone, task, self.session.aside("teacher"))
+        self.session.aside("teacher").fit(alone, task)
 
     def _write_answers(self, task: Task) -> list[str]:
         """The model's greedy answers to the questions of the task, on every process."""

@@ -12,15 +12,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.Base import GENERATING, WRITING, Method, Task
+from models.common.losses import answer_loss, distillation
+from models.common.pseudo_samples import make_room, parse, sample_texts, tell, top_up
 from utils.buffer import split_evenly
 from utils.config import Config, Float, Int, Options
-from utils.copies import Weights, eval_mode
 from utils.dataloader import Batch
 from utils.dataset import Example, Stream
-from utils.forward import answer_logits
-from utils.losses import answer_loss, distillation
-from utils.parallel import ALL
-from utils.pseudo import make_room, parse, sample_texts, tell, top_up
+from utils.distributed.modes import ALL
+from utils.model.forward import answer_logits
+from utils.model.weights import Weights, eval_mode
 
 ANS, GEN = "__ans__", "__gen__"
 

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from models.Base import Task
 from models.LAMOL import LAMOL
 from utils.config import Float
-from utils.copies import Weights, snapshot
 from utils.dataloader import Batch
-from utils.forward import answer_logits
-from utils.parallel import WHOLE_WEIGHTS
+from utils.distributed.modes import WHOLE_WEIGHTS
+from utils.model.forward import answer_logits
+from utils.model.weights import Weights, snapshot
 
 
 class LAMOL_KD(LAMOL):

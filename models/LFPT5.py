@@ -8,13 +8,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.Base import Task
+from models.common.virtual_tokens import NewRows, random_words
 from models.LAMOL_KD import LAMOL_KD
 from utils.config import Float, Int, per_task
 from utils.dataloader import Batch
-from utils.forward import answer_logits
+from utils.model.forward import answer_logits
 from utils.optimizer import Group
 from utils.seed import random_for
-from utils.virtual import NewRows, random_words
 
 NO_MODEL = "the model never changes, only the prompt learns"
 

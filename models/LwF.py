@@ -9,11 +9,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.Base import Method, Task
+from models.common.losses import answer_loss, distillation
 from utils.config import Float, Options
-from utils.copies import Weights, borrowed, eval_mode, snapshot
 from utils.dataloader import IGNORE, Batch
-from utils.forward import labelled_states
-from utils.losses import answer_loss, distillation
+from utils.model.forward import labelled_states
+from utils.model.weights import Weights, borrowed, eval_mode, snapshot
 
 
 class LwF(Method):

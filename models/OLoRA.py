@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from models.Base import Task
 from models.PEFT import PEFT
-from utils import adapters
 from utils.config import Config, Float, Options
 from utils.dataloader import Batch
 from utils.dataset import Stream
-from utils.parallel import WHOLE_WEIGHTS
+from utils.distributed.modes import WHOLE_WEIGHTS
+from utils.model import adapters
 
 
 class OLoRAOptions(Options):

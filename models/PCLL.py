@@ -14,14 +14,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.Base import Task
+from models.common.pseudo_samples import answer_all, sample_texts
+from models.common.vae import Gaussian, cyclic, gaussian_kl, shifted
 from models.LAMOL_KD import LAMOL_KD
 from utils.config import Config, Count, Float, Int, Options
-from utils.copies import Weights, borrowed, eval_mode
 from utils.dataloader import IGNORE, Batch, collate
 from utils.dataset import Example, Stream
-from utils.forward import answer_logits, token_states
-from utils.latent import Gaussian, cyclic, gaussian_kl, shifted
-from utils.pseudo import answer_all, sample_texts
+from utils.model.forward import answer_logits, token_states
+from utils.model.weights import Weights, borrowed, eval_mode
 from utils.seed import seed_for, seed_torch
 
 LATENT = ("PCLL_weight_kl", "PCLL_alpha_z", "PCLL_latent_size", "PCLL_cycles")  # options of the autoencoder

@@ -11,15 +11,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.Base import Method, Task
-from utils import adapters
 from utils.classifier import MASKED
 from utils.config import Config, Options
 from utils.dataloader import Batch, Encoded, collate
 from utils.dataset import Example, Stream
-from utils.forward import forward, labelled_states
-from utils.generation import generate
-from utils.parallel import ALL
-from utils.processes import sum_over_processes
+from utils.distributed.collectives import sum_over_processes
+from utils.distributed.modes import ALL
+from utils.model import adapters
+from utils.model.forward import forward, labelled_states
+from utils.model.generation import generate
 
 
 class PeftOptions(Options):

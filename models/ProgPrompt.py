@@ -9,11 +9,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.Base import Method, Task
+from models.common.virtual_tokens import random_words
 from utils.config import Config, Int, Options, per_task
 from utils.dataset import Stream
 from utils.optimizer import Group
 from utils.seed import random_for, seed_torch
-from utils.virtual import random_words
 
 NO_MODEL = "the model never changes, only prompts learn"
 

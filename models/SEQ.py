@@ -10,17 +10,16 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.Base import Method, Task
-from utils import freeze
+from models.common.losses import answer_loss
 from utils.backbone import kind
 from utils.config import WATCHING, Config, Int, Options
-from utils.copies import eval_mode
 from utils.dataloader import IGNORE, Batch
 from utils.dataset import Stream
-from utils.fit import fit
-from utils.forward import answer_logits, labelled_states
-from utils.losses import answer_loss
-from utils.parallel import ALL
-from utils.processes import share, sum_over_processes
+from utils.distributed.collectives import share, sum_over_processes
+from utils.distributed.modes import ALL
+from utils.model import freeze
+from utils.model.forward import answer_logits, labelled_states
+from utils.model.weights import eval_mode
 
 
 class SEQ(Method):
@@ -107,7 +106,7 @@ class SEQ(Method):
             session = self.session.aside("warm-up")
             if self.writes:
                 session = replace(session, encoder=session.encoder.plain)
-            fit(self, replace(task, epochs=epochs), session)
+            session.fit(self, replace(task, epochs=epochs))
             self.is_warming = False
 
     def frozen(self, task: Task) -> set[str]:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from models.Base import GENERATING, WRITING, Method, Task
-from utils import adapters
 from utils.config import Config, NoOptions
-from utils.copies import Weights, snapshot
 from utils.dataset import Stream
-from utils.parallel import ALL
+from utils.distributed.modes import ALL
+from utils.model import adapters
+from utils.model.weights import Weights, snapshot
 
 
 class SLAO(Method):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from models.Base import Method, Task
-from utils.parallel import ALL
+from utils.distributed.modes import ALL
 
 
 class Single(Method):

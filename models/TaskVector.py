@@ -9,9 +9,9 @@ from pydantic import Field
 
 from models.Base import GENERATING, WRITING, Method, Task
 from utils.config import Config, Float, Options
-from utils.copies import Weights, assign, interpolate, snapshot
 from utils.dataset import Stream
-from utils.parallel import ALL
+from utils.distributed.modes import ALL
+from utils.model.weights import Weights, assign, interpolate, snapshot
 
 Share = Annotated[Float, Field(ge=0, le=1)]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from models import METHODS
 from utils.config import GROUPS
 from utils.factory import capability_table, load_method
-from utils.parse import option_table
+from utils.options.parse import option_table
 
 README = Path(__file__).parents[1] / "README.md"
 

@@ -33,20 +33,24 @@ from transformers import (
 
 from models import METHODS
 from models.Base import Method, Task
-from utils import copies, report
-from utils.backbone import Backbone, load_backbone
-from utils.classifier import Classes
+from utils.backbone import load_backbone
+from utils.classifier import ClassEncoder, Classes
 from utils.config import Config
 from utils.dataloader import Encoder
 from utils.dataset import Example, Stream, TaskData
+from utils.distributed.modes import make_accelerator
 from utils.factory import load_method
-from utils.files import write_json
-from utils.labels import ClassEncoder
-from utils.launch import facts, quieten
 from utils.logger import RunLog
-from utils.parallel import make_accelerator
+from utils.model import weights
+from utils.model.architecture import Backbone
+from utils.report import summary
+from utils.report.compare import compare_text
+from utils.report.results import build, group
+from utils.run.fit import fit
+from utils.run.launch import facts, quieten
+from utils.run.trainer import Trainer
 from utils.session import Session
-from utils.trainer import Trainer
+from utils.storage.files import write_json
 
 quieten()
 gc.freeze()  # training collects garbage after each task; the libraries' own objects need not be looked at
@@ -295,7 +299,7 @@ def make_session(
     encoder = Encoder(tokenizer_of(family, bos == "True"), prompt_type, family in (*ENCODER_DECODERS, *ENCODERS))
     if config.classifier is not None:
         encoder = ClassEncoder(encoder, Classes(stream or micro_stream()), config.backbone_extract_token)
-    return Session(config, make_accelerator(config), encoder, Recorder(folder, config))
+    return Session(config, make_accelerator(config), encoder, Recorder(folder, config), fit)
 
 
 def make_method(
@@ -365,13 +369,13 @@ def run(
     session = make_session(config, folder, stream=stream)
     method = make_method(session, stream, method_class, **options)
     write_json(folder / "facts.json", facts(config, stream))
-    without_plots = mock.patch.object(report, "write", _write_without_plots)
+    without_plots = mock.patch.object(summary, "write", _write_without_plots)
     with _interrupted(stop_after), without_plots, mock.patch.object(os, "fsync"), mock.patch.object(gc, "collect"):
         results = Trainer(session, method, folder).run()
     return Run(results, method, session.log)
 
 
-_write = report.write
+_write = summary.write
 
 
 def _write_without_plots(folder: Path, **_: Any) -> dict[str, Any]:
@@ -380,7 +384,7 @@ def _write_without_plots(folder: Path, **_: Any) -> dict[str, Any]:
 
 @contextmanager
 def _interrupted(after: str | None):
-    from utils import checkpoint
+    from utils.run import checkpoint
 
     save = checkpoint.save
 
@@ -395,9 +399,14 @@ def _interrupted(after: str | None):
 
 def snapshot(method: Method) -> dict[str, torch.Tensor]:
     """Copies of the weights of a method's model and of its own modules."""
-    return copies.snapshot(method.named())
+    return weights.snapshot(method.named())
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     """True if two sets of weights are equal bit for bit."""
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def compare(runs: list[Path]) -> str:
+    """The tables of `python -m utils.report RUN RUN...`, from the saved predictions."""
+    return compare_text(group([(run, build(run)) for run in runs]))

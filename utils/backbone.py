@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -10,30 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from utils import adapters
 from utils.config import Config
 from utils.errors import UserError
-from utils.family import kind_of
-from utils.files import is_file
+from utils.model import adapters
+from utils.model.architecture import Backbone, kind_of
 from utils.seed import seed_torch
+from utils.storage.files import is_file
 
 HUB_TIMEOUT_SECONDS = 5
 LONGEST_NAME = 200  # of a model on the hub it is 96
-
-
-@dataclass
-class Backbone:
-    """A language model with its tokenizer."""
-
-    model: nn.Module
-    tokenizer: Any
-    pad_id: int
-    stop_ids: list[int]  # generation ends at any of these
-
-    @property
-    def kind(self) -> str:
-        """See utils/family.py."""
-        return kind_of(self.model.config)
 
 
 def find_source(config: Config) -> str:
@@ -138,7 +122,7 @@ def _load_encoder(config: Config, source: str, **options: Any) -> nn.Module:
 
 
 def kind(config: Config) -> str:
-    """What a method's `backbones` must hold, see utils/family.py; no weights are loaded for the answer."""
+    """What a method's `backbones` must hold, see utils/model/architecture.py; no weights are loaded for the answer."""
     return kind_of(_shape(config))
 
 

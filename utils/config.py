@@ -1,7 +1,7 @@
 """Every option of a run, declared once: name, type, default, limits, one sentence of help.
 
 The YAML reader, the command line, `--help`, the README table and all error texts come from these declarations
-(utils/parse.py). Names are flat and are used as they stand: `config.lr`. Options of one method stand in its own
+(utils/options/parse.py). Names are flat and are used as they stand: `config.lr`. Options of one method stand in its own
 file, models/<METHOD>.py, under names that begin with the method's name.
 """
 
@@ -9,12 +9,25 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
-
-from utils.option import Count, Float, Int, Name, Options
+from pydantic import AllowInfNan, BaseModel, ConfigDict, Field, Strict
 
 EMBEDDED_BACKBONE = "dataset/biography_qa_backbone"
 WATCHING = ("keep_best", "early_stop_accuracy", "early_stop_patience")  # look at scores while a task is learned
+# Strict: `true` is not the number 1 and 2.5 is not a number of epochs.
+Int = Annotated[int, Strict()]
+Count = Annotated[int, Strict(), Field(ge=1)]
+Float = Annotated[float, Strict(), AllowInfNan(False)]
+Name = Annotated[str, Field(pattern=r"^\w[\w.+-]*$", max_length=100)]  # one folder: it cannot leave its parent
+
+
+class Options(BaseModel):
+    """Base of all groups of options: frozen, unknown names refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True, validate_default=True)
+
+    def is_changed(self, name: str) -> bool:
+        """True if an option has another value than its default."""
+        return getattr(self, name) != type(self).model_fields[name].default
 
 
 class RunOptions(Options):

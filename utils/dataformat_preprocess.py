@@ -24,9 +24,9 @@ from pydantic import BaseModel, Field, ValidationError
 from utils import config
 from utils.dataset import SPLITS, Stream, TaskData, encode
 from utils.errors import UserError
-from utils.files import write_text
 from utils.preprocess import GENERATORS, PREPROCESSORS, load
-from utils.preprocess.raw import DATASET_DIR
+from utils.preprocess.shared.raw import DATASET_DIR
+from utils.storage.files import write_text
 
 support_dataset_list = [*PREPROCESSORS, *GENERATORS]
 

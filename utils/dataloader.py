@@ -18,9 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from utils.chat import encode_chat
 from utils.dataset import Example
-from utils.prompt import render
+from utils.prompt import encode_chat, render
 
 IGNORE = -100  # label of a position without a loss
 

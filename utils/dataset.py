@@ -14,11 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from utils import words
 from utils.errors import UserError
-from utils.files import read_json, write_text
-from utils.large import read_large_json
-from utils.packed import Rows, Texts
+from utils.storage import word_tags
+from utils.storage.files import read_json, write_text
+from utils.storage.large_json import read_large_json
+from utils.storage.packed_columns import Rows, Texts
 
 SPLITS = ("train", "dev", "test")
 NEEDED_SPLITS = ("train", "test")  # dev may be empty: some benchmarks have none
@@ -113,7 +113,7 @@ def encode(stream: Stream) -> dict[str, str]:
     _check_config(config, len(stream.tasks), f"stream {stream.name}")
     for k, task in enumerate(stream.tasks):
         _check_sizes(task, f"stream {stream.name}, task {k}")
-    columns, indent = (words.split_columns, None) if stream.is_word_level else (_columns, 1)
+    columns, indent = (word_tags.split_columns, None) if stream.is_word_level else (_columns, 1)
     data = {str(k): {split: columns(getattr(task, split)) for split in SPLITS} for k, task in enumerate(stream.tasks)}
     return {DATA_FILE: _to_text(data, indent), CONFIG_FILE: _to_text(config, 1)}
 
@@ -141,10 +141,10 @@ def load_stream(name: str, root: Path) -> Stream:
     data, config = read_large_json(path), read_json(path.with_name(CONFIG_FILE))
     _check_task_keys(data, path)
     _check_config(config, len(data), str(path.with_name(CONFIG_FILE)))
-    if words.is_in(data["0"]):  # streams made elsewhere do not state their level
+    if word_tags.is_in(data["0"]):  # streams made elsewhere do not state their level
         config = {"CLASSIFICATION_TYPE": LEVELS[1]} | config
     if config.get("CLASSIFICATION_TYPE") == LEVELS[1]:
-        data = {k: words.join_splits(task, f"{path}, task {k}") for k, task in data.items()}
+        data = {k: word_tags.join_splits(task, f"{path}, task {k}") for k, task in data.items()}
     names = config.get("TASK_NAMES") or [f"task {k}" for k in range(len(data))]
     # A task's columns go as soon as it is read: a large stream is in memory once.
     return Stream(name, tuple(_read_task(data.pop(str(k)), k, names[k], path) for k in range(len(data))), config)

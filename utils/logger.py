@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from utils.config import Config
 from utils.errors import UserError
-from utils.files import drop_torn_line, write_json
+from utils.storage.files import drop_torn_line, write_json
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "deepspeed", "numpy", "scikit-learn")
 

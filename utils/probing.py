@@ -1,7 +1,7 @@
 """Is it the backbone that forgets, or the head? (Zheng et al., "Learn or Recall?", ACL 2024)
 
 After each task, and before the first, the features of every task are extracted from the model as it stands - seen
-tasks and unseen ones - and probes (utils/probes.py) are fitted on training examples and asked about test examples.
+tasks and unseen ones - and probes (utils/model/probes.py) are fitted on training examples and scored on test ones.
 *Observed* accuracy is what the model answers; *probing* accuracy is what its features would still allow a new head
 to answer. Where the first falls and the second stays, the head has forgotten; where both fall, the backbone has.
 
@@ -21,12 +21,12 @@ from safetensors.numpy import save
 from models.Base import Method
 from utils.config import Config
 from utils.dataset import Example, Stream
-from utils.files import write_bytes, write_jsonl
-from utils.probed import PROBES, accuracies
-from utils.probes import Rows, fit_probes, stratified
-from utils.processes import gather, share
+from utils.distributed.collectives import gather, share
+from utils.model.probes import Rows, fit_probes, stratified
+from utils.report.probing import PROBES, accuracies
 from utils.seed import random_for
 from utils.session import Session
+from utils.storage.files import write_bytes, write_jsonl
 
 Answers = dict[str, list[int]]  # by probe: a class for each test example
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from utils.config import Config
 from utils.dataloader import Encoder
@@ -15,12 +16,17 @@ if TYPE_CHECKING:
 
 @dataclass
 class Session:
-    """Options, processes, tokeniser, log."""
+    """Options, processes, tokenizer, log, and the training loop."""
 
     config: Config
     accelerator: Accelerator
     encoder: Encoder
     log: RunLog | Aside
+    loop: Callable[..., Any]  # utils.run.fit.fit: handed to methods, which lie below it
+
+    def fit(self, method: Any, task: Any, **options: Any) -> Any:
+        """Train as `utils.run.fit.fit` does, in this session."""
+        return self.loop(method, task, self, **options)
 
     def aside(self, name: str, config: Config | None = None) -> Session:
         """For training that is not the run's own, such as of a teacher: told apart, maybe with other options."""

@@ -15,9 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from utils import report
 from utils.errors import UserError
-from utils.files import read_json
+from utils.report import summary
+from utils.storage.files import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
     jobs = [Job(cfg, seed, given.prefix, given.dump_path, extra) for cfg in given.cfg for seed in given.seeds]
     failed = sweep(jobs, given.jobs)
     runs = [str(job.folder()) for job in jobs if is_finished(job.folder())]
-    if runs and report.main([*runs, "--out", str(given.dump_path / given.prefix)]):
+    if runs and summary.main([*runs, "--out", str(given.dump_path / given.prefix)]):
         return 2
     return 1 if failed else 0
 

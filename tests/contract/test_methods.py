@@ -9,13 +9,14 @@ import torch
 from main_CL import load_options
 from models import METHODS
 from tests import tiny
-from utils import launch, placement
 from utils.dataset import save_stream
+from utils.distributed import placement
 from utils.evaluation import Cell, predict
 from utils.factory import check_capability, load_method
-from utils.files import read_jsonl
-from utils.fit import DivergedError, fit
-from utils.parse import ConfigError, resolve
+from utils.options.parse import ConfigError, resolve
+from utils.run import launch
+from utils.run.fit import DivergedError, fit
+from utils.storage.files import read_jsonl
 
 pytestmark = pytest.mark.parametrize("name", METHODS)
 DROPOUT = {"info_per_steps": 1, "save_llm_ckpt_step_interval": 2}

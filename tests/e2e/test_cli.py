@@ -19,12 +19,12 @@ import yaml
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 import main_CL
-from tests.deaf_host import deaf_host
-from tests.faults import compare_files
+from tests.fixtures.deaf_host import deaf_host
+from tests.stress.faults import compare_files
 from tests.tiny import backbone_folder, make_config, micro_stream
 from utils.dataset import save_stream
-from utils.files import read_json, read_jsonl
 from utils.logger import make_run_folder
+from utils.storage.files import read_json, read_jsonl
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--cfg", "None", "--dataset", "micro", "--training_epochs", "2", "--batch_size", "4", "--lr", "3e-3"]

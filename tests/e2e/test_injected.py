@@ -5,7 +5,7 @@ import random
 import pytest
 
 from models import METHODS
-from tests.injected import KINDS, reference, verdict
+from tests.stress.injected import KINDS, reference, verdict
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from tests.e2e.test_cli import SMALL, call, run
 from tests.e2e.test_two_processes import LAUNCH, LOSS_TOLERANCE, MODES, ROOT, losses_of
 from tests.tiny import backbone_folder, micro_stream
 from utils.dataset import save_stream
-from utils.files import read_json
+from utils.storage.files import read_json
 
 OPTIONS = (
     "--training_epochs 60 --info_per_steps 1 --save_llm_ckpt_step_interval 20 --is_replay --Replay_buffer_ratio 0.5"

@@ -7,7 +7,7 @@ from torch import nn
 from tests.e2e.test_cli import call, run
 from tests.tiny import backbone_folder, class_stream, make_model, micro_stream
 from utils.dataset import save_stream
-from utils.files import read_json, read_jsonl
+from utils.storage.files import read_json, read_jsonl
 
 SMALL = ["--cfg", "None", "--training_epochs", "3", "--batch_size", "4", "--lr", "1e-2", "--save_llm_ckpt"]
 CLASSES = ["--dataset", "classes", "--il_mode", "CIL"]

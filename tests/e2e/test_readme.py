@@ -12,9 +12,9 @@ from main_CL import load_options
 from tests.e2e.test_cli import SMALL, run
 from tests.readme import README, fill
 from tests.tiny import backbone_folder, micro_stream
-from utils import diagnose
 from utils.dataset import save_stream
-from utils.parse import resolve
+from utils.diagnose import __main__ as diagnose
+from utils.options.parse import resolve
 
 ROOT = README.parent
 TEXT = README.read_text(encoding="utf-8")

@@ -1,7 +1,7 @@
 """A run that is killed goes on to the same weights and the same predictions, bit for bit.
 
 Each run here is a child of this process that kills itself (SIGKILL, nothing is cleaned up) just before or just after
-it renames its n-th file: that is where the run folder changes. tests/faults.py kills at random moments.
+it renames its n-th file: that is where the run folder changes. tests/stress/faults.py kills at random moments.
 """
 
 import os
@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import faults
 from tests.e2e.test_cli import call
+from tests.stress import faults
 from tests.tiny import backbone_folder, micro_stream
 from utils.dataset import save_stream
 

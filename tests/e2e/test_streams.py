@@ -7,12 +7,12 @@ import pytest
 from seqeval.metrics import f1_score
 
 from tests.e2e.test_cli import run
-from tests.unit.raw_data import FIXTURES, REAL, real
+from tests.unit.preprocess.raw_data import FIXTURES, REAL, real
 from utils.config import EMBEDDED_BACKBONE
 from utils.dataformat_preprocess import main
 from utils.dataset import Stream, load_stream
-from utils.files import read_json, read_jsonl
 from utils.scoring import METRICS, aggregate, score
+from utils.storage.files import read_json, read_jsonl
 
 ROOT = Path(__file__).parents[2]
 FEW = "--training_epochs 1 --batch_size 4 --lr 1e-3 --is_evaluate_init False"

@@ -9,7 +9,7 @@ from tests.e2e.test_cli import SMALL
 from tests.tiny import backbone_folder, micro_stream
 from utils import sweep
 from utils.dataset import save_stream
-from utils.files import read_json, write_json, write_text
+from utils.storage.files import read_json, write_json, write_text
 from utils.sweep import Job, is_finished
 
 

@@ -1,6 +1,6 @@
 """Two real processes train one model: same numbers as one process with the same global batch, equal replicas.
 
-Starting processes takes longer than a run of theirs, so each launch does many runs (tests/replicas.py).
+Starting processes takes longer than a run of theirs, so each launch does many runs (tests/stress/replicas.py).
 """
 
 import json
@@ -18,11 +18,11 @@ import pytest
 from models import METHODS
 from tests.e2e.test_cli import call, run
 from tests.tiny import backbone_folder, class_stream, micro_stream, word_stream
-from utils.checkpoint import checkpoints
 from utils.dataset import Stream, save_stream
+from utils.distributed.modes import WHOLE_WEIGHTS
 from utils.factory import load_method
-from utils.files import read_json, read_jsonl
-from utils.parallel import WHOLE_WEIGHTS
+from utils.run.checkpoint import checkpoints
+from utils.storage.files import read_json, read_jsonl
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = [str(Path(sys.executable).with_name("accelerate")), "launch"]
@@ -137,7 +137,7 @@ def launch_all(mode: str, runs: dict[str, list[str]], folder: Path) -> None:
     """Do runs, by name, in two processes; each leaves what it holds in its folder."""
     folder.mkdir(exist_ok=True)
     (folder / "runs.json").write_text(json.dumps(runs))
-    done = launch([*MODES[mode][0].split(), "-m", "tests.replicas"], REPLICAS=str(folder))
+    done = launch([*MODES[mode][0].split(), "-m", "tests.stress.replicas"], REPLICAS=str(folder))
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr
     assert "\r" not in done.stdout and "Traceback" not in done.stderr
 

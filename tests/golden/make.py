@@ -7,7 +7,7 @@ from pathlib import Path
 
 from models import METHODS
 from tests import tiny
-from utils.files import write_json
+from utils.storage.files import write_json
 
 FILE = Path(__file__).with_name("losses.json")
 STEPS = 20

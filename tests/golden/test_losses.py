@@ -3,7 +3,7 @@
 import pytest
 
 from tests.golden.make import FILE, STEPS, losses, names
-from utils.files import read_json
+from utils.storage.files import read_json
 
 
 def test_every_method_has_curves():

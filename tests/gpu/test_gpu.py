@@ -12,11 +12,11 @@ import shutil
 import pytest
 import torch
 
+from benchmarks.gpu import Figures, measure, measure_launched, write_inputs
 from tests.e2e.test_cli import call
 from tests.e2e.test_two_processes import losses_of
-from tests.gpu.measure import Figures, measure, measure_launched, write_inputs
-from utils.checkpoint import checkpoints
-from utils.files import read_json, read_jsonl
+from utils.run.checkpoint import checkpoints
+from utils.storage.files import read_json, read_jsonl
 
 pytestmark = [
     pytest.mark.gpu,

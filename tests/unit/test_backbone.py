@@ -12,8 +12,8 @@ from utils.backbone import find_source, load_backbone, load_model
 from utils.dataloader import Encoded, collate
 from utils.dataset import Example
 from utils.errors import UserError
-from utils.forward import answer_logits, features, forward
-from utils.generation import generate
+from utils.model.forward import answer_logits, features, forward
+from utils.model.generation import generate
 
 ROWS = [Encoded([5, 6, 7, 8, 9, 10], [11, 0]), Encoded([20], [21, 22, 23, 0]), Encoded([30, 31, 32], [33, 0])]
 

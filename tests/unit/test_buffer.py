@@ -10,8 +10,8 @@ import pytest
 
 from tests.tiny import make_config
 from utils.buffer import Memory, herding
-from utils.checkpoint import pack, unpack
 from utils.dataset import Example
+from utils.run.checkpoint import pack, unpack
 
 
 def task(index, size, classes=1):

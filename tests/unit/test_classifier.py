@@ -12,18 +12,18 @@ from safetensors.torch import load_file, save_file
 
 from models.SEQ import SEQ
 from tests import tiny
-from utils import adapters, launch
 from utils.backbone import kind, load_model
-from utils.classifier import MASKED, Classes, CosineLinear
-from utils.copies import eval_mode, snapshot
+from utils.classifier import MASKED, ClassEncoder, Classes, CosineLinear
 from utils.dataloader import IGNORE, Encoded, collate
 from utils.dataset import Example, Stream, TaskData
 from utils.errors import UserError
 from utils.evaluation import annotated
-from utils.family import kind_of
-from utils.fit import fit
-from utils.forward import features, labelled_states, token_states
-from utils.labels import ClassEncoder
+from utils.model import adapters
+from utils.model.architecture import kind_of
+from utils.model.forward import features, labelled_states, token_states
+from utils.model.weights import eval_mode, snapshot
+from utils.run import launch
+from utils.run.fit import fit
 
 ROWS = [[5, 6, 7, 8, 9, 10], [20], [30, 31, 32]]
 HEADS = {"classifier": "Linear", "il_mode": "CIL"}

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from models.common.losses import answer_loss
 from tests import tiny
 from utils.dataloader import IGNORE, Encoded, Encoder, collate, count_tokens, epoch_order, micro_batches
 from utils.dataset import Example
-from utils.losses import answer_loss
 
 EXAMPLES = [Example("cat a", "wuff wuff"), Example("dog b cow", " ümläut 🙂 "), Example("pig", "moo", source="memory")]
 
@@ -212,7 +212,7 @@ def test_loss_of_a_step_is_the_same_however_it_is_cut():
     rows = encoder(False)(examples, None)
 
     def loss(world, parts):
-        from utils.forward import answer_logits
+        from utils.model.forward import answer_logits
 
         terms = []
         for rank in range(world):

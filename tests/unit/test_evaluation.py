@@ -6,7 +6,7 @@ from models.Base import Method
 from tests import tiny
 from utils.dataset import Example
 from utils.evaluation import Cell, evaluate, predict
-from utils.files import read_jsonl
+from utils.storage.files import read_jsonl
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def parts(tmp_path):
     """A method, its session and a cell, after some training."""
 
     def maker(**options):
-        from utils.fit import fit
+        from utils.run.fit import fit
 
         session = tiny.make_session(tiny.make_config(batch_size=12, lr=1e-2, **options))
         method = tiny.make_method(session)

@@ -9,8 +9,8 @@ import pytest
 
 from tests.tiny import make_config
 from utils.errors import UserError
-from utils.files import read_json, read_jsonl
 from utils.logger import RunLog, environment, make_run_folder, write_environment
+from utils.storage.files import read_json, read_jsonl
 
 
 def config(tmp_path, **options):

@@ -11,13 +11,14 @@ from sklearn.linear_model import LogisticRegression
 
 from main_CL import load_options
 from tests import tiny
-from utils import probing, report
+from utils import probing
 from utils.errors import UserError
-from utils.files import read_json, read_jsonl
-from utils.launch import check_stream
-from utils.parse import ConfigError, resolve
-from utils.probed import PROBES, accuracies
-from utils.probes import equal_weights, fit_probes, stratified, weighted_loss
+from utils.model.probes import equal_weights, fit_probes, stratified, weighted_loss
+from utils.options.parse import ConfigError, resolve
+from utils.report import summary
+from utils.report.probing import PROBES, accuracies
+from utils.run.launch import check_stream
+from utils.storage.files import read_json, read_jsonl
 
 THREE = np.repeat([0, 1, 2], 30)
 
@@ -226,8 +227,8 @@ def test_weights_that_answer_are_those_that_are_probed(tmp_path):
 
 def probed_run(folder, observed, answers, labels=(0, 1, 2, 3)):
     """Two tasks of four questions whose probes all say `answers` (moment -> task -> classes)."""
-    from tests.unit.test_report import make_run
-    from utils.files import write_jsonl
+    from tests.unit.report.test_summary import make_run
+    from utils.storage.files import write_jsonl
 
     make_run(folder, observed, il_mode="CIL")
     for moment, tasks in answers.items():
@@ -244,7 +245,7 @@ def test_report_sets_observed_beside_probing(tmp_path):
     right, half = [0, 1, 2, 3], [0, 1, 0, 0]
     answers = {"base": [half, half], "after_0": [right, half], "after_1": [right, half]}
     run = probed_run(tmp_path / "run", [[1.0, None], [0.2, 0.9]], answers)
-    results = report.write(run)
+    results = summary.write(run)
     assert results["probing"]["PrototypeProb"] == {"base": [0.5, 0.5], "R": [[1.0, 0.5], [1.0, 0.5]]}
     page = (run / "results.md").read_text(encoding="utf-8")
     table = page.split("## Probing")[1].split("## Cost")[0]
@@ -253,9 +254,9 @@ def test_report_sets_observed_beside_probing(tmp_path):
     assert lines[7] == ["after task_0", "observed", "100.00", "-", "100.00", "-"]
     assert lines[12] == ["after task_1", "observed", "20.00", "90.00", "55.00", "55.00"]
     assert lines[13] == ["", "linear", "100.00", "50.00", "75.00", "75.00"]
-    assert "after task_0 | linear" not in report.table(results) and "cosine-prototype" in report.table(results)
+    assert "after task_0 | linear" not in summary.table(results) and "cosine-prototype" in summary.table(results)
     assert (run / "probing.png").stat().st_size > 5000
-    assert "linear probe" in report.compare([run]) and "75.00" in report.compare([run])
+    assert "linear probe" in tiny.compare([run]) and "75.00" in tiny.compare([run])
 
 
 def test_a_broken_answer_file_is_told(tmp_path):
@@ -289,4 +290,4 @@ def test_options_without_probing_are_refused(option):
 
 def test_results_of_a_run_without_probes_are_as_they_were(tmp_path):
     made = tiny.run(tmp_path, tiny.make_config(training_epochs=1))
-    assert "probing" not in read_json(tmp_path / "results.json") and "Probing" not in report.table(made.results)
+    assert "probing" not in read_json(tmp_path / "results.json") and "Probing" not in summary.table(made.results)

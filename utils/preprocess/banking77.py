@@ -11,9 +11,9 @@ from pydantic import Field
 
 from utils.dataset import Stream
 from utils.errors import UserError
-from utils.preprocess.classes import HeldOutOptions, Labelled, RawClasses, check_once, hold_out, to_stream
-from utils.preprocess.raw import DATASET_DIR, Origin, file_sha256, read_raw_json, shown
-from utils.preprocess.records import Row, read_rows
+from utils.preprocess.shared.classes import HeldOutOptions, Labelled, RawClasses, check_once, hold_out, to_stream
+from utils.preprocess.shared.raw import DATASET_DIR, Origin, file_sha256, read_raw_json, shown
+from utils.preprocess.shared.records import Row, read_rows
 
 TRAIN_FILE, TEST_FILE, CLASS_FILE = "banking77/train.csv", "banking77/test.csv", "banking77/categories.json"
 ORIGIN = Origin("github.com/PolyAI-LDN/task-specific-datasets, banking_data", "CC BY 4.0", "1.1 MB")

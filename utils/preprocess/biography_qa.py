@@ -16,7 +16,6 @@ from pydantic import Field
 from utils import config
 from utils.dataset import Example, Stream, TaskData
 from utils.errors import UserError
-from utils.files import read_json
 from utils.preprocess.biography_synth import (
     ATTRIBUTES,
     LISTS_FILE,
@@ -26,7 +25,8 @@ from utils.preprocess.biography_synth import (
     make_persons,
     read_lists,
 )
-from utils.preprocess.raw import DATASET_DIR, file_sha256
+from utils.preprocess.shared.raw import DATASET_DIR, file_sha256
+from utils.storage.files import read_json
 
 RAW_FILE = "biography_qa/qa/all.json"
 

@@ -20,8 +20,8 @@ from pydantic import Field
 
 from utils import config
 from utils.errors import UserError
-from utils.files import read_json
-from utils.preprocess.raw import Draft, json_rows
+from utils.preprocess.shared.raw import Draft, json_rows
+from utils.storage.files import read_json
 
 LISTS_FILE = Path(__file__).parents[2] / "dataset/biography_synth/lists.json"
 ATTRIBUTES = ("birthday", "birth_city", "university", "major", "company_name", "company_city")

@@ -13,9 +13,9 @@ from pydantic import Field
 
 from utils.dataset import Stream
 from utils.errors import UserError
-from utils.preprocess.classes import ClassOptions, Labelled, Naming, RawClasses, name_classes, to_stream
-from utils.preprocess.raw import DATASET_DIR, Origin, file_sha256, read_raw_json, shown
-from utils.preprocess.records import Row
+from utils.preprocess.shared.classes import ClassOptions, Labelled, Naming, RawClasses, name_classes, to_stream
+from utils.preprocess.shared.raw import DATASET_DIR, Origin, file_sha256, read_raw_json, shown
+from utils.preprocess.shared.records import Row
 
 DATA_FILE, LABEL_FILE = "clinc150/data_full.json", "clinc150/label_dict.json"
 OUT_OF_SCOPE = "oos"

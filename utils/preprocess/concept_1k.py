@@ -15,8 +15,8 @@ from pydantic import Field
 from utils import config
 from utils.dataset import Example, Stream, TaskData
 from utils.errors import UserError
-from utils.preprocess.classes import class_facts
-from utils.preprocess.raw import DATASET_DIR, Origin, file_sha256, read_raw
+from utils.preprocess.shared.classes import class_facts
+from utils.preprocess.shared.raw import DATASET_DIR, Origin, file_sha256, read_raw
 
 RAW_FILES = ("concept_1k/dataset_2024_1_30_11_40.txt", "concept_1k/dataset.txt")  # two names of the same file
 ORIGIN = Origin("github.com/zzz47zzz/codebase-for-incremental-learning-with-llm", "none stated", "3.4 MB")

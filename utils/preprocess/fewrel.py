@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from utils.dataset import Stream
-from utils.preprocess.classes import ClassOptions, RawClasses, to_stream
-from utils.preprocess.raw import DATASET_DIR, Origin, file_sha256
-from utils.preprocess.relations import find, read_relations
+from utils.preprocess.shared.classes import ClassOptions, RawClasses, to_stream
+from utils.preprocess.shared.raw import DATASET_DIR, Origin, file_sha256
+from utils.preprocess.shared.relations import find, read_relations
 
 RAW_FILE = "fewrel/FewRel-2021"  # .json or .pkl
 ORIGIN = Origin(

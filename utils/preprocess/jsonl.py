@@ -21,10 +21,10 @@ from pydantic import Field
 from utils import config
 from utils.dataset import NEEDED_SPLITS, SPLITS, Example, Stream, TaskData
 from utils.errors import UserError
-from utils.preprocess.classes import class_facts
-from utils.preprocess.option_types import Counts, Names, per_task
-from utils.preprocess.raw import file_sha256
-from utils.preprocess.records import JSON_SUFFIXES, Row, question, read_rows, remarks
+from utils.preprocess.shared.classes import class_facts
+from utils.preprocess.shared.option_types import Counts, Names, per_task
+from utils.preprocess.shared.raw import file_sha256
+from utils.preprocess.shared.records import JSON_SUFFIXES, Row, question, read_rows, remarks
 from utils.prompt import PROMPT_TYPES
 from utils.scoring import find
 

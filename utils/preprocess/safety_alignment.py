@@ -18,8 +18,8 @@ from pydantic import Field
 from utils import config
 from utils.dataset import Example, Stream, TaskData
 from utils.errors import UserError
-from utils.preprocess.raw import DATASET_DIR, Origin, file_sha256
-from utils.preprocess.records import Row, read_rows
+from utils.preprocess.shared.raw import DATASET_DIR, Origin, file_sha256
+from utils.preprocess.shared.records import Row, read_rows
 
 IDENTITY_FILE = "safety_alignment/train_task0/identity-shift-aoa.jsonl"
 REFUSAL_FILE = "safety_alignment/train_task1/llama2-response.jsonl"

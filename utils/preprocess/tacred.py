@@ -11,9 +11,9 @@ from pathlib import Path
 from pydantic import Field
 
 from utils.dataset import Stream
-from utils.preprocess.classes import HeldOutOptions, RawClasses, hold_out, to_stream
-from utils.preprocess.raw import DATASET_DIR, Origin, file_sha256
-from utils.preprocess.relations import find, read_relations
+from utils.preprocess.shared.classes import HeldOutOptions, RawClasses, hold_out, to_stream
+from utils.preprocess.shared.raw import DATASET_DIR, Origin, file_sha256
+from utils.preprocess.shared.relations import find, read_relations
 
 RAW_FILE = "tacred/TACRED-2021"  # .json or .pkl
 ORIGIN = Origin("catalog.ldc.upenn.edu/LDC2018T24, in the form TACRED-2021.pkl", "LDC licence", "a few MB")

@@ -18,9 +18,9 @@ from pydantic import Field
 
 from utils.dataset import SPLITS, Stream
 from utils.errors import UserError
-from utils.preprocess.classes import ClassOptions, Labelled, Naming, RawClasses, name_classes, to_stream
-from utils.preprocess.option_types import Names
-from utils.preprocess.raw import DATASET_DIR, Origin, file_sha256, need, read_raw, shown
+from utils.preprocess.shared.classes import ClassOptions, Labelled, Naming, RawClasses, name_classes, to_stream
+from utils.preprocess.shared.option_types import Names
+from utils.preprocess.shared.raw import DATASET_DIR, Origin, file_sha256, need, read_raw, shown
 
 ORIGINS = {
     "agnews": Origin("github.com/mhjabreel/CharCnn_Keras, data/ag_news_csv", "research, non-commercial", "31 MB"),

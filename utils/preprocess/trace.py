@@ -17,9 +17,9 @@ from pydantic import Field
 from utils import config
 from utils.dataset import Example, Stream, TaskData
 from utils.errors import UserError
-from utils.preprocess.option_types import ALL, Names, Sizes, per_task
-from utils.preprocess.raw import DATASET_DIR, Origin, file_sha256
-from utils.preprocess.records import read_rows, remarks
+from utils.preprocess.shared.option_types import ALL, Names, Sizes, per_task
+from utils.preprocess.shared.raw import DATASET_DIR, Origin, file_sha256
+from utils.preprocess.shared.records import read_rows, remarks
 
 ORIGIN = Origin(
     "TRACE-Benchmark/LLM-CL-Benchmark_5000, linked from github.com/BeyonderXX/TRACE",

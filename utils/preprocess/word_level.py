@@ -18,9 +18,9 @@ from pydantic import Field
 from utils import config
 from utils.dataset import LEVELS, SPLITS, Example, Stream, TaskData
 from utils.errors import UserError
-from utils.preprocess.classes import class_facts
-from utils.preprocess.raw import DATASET_DIR, Origin, file_sha256
-from utils.preprocess.tagged import OUTSIDE, Sentence, read_sentences
+from utils.preprocess.shared.classes import class_facts
+from utils.preprocess.shared.raw import DATASET_DIR, Origin, file_sha256
+from utils.preprocess.shared.tagged import OUTSIDE, Sentence, read_sentences
 
 MAX_SEQ_LENGTH = 128  # for the sentence; the longest answer comes on top
 

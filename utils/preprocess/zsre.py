@@ -15,8 +15,8 @@ from pydantic import Field
 from utils import config
 from utils.dataset import Example, Stream, TaskData
 from utils.errors import UserError
-from utils.preprocess.raw import DATASET_DIR, Origin, file_sha256
-from utils.preprocess.records import Row, read_rows, remarks
+from utils.preprocess.shared.raw import DATASET_DIR, Origin, file_sha256
+from utils.preprocess.shared.records import Row, read_rows, remarks
 
 RAW_FILE = "zsre/zsre_mend_train_10000.json"
 ORIGIN = Origin("the editing data linked from github.com/zjunlp/EasyEdit", "MIT", "10000 records")

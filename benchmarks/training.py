@@ -1,0 +1,301 @@
+"""How much faster the project's training loop and evaluation are than the plain ones.
+
+    python -m benchmarks.training [--rounds 3] [--threads 1]          about five minutes on one core
+
+The model has the shape of Pythia-70m (random weights, 6 layers, width 512, 8 heads, 50,304 tokens) and reads real
+questions of Concept-1K where they lie beside the checkout, otherwise those of biography_qa_task2. Plain and own way
+alternate on the same examples; what is printed is the median of the paired ratios and their range. Checked on the
+way: both ways have the same loss, and every example has the same score whichever way it was found out.
+
+"Plain" is what the published code does: every row padded to max_seq_length (32), the head on all columns, every
+answer generated with 10 new tokens. Training and evaluation batches hold 32 rows both ways.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import GPTNeoXConfig, PreTrainedTokenizerFast
+
+from models.Base import Task
+from models.common.losses import answer_loss
+from models.SEQ import SEQ
+from utils.backbone import load_backbone
+from utils.config import Config, NoOptions
+from utils.dataloader import IGNORE, Encoded, Encoder, collate, count_tokens, epoch_order
+from utils.dataset import DATA_FILE, Example, Stream, encode, load_stream
+from utils.distributed.modes import make_accelerator
+from utils.evaluation import Cell, predict
+from utils.logger import RunLog
+from utils.model.forward import answer_logits
+from utils.model.generation import decode
+from utils.preprocess import concept_1k
+from utils.prompt import render
+from utils.run.fit import fit
+from utils.scoring import score
+from utils.session import Session
+from utils.storage.files import write_text
+
+ROOT = Path(__file__).resolve().parents[1]
+RAW = ROOT.parent / "shared" / "data"
+WIDTH, NEW_TOKENS, ROWS = 32, 10, 32  # max_seq_length, generated tokens and batch size of Concept-1K as published
+TRAIN_STEPS, EVALUATED, LEARNED, LEARN_EPOCHS, LEARN_RATE = 8, 128, 64, 15, 5e-4
+
+
+@dataclass
+class Bench:
+    """A model with a method around it, and the examples it works on."""
+
+    method: SEQ
+    session: Session
+    examples: list[Example]
+
+    def rows(self, examples: Sequence[Example]) -> list[Encoded]:
+        """Token ids, no longer than the published code keeps."""
+        return self.session.encoder(examples, WIDTH)
+
+    def task(self, examples: Sequence[Example], epochs: int = 1) -> Task:
+        """What `fit` is told to learn."""
+        return Task(0, "bench", tuple(examples), epochs, WIDTH, NEW_TOKENS)
+
+
+def main(argv: list[str]) -> int:
+    """Run all measurements; returns the exit code."""
+    parser = argparse.ArgumentParser("bench", description="Own training and evaluation against plain ones.")
+    parser.add_argument("--rounds", type=int, default=3, help="pairs of measurements (default 3)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default 1)")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(options.threads)
+    print(machine(options.threads))
+    stream = find_stream()
+    with tempfile.TemporaryDirectory() as folder:
+        bench = prepare(stream, Path(folder))
+        print(describe(bench, stream))
+        print_costs(bench, stream, Path(folder))
+    print(f"\n{'':48} {'plain':>10} {'own':>10} {'ratio':>7}  range over {options.rounds} rounds")
+    ratios = [compare_evaluation(bench, "untrained", options.rounds)]
+    train_ratio = compare_training(bench, options.rounds)
+    ratios.append(compare_evaluation(bench, "little trained", options.rounds))
+    learn(bench)
+    ratios.append(compare_evaluation(bench, "half learned", options.rounds))
+    print(f"\nwanted: training >= 1.5 ({train_ratio:.2f}), evaluation >= 4 ({', '.join(f'{r:.2f}' for r in ratios)})")
+    return 0
+
+
+def machine(threads: int) -> str:
+    """What the numbers depend on."""
+    facts = Path("/proc/cpuinfo")  # Linux only
+    lines = facts.read_text(encoding="utf-8").splitlines() if facts.exists() else []
+    name = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), platform.processor())
+    return f"{name}, {os.cpu_count()} cores, {threads} thread(s), torch {torch.__version__}"
+
+
+def find_stream() -> Stream:
+    """Real questions if they are there."""
+    if (RAW / concept_1k.RAW_FILES[0]).exists():
+        return concept_1k.build(RAW, concept_1k.Options(), seed=1)
+    return load_stream("biography_qa_task2", ROOT / "dataset")
+
+
+def prepare(stream: Stream, folder: Path) -> Bench:
+    """A random model of Pythia-70m's shape, with a tokenizer trained on the stream's questions."""
+    train_tokenizer(stream).save_pretrained(folder)
+    GPTNeoXConfig(
+        vocab_size=50304,
+        hidden_size=512,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        intermediate_size=2048,
+        max_position_embeddings=2048,
+        bos_token_id=0,
+        eos_token_id=0,
+    ).save_pretrained(folder)
+    config = Config(
+        cfg=None,
+        backbone=str(folder),
+        backbone_random_init=True,
+        il_mode="IIL",
+        batch_size=ROWS,
+        evaluate_batch_size=ROWS,
+        lr=LEARN_RATE,
+    )
+    backbone = load_backbone(config)
+    with torch.no_grad():  # ids that the small tokenizer does not have never win
+        backbone.model.get_output_embeddings().weight[len(backbone.tokenizer) :] = 0
+    encoder = Encoder(backbone.tokenizer, stream.prompt_type or "none")
+    session = Session(config, make_accelerator(config), encoder, RunLog(folder, config, is_main=False), fit)
+    return Bench(SEQ(config, NoOptions(), backbone, encoder, stream), session, list(stream.tasks[0].train))
+
+
+def train_tokenizer(stream: Stream) -> PreTrainedTokenizerFast:
+    """Byte-level BPE without a padding token, as Pythia's."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=20000,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts = (text for task in stream.tasks for e in task.train for text in render(e, stream.prompt_type or "none"))
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
+
+
+def describe(bench: Bench, stream: Stream) -> str:
+    """Sizes that explain the ratios."""
+    rows = bench.rows(bench.examples)
+    prompt, answer = statistics.mean(len(r.prompt) for r in rows), statistics.mean(len(r.answer) for r in rows)
+    millions = sum(w.numel() for w in bench.method.model.parameters()) / 1e6
+    return (
+        f"{stream.name}: {prompt:.1f} tokens per prompt, {answer:.1f} per answer with its end; "
+        f"{millions:.1f} M parameters, batch {ROWS}, padded to {WIDTH} the plain way"
+    )
+
+
+def print_costs(bench: Bench, stream: Stream, folder: Path) -> None:
+    """What reading, tokenising and batching cost, once for a whole stream."""
+    examples = [example for task in stream.tasks for example in task.train]
+    texts = encode(stream)
+    for name, text in texts.items():
+        write_text(folder / stream.name / name, text)
+    encoder = Encoder(bench.session.encoder.tokenizer, stream.prompt_type or "none")
+    rows = encoder(examples, WIDTH)
+    lengths = [len(row.prompt) + len(row.answer) for row in rows]
+    order = epoch_order(lengths, ROWS, random.Random(1))
+    encoder.forget()
+    parts: dict[str, Callable[[], object]] = {
+        f"read and check {len(texts[DATA_FILE]) / 1e6:.1f} MB": lambda: load_stream(stream.name, folder),
+        "tokenise": lambda: encoder(examples, WIDTH),
+        "tokenise again (kept)": lambda: encoder(examples, WIDTH),
+        "order of an epoch": lambda: epoch_order(lengths, ROWS, random.Random(1)),
+        "all batches of an epoch": lambda: [collate([rows[i] for i in b], [examples[i] for i in b], 0) for b in order],
+    }
+    print(f"{len(examples)} examples: " + ", ".join(f"{name} {seconds(work):.2f} s" for name, work in parts.items()))
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Time of one call; with one thread the processor's time, which a busy machine changes little."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    began = clock()
+    work()
+    return clock() - began
+
+
+def compare(title: str, amount: float, unit: str, plain: Callable, own: Callable, rounds: int) -> float:
+    """Time two ways in turn, print one line, and return the median of the paired ratios plain / own."""
+    times = [(seconds(plain), seconds(own)) for _ in range(rounds)]
+    ratios = sorted(a / b for a, b in times)
+    medians = [amount / statistics.median(column) for column in zip(*times, strict=True)]
+    ratio = statistics.median(ratios)
+    print(
+        f"{title:48} {medians[0]:10.1f} {medians[1]:10.1f} {ratio:6.2f}x  {ratios[0]:.2f} .. {ratios[-1]:.2f}  "
+        f"({unit} per second)",
+        flush=True,
+    )
+    return ratio
+
+
+def compare_training(bench: Bench, rounds: int) -> float:
+    """One epoch over a few batches, the plain way and through `utils.run.fit`."""
+    examples = bench.examples[: TRAIN_STEPS * ROWS]
+    rows = bench.rows(examples)
+    check_same_loss(bench, rows[:ROWS], examples[:ROWS])
+    plain_training(bench, rows[:ROWS])  # first touch of everything
+    return compare(
+        f"training, {len(rows)} examples",
+        sum(len(row.answer) for row in rows),
+        "answer tokens",
+        lambda: plain_training(bench, rows),
+        lambda: fit(bench.method, bench.task(examples), bench.session),
+        rounds,
+    )
+
+
+def check_same_loss(bench: Bench, rows: list[Encoded], examples: list[Example]) -> None:
+    """Both ways compute the same mean loss on the same batch."""
+    model = bench.method.model.eval()
+    ids, mask, labels = padded(rows, bench.method.backbone.pad_id)
+    with torch.no_grad():
+        plain = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+        logits, kept = answer_logits(model, collate(rows, examples, bench.method.backbone.pad_id))
+        own = answer_loss(logits, kept, count_tokens(rows, examples, 1)["all"])
+    assert abs(plain - own) < 1e-4, f"loss: plain {plain:.6f}, own {own:.6f}"
+
+
+def padded(rows: Sequence[Encoded], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, mask and labels, (B, WIDTH) int64 each, padded on the left."""
+    ids = torch.full((len(rows), WIDTH), pad_id)
+    mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORE)
+    for i, row in enumerate(rows):
+        start = WIDTH - len(row.prompt) - len(row.answer)
+        ids[i, start:] = torch.tensor([*row.prompt, *row.answer])
+        mask[i, start:] = 1
+        labels[i, WIDTH - len(row.answer) :] = torch.tensor(row.answer)
+    return ids, mask, labels
+
+
+def plain_training(bench: Bench, rows: list[Encoded]) -> None:
+    """One epoch of the plain loop."""
+    model = bench.method.model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARN_RATE)
+    order = torch.randperm(len(rows)).tolist()
+    for start in range(0, len(rows), ROWS):
+        batch = padded([rows[i] for i in order[start : start + ROWS]], bench.method.backbone.pad_id)
+        model(input_ids=batch[0], attention_mask=batch[1], labels=batch[2]).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def learn(bench: Bench) -> None:
+    """Train until the model knows a good part of the first examples."""
+    method, examples = bench.method, bench.examples[:LEARNED]
+    took = seconds(lambda: fit(method, bench.task(examples, LEARN_EPOCHS), bench.session))
+    print(f"(learned {LEARNED} of the {EVALUATED} examples for {LEARN_EPOCHS} epochs in {took:.0f} s)", flush=True)
+
+
+def compare_evaluation(bench: Bench, state: str, rounds: int) -> float:
+    """Exact match of the same examples, the plain way and through `utils.evaluation`."""
+    method, examples = bench.method, bench.examples[:EVALUATED]
+    cell = Cell(Path("unused"), 0, examples, "exact_match", WIDTH, NEW_TOKENS)
+    config = bench.session.config.model_copy(update={"evaluation_mode": "generate"})
+    own, generated = predict(method, bench.session, cell), predict(method, replace(bench.session, config=config), cell)
+    scores = [row["score"] for row in own]
+    assert scores == [row["score"] for row in generated], "verification and generation disagree"
+    assert scores == plain_evaluation(bench, examples), "own and plain way disagree"
+    undecided = sum(row["decided"] == "generated" for row in own)
+    title = f"evaluation, {state}: {100 * sum(scores) / len(scores):.0f} % right, {undecided} undecided"
+    plain_run, own_run = lambda: plain_evaluation(bench, examples), lambda: predict(method, bench.session, cell)
+    return compare(title, len(examples), "examples", plain_run, own_run, rounds)
+
+
+@torch.no_grad()
+def plain_evaluation(bench: Bench, examples: Sequence[Example]) -> list[float]:
+    """Scores by generating every answer from a prompt that is padded to the full width."""
+    backbone = bench.method.backbone
+    model, texts = backbone.model.eval(), []
+    prompts = [Encoded(row.prompt, ()) for row in bench.session.encoder.for_prediction(examples, WIDTH)]
+    for start in range(0, len(prompts), ROWS):
+        ids, mask, _ = padded(prompts[start : start + ROWS], backbone.pad_id)
+        output = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=NEW_TOKENS)
+        texts += [decode(backbone, row) for row in output[:, WIDTH:].tolist()]
+    return score("exact_match", texts, [example.target for example in examples])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

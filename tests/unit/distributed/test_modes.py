@@ -1,0 +1,158 @@
+"""What accelerate launch may ask for, and what is refused before a weight is loaded."""
+
+import json
+
+import pytest
+
+from tests import tiny
+from utils.distributed import modes
+from utils.distributed.modes import check_parallel, deepspeed_numbers, mode
+from utils.errors import UserError
+from utils.factory import load_method
+
+TWO = {"WORLD_SIZE": "2"}
+ZERO_2 = TWO | {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
+FSDP = TWO | {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """Set what accelerate launch would."""
+
+    def tell(variables: dict[str, str]) -> None:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return tell
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Variables of a launch with a file of DeepSpeed's own."""
+
+    def write(**entries) -> dict[str, str]:
+        path = tmp_path / "deepspeed.json"
+        path.write_text(json.dumps({"zero_optimization": {"stage": 2}} | entries))
+        return ZERO_2 | {"ACCELERATE_DEEPSPEED_CONFIG_FILE": str(path)}
+
+    return write
+
+
+def problems(name: str = "SEQ", **options) -> list[str]:
+    return check_parallel(tiny.make_config(name, **options), load_method(name), mode())
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, None),
+        ({"WORLD_SIZE": "1"}, None),
+        (TWO, "DDP"),
+        (ZERO_2, "ZeRO-2"),
+        (ZERO_2 | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "ZeRO-3"),
+        (FSDP, "FSDP2"),
+    ],
+)
+def test_modes(variables, expected, told):
+    told(variables)
+    assert mode() == expected
+
+
+def test_the_stage_in_deepspeeds_own_file_counts(told, file):
+    told(file(zero_optimization={"stage": 1}) | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"})
+    assert mode() == "ZeRO-1"
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        (ZERO_2 | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "0"}, "expected zero_stage 1, 2 or 3, got 0"),
+        (FSDP | {"FSDP_VERSION": "1"}, "FSDP 1 is not supported"),
+    ],
+)
+def test_modes_that_do_not_exist_here(variables, message, told):
+    told(variables)
+    with pytest.raises(UserError, match=message):
+        mode()
+
+
+@pytest.mark.parametrize(
+    ("name", "variables", "expected"),
+    [
+        ("GEM", ZERO_2, "method GEM works on whole gradients during a task, of which each process has a part with"),
+        ("AGEM", FSDP, "method AGEM works on whole gradients"),
+        ("GradientProjection", ZERO_2, "method GradientProjection works on whole gradients"),
+        ("EWC", FSDP, "method EWC works on whole weights during a task"),
+        ("OLoRA", FSDP, "method OLoRA works on whole weights"),
+        ("L2KD", FSDP, "method L2KD works on whole weights"),
+    ],
+)
+def test_methods_are_refused_where_they_lack_what_they_work_on(name, variables, expected, told):
+    told(variables)
+    (problem,) = problems(name)
+    assert expected in problem and "; it can run with DDP" in problem
+
+
+@pytest.mark.parametrize("variables", [{}, TWO, ZERO_2, FSDP])
+def test_what_can_run_has_no_problems(variables, told):
+    told(variables)
+    assert problems("SEQ") == problems("ICL") == problems("LAMOL") == []
+
+
+def test_options_become_deepspeeds_numbers():
+    config = tiny.make_config(batch_size=10, gradient_accumulation_steps=2, max_grad_norm=0.5)
+    assert deepspeed_numbers(config, 2) == {
+        "gradient_accumulation_steps": 2,
+        "gradient_clipping": 0.5,
+        "train_micro_batch_size_per_gpu": 3,
+        "train_batch_size": 12,
+    }
+
+
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        ({"gradient_accumulation_steps": 8}, "gradient_accumulation_steps 8 contradicts gradient_accumulation_steps"),
+        ({"gradient_clipping": 1.0}, "gradient_clipping 1.0 contradicts max_grad_norm, by which it is 0"),
+        ({"train_micro_batch_size_per_gpu": 16}, "train_micro_batch_size_per_gpu 16 contradicts batch_size"),
+        ({"train_batch_size": 16}, "train_batch_size 16 contradicts batch_size, by which it is 4"),
+        ({"optimizer": {"type": "Adam"}}, "optimizer in DeepSpeed's file would take the place of this program's"),
+        ({"bf16": {"enabled": True}}, "bf16 in DeepSpeed's file"),
+        (
+            {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme"}}},
+            "offload_optimizer to nvme is not supported; use cpu",
+        ),
+    ],
+)
+def test_a_file_of_deepspeed_cannot_override_the_options(entries, expected, told, file):
+    told(file(**entries))
+    (problem,) = problems(batch_size=4)
+    assert problem.startswith("accelerate launch: ") and expected in problem
+
+
+def test_a_file_that_says_the_same_or_auto_is_fine(told, file):
+    told(file(gradient_accumulation_steps=1, gradient_clipping="auto", train_batch_size=4, bf16={"enabled": "auto"}))
+    assert problems(batch_size=4) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "options", "expected"),
+    [
+        (ZERO_2 | {"ACCELERATE_GRADIENT_CLIPPING": "1.0"}, {}, "gradient_clipping 1.0 contradicts max_grad_norm"),
+        (ZERO_2 | {"ACCELERATE_MIXED_PRECISION": "fp16"}, {}, "mixed_precision fp16 is not supported; use bf16"),
+        (ZERO_2, {"backbone_dtype": "bfloat16"}, "backbone_dtype: float32 with DeepSpeed"),
+        (FSDP | {"FSDP_OFFLOAD_PARAMS": "true"}, {}, "fsdp_offload_params true is not supported"),
+        (FSDP | {"FSDP_ACTIVATION_CHECKPOINTING": "true"}, {}, "use the option gradient_checkpointing"),
+    ],
+)
+def test_settings_of_the_launch_that_are_refused(variables, options, expected, told):
+    told(variables)
+    (problem,) = problems(**options)
+    assert expected in problem
+
+
+def test_modes_contain_each_other():
+    """What runs without whole weights runs with them, and so on: that is how the reason of a refusal is found."""
+    assert modes.WHOLE_GRADIENTS < modes.WHOLE_WEIGHTS < modes.ALL
+    allowed = {load_method(name).parallel for name in tiny.METHODS}
+    assert allowed == {modes.WHOLE_GRADIENTS, modes.WHOLE_WEIGHTS, modes.ALL}

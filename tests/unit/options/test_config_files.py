@@ -1,0 +1,58 @@
+"""Every YAML in config/ is a run that could start: options are valid and fit the stream."""
+
+from pathlib import Path
+
+import pytest
+
+from main_CL import load_options
+from utils.factory import check_capability, load_method
+from utils.options.parse import Resolved, resolve
+from utils.preprocess import load
+from utils.run.launch import check_stream
+
+ROOT = Path(__file__).parents[3]
+FILES = sorted(p.relative_to(ROOT) for p in ROOT.glob("config/**/*.yaml") if p.parent.name != "accelerate")
+FROM_FIXTURES = {
+    "TRACE_task8": "TRACE",
+    "zsre_task10": "zsre",
+    "safety_alignment_llama2_task2": "safety_alignment",
+    "topic3datasets_task5": "topic3datasets",
+    "topic3datasets_agnews_dbpedia_small_task4": "topic3datasets",
+    "clinc150_task15": "clinc150",
+    "banking77_task7": "banking77",
+    "fewrel_task8": "fewrel",
+    "tacred_task8": "tacred",
+    "i2b2_task5_base8_inc2": "i2b2",
+    "ontonotes5_task6_base8_inc2": "ontonotes5",
+}
+
+
+def read(path: Path) -> Resolved:
+    return resolve(["--cfg", str(ROOT / path)], load_options)
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_options_are_valid_and_the_header_runs_this_file(path):
+    config = read(path).config
+    assert config.dataset in path.parts or path.parts[1].startswith(
+        ("smollm2_", "minilm_", "topics_heads", "learn_or_recall")
+    )
+    assert check_capability(config, load_method(config.method)) == []
+    assert f"python main_CL.py --cfg {path}" in (ROOT / path).read_text(encoding="utf-8").split("il_mode")[0]
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.parent.name in FROM_FIXTURES], ids=str)
+def test_options_fit_the_stream(path):
+    module = load(FROM_FIXTURES[path.parent.name])
+    few = {"classes_per_task": 2} if "classes_per_task" in module.Options.model_fields else {}  # fixtures are small
+    stream, config = module.build(ROOT / "tests/fixtures", module.Options(**few), 1), read(path).config
+    assert check_stream(config, stream) == []
+    assert config.il_mode in {"CIL": ("CIL", "TIL")}.get(stream.il_mode, (stream.il_mode,))
+
+
+def test_the_unit_that_is_classified_fits_the_stream():
+    module = load("conll2003")
+    stream = module.build(ROOT / "tests/fixtures", module.Options(base_task_entity=2), 1)
+    for unit, count in (("auto", 0), ("sentence-level", 1)):
+        config = resolve(["--cfg", "None", "--classification_type", unit], load_options).config
+        assert len(check_stream(config, stream)) == count

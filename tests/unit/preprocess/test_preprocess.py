@@ -1,0 +1,115 @@
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from utils.dataformat_preprocess import main, support_dataset_list
+from utils.dataset import load_stream
+from utils.preprocess import GENERATORS, PREPROCESSORS, load
+
+ROOT = Path(__file__).parents[3]
+FIXTURES = ROOT / "tests/fixtures"
+
+
+def test_every_entry_of_the_table_has_its_functions():
+    assert support_dataset_list == [*PREPROCESSORS, *GENERATORS]
+    assert all(hasattr(load(name), "build") and load(name).Options() for name in PREPROCESSORS)
+    assert all(hasattr(load(name), "write_raw") and load(name).Options() for name in GENERATORS)
+
+
+def test_command_makes_a_stream_then_says_unchanged_then_refuses(tmp_path, capsys):
+    command = ["--dataset", "biography_qa", "--preset", "micro", "--out-dir", str(tmp_path)]
+    assert main(command) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "biography_qa_task2: 2 tasks, dev is test",
+        "  task 0  persons 0-7  train      24  dev      24  test      24  chance 20.8%",
+        "  task 1  persons 8-9  train      12  dev      12  test      12  chance 20.8%",
+        "  from biography_synth/lists.json with preset micro, num_task 2, num_person 10, num_person_first_task 8, "
+        "train_ratio_first_task 0.5, dev_persons_first 4, dev_persons_each 2, skip_first_task false, "
+        "only_first_task false, seed 1",
+        f"{tmp_path}/biography_qa_task2: written",
+    ]
+    assert main(command) == 0 and "unchanged" in capsys.readouterr().out
+    assert main([*command, "--seed", "2"]) == 2
+    error = capsys.readouterr().err
+    assert "continual_data.json has other content; replace it with --force" in error and error.count("\n") == 1
+    assert main([*command, "--seed", "2", "--name", "mine"]) == 0
+    assert main([*command, "--seed", "2", "--force"]) == 0
+    assert load_stream("mine", tmp_path).tasks == load_stream("biography_qa_task2", tmp_path).tasks
+
+
+def test_the_options_of_a_stream_are_told_as_they_are_written(tmp_path, capsys):
+    order = ["--task-order", "FOMC,C-STANCE", "--sub-sample-test", "3"]
+    assert main(["--dataset", "TRACE", "--raw-dir", str(FIXTURES), "--out-dir", str(tmp_path), *order]) == 0
+    assert "task_order FOMC,C-STANCE, sub_sample_eval 10,10, sub_sample_test 3,3, length" in capsys.readouterr().out
+
+
+def test_limit_shortens_and_renames(tmp_path):
+    command = [
+        "--dataset=concept_1k",
+        f"--raw_dir={FIXTURES}",
+        "--num_task=3",
+        "--limit=2",
+        f"--out_dir={tmp_path}",
+    ]
+    assert main(command) == 0
+    stream = load_stream("concept_1k_task3_limit2", tmp_path)
+    assert [len(t.train) for t in stream.tasks] == [2, 2, 2] and stream.config["SOURCE"]["limit"] == 2
+    assert [note.partition(" ")[0] for note in stream.config["SOURCE"]["notes"]] == ["before"]  # they count all records
+
+
+MISTAKES = {
+    "--dataset biograpy_qa": "biography_synth, got 'biograpy_qa'; did you mean 'biography_qa'?",
+    "": "--dataset: expected one of",
+    "--dataset biography_qa --num-tsk 2": "unknown option --num-tsk; did you mean --num-task?",
+    "--dataset concept_1k --preset demo": "unknown option --preset; see --help",
+    "--dataset biography_qa --num-task two": "--num-task: expected a valid integer, got 'two'",
+    "--dataset biography_qa --preset huge": "--preset: expected 'micro', 'demo', 'small' or 'paper', got",
+    "--dataset biography_qa --limit 0": "--limit: expected greater than or equal to 1, got '0'",
+    "--dataset biography_qa --seed": "argument --seed: expected one argument; see --help",
+    "--dataset biography_qa --name a/b": "--name: ",
+    "--dataset biography_synth --limit 3": "--limit has no meaning for biography_synth",
+    "--dataset concept_1k --raw-dir nowhere": "concept_1k/dataset_2024_1_30_11_40.txt is missing; it comes from",
+    "--dataset biography_qa --skip-first-task maybe": "--skip-first-task: expected a valid boolean",
+}
+
+
+@pytest.mark.parametrize("command", MISTAKES)
+def test_mistakes_are_one_sentence_and_exit_code_2(command, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(command.split()) == 2
+    error = capsys.readouterr().err
+    assert MISTAKES[command] in error and error.startswith("error: ") and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_file_runs_as_a_script_without_torch():
+    code = "import runpy, sys; sys.argv = ['x', '--dataset', 'concept_1k', '--help']\n"
+    code += "try: runpy.run_path('utils/dataformat_preprocess.py', run_name='__main__')\n"
+    code += "finally: assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "--keep-last-record" in run.stdout and "--limit" in run.stdout
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_shell_script(tmp_path):
+    shutil.copy(ROOT / "preprocess_dataset.sh", tmp_path)
+    (tmp_path / "utils").symlink_to(ROOT / "utils")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+    def run(*words: str) -> subprocess.CompletedProcess:
+        command = ["bash", str(tmp_path / "preprocess_dataset.sh"), *words]
+        return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PATH": path}, cwd="/")
+
+    first, wrong = run(), run("nope", "biography_qa_task6")
+    assert first.returncode == 0, first.stderr
+    assert "concept_1k_task10: skipped" in first.stdout and "biography_qa_task2: written" in first.stdout
+    assert wrong.returncode == 2 and "unknown stream 'nope'" in wrong.stderr
+    assert not (tmp_path / "dataset/biography_qa_task6").exists()
+    for name in ("continual_data.json", "continual_config.json"):  # the stream shipped is the stream made
+        made, shipped = (root / "dataset/biography_qa_task2" / name for root in (tmp_path, ROOT))
+        assert made.read_bytes() == shipped.read_bytes()

@@ -1,0 +1,173 @@
+"""Diagnosis of spurious forgetting (Zheng et al., ICLR 2025) in a finished run: `python -m utils.diagnose WHAT RUN`.
+
+RUN is a run folder whose checkpoints were kept (save_llm_ckpt, save_llm_ckpt_step_interval). WHAT is one of: recovery
+(task 0 practised again from each checkpoint), shift (of task 0's residual stream, layer by layer), angles (between
+early and late weight updates of task 1), surface (loss of tasks 0 and 1 on the plane through three checkpoints). Each
+writes WHAT.csv and WHAT.png to OUT (default: RUN/diagnosis) and prints its table. The same run gives the same numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from utils.diagnose import figures
+from utils.errors import UserError
+from utils.factory import describe
+from utils.report.tables import MISSING, markdown, words
+from utils.storage.files import write_text
+
+Rows = list[dict[str, Any]]
+
+
+def recovery(given: argparse.Namespace, run) -> tuple[Rows, str]:
+    """See utils/diagnose/recovery.py."""
+    from utils.diagnose import recovery as analysis
+
+    places = run.find(given.checkpoints) if given.checkpoints else analysis.choose(run.places, given.every)
+    epochs = given.epochs or run.method.config.recovery_epochs
+    rows = list(_told(analysis.measure(run, places, epochs, given.out / "recovery"), len(places)))
+    return rows, f"task 0 after {epochs} epochs of practice on its first part, from each checkpoint"
+
+
+def shift(given: argparse.Namespace, run) -> tuple[Rows, str]:
+    """See utils/diagnose/shift.py."""
+    from utils.diagnose import shift as analysis
+
+    places = run.find(given.checkpoints) if given.checkpoints else run.ends()
+    rows = analysis.measure(run, places, given.examples)
+    return rows, f"residual stream of task 0, {places[0].name} to {places[1].name}"
+
+
+def angles(given: argparse.Namespace, run) -> tuple[Rows, str]:
+    """See utils/diagnose/angles.py."""
+    from utils.diagnose import angles as analysis
+
+    places = run.find(given.checkpoints) if given.checkpoints else run.triple()
+    rows = analysis.measure(*map(run.weights, places), given.energy)
+    a, b, c = (place.name for place in places)
+    return rows, f"angle between the updates {a} to {b} and {b} to {c}"
+
+
+def surface(given: argparse.Namespace, run) -> tuple[Rows, str]:
+    """See utils/diagnose/surface.py."""
+    from utils.diagnose import surface as analysis
+
+    places = run.find(given.checkpoints) if given.checkpoints else run.triple()
+    corners = [run.weights(place) for place in places]
+    rows = list(_told(analysis.measure(run, corners, given.points, given.examples), given.points**2))
+    return rows, ", ".join(f"{name}: {place.name}" for name, place in zip("ABC", places, strict=True))
+
+
+ANALYSES: dict[str, Callable] = {"recovery": recovery, "shift": shift, "angles": angles, "surface": surface}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    given = _parser().parse_args(arguments)
+    given.out = given.out or given.run / "diagnosis"
+    try:
+        from utils.diagnose.finished_run import open_run  # slow to import: not for --help
+
+        run = open_run(given.run)
+        rows, what = ANALYSES[given.what](given, run)
+        title = f"{describe(run.method.config)} on {run.method.stream.name}, seed {run.method.config.seed}\n{what}"
+        write_text(given.out / f"{given.what}.csv", as_csv(rows))
+        getattr(figures, given.what)(rows, title, given.out / f"{given.what}.png")
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{title}\n\n{_table(_corners(rows) if given.what == 'surface' else rows)}\n\n{given.out}/{given.what}.png")
+    return 0
+
+
+def as_csv(rows: Rows) -> str:
+    """A table with a header; nothing stands for "undefined"."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m utils.diagnose", description=__doc__.split("\n\n")[1])
+    commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+    for name, names in (("recovery", "*"), ("shift", 2), ("angles", 3), ("surface", 3)):
+        command = commands.add_parser(name, help=ANALYSES[name].__doc__)
+        command.add_argument("run", metavar="RUN", type=Path, help="run folder")
+        command.add_argument("--checkpoints", nargs=names, metavar="NAME", help="folders in RUN/checkpoints, in order")
+        command.add_argument("--out", type=Path, help="folder for the table and the picture; default: RUN/diagnosis")
+        for option, (kind, default, text) in OPTIONS[name].items():
+            command.add_argument(f"--{option}", type=kind, default=default, help=f"{text} (default: {default})")
+    return parser
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
+    return number
+
+
+def _points(text: str) -> int:
+    number = int(text)
+    if number < 2:
+        raise argparse.ArgumentTypeError(f"expected at least 2, got {number}")
+    return number
+
+
+def _share(text: str) -> float:
+    number = float(text)
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"expected more than 0 and at most 1, got {number}")
+    return number
+
+
+OPTIONS: dict[str, dict[str, tuple]] = {
+    "recovery": {
+        "epochs": (_count, None, "passes over that part of task 0; None: recovery_epochs of the run"),
+        "every": (_count, 1, "of the checkpoints inside tasks take every n-th"),
+    },
+    "shift": {"examples": (_count, 1000, "most questions of task 0")},
+    "angles": {"energy": (_share, 0.99, "share of an update's squared norm that its space carries")},
+    "surface": {
+        "points": (_points, 13, "places on each axis"),
+        "examples": (_count, 240, "most test examples of each task"),
+    },
+}
+
+
+def _told(rows: Iterable[dict], total: int) -> Iterable[dict]:
+    """The rows, with a bar on a terminal: these analyses take minutes."""
+    from tqdm import tqdm
+
+    return tqdm(rows, total=total, leave=False, disable=not sys.stderr.isatty())
+
+
+def _corners(rows: Rows) -> Rows:
+    """The checkpoints' own rows of a surface, and the best mean."""
+    named = {(0, 0): "A", (1, 0): "B", (1, 1): "C"}
+    best = min(rows, key=lambda row: row["task_0"] + row["task_1"])
+    found = [{"point": named[row["x"], row["y"]]} | row for row in rows if (row["x"], row["y"]) in named]
+    return [*found, {"point": "best mean"} | best]
+
+
+def _table(rows: Rows) -> str:
+    cells = [[_cell(value) for value in row.values()] for row in rows]
+    return markdown([[words(name) for name in rows[0]], *cells])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return MISSING
+    return value if isinstance(value, str) else str(value) if isinstance(value, int) else f"{value:.4g}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""A finished run, opened again: its model with the weights of any of its checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.Base import Method
+from utils.backbone import find_source
+from utils.errors import UserError
+from utils.factory import check_capability, load_method
+from utils.logger import RunLog
+from utils.model.weights import Weights, snapshot
+from utils.options.parse import resolve
+from utils.run.checkpoint import Place, checkpoints
+from utils.run.fit import fit
+from utils.run.launch import build_method, check_backbone, make_accelerator, quieten, read_stream
+from utils.run.trainer import load
+from utils.session import Session
+
+ADVICE = "keep them by running with --save_llm_ckpt True --save_llm_ckpt_step_interval 10"
+
+
+@dataclass
+class Opened:
+    """A run folder with its method, ready to load checkpoints."""
+
+    folder: Path
+    method: Method
+    session: Session
+    places: list[Place]  # oldest first
+
+    def find(self, names: list[str]) -> list[Place]:
+        """Checkpoints by the names of their folders.
+
+        Raises:
+            UserError: one is not there.
+        """
+        known = {place.name: place for place in self.places}
+        for name in names:
+            if name not in known:
+                raise UserError(
+                    f"{self.folder}/checkpoints/{name} is missing or not whole; there are: {', '.join(known)}; {ADVICE}"
+                )
+        return [known[name] for name in names]
+
+    def ends(self) -> tuple[Place, Place]:
+        """The checkpoints at the end of task 0 and of task 1."""
+        first, second = self.find(["task_0", "task_1"])
+        return first, second
+
+    def triple(self) -> tuple[Place, Place, Place]:
+        """The end of task 0, the first checkpoint inside task 1, the end of task 1."""
+        first, last = self.ends()
+        inside = [place for place in self.places if place.task == 1 and not place.finished]
+        if not inside:
+            raise UserError(f"{self.folder}/checkpoints holds none from inside task 1; {ADVICE}")
+        return first, inside[0], last
+
+    def load(self, place: Place) -> int:
+        """Give the model the weights of a checkpoint; returns the optimizer steps of the run until then."""
+        return load(self.method, self.folder / "checkpoints" / place.name)["steps"]
+
+    def weights(self, place: Place) -> Weights:
+        """Copies of the weights in a checkpoint, on the CPU."""
+        self.load(place)
+        return {name: w.cpu() for name, w in snapshot(self.method.named()).items()}
+
+
+def open_run(folder: Path) -> Opened:
+    """Build what a run folder describes.
+
+    Raises:
+        UserError: it is no run folder, has no checkpoints, or its method answers with more than the model's weights.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder} is not a run folder: expected config.yaml in it; give one like {_EXAMPLE}")
+    places = checkpoints(folder / "checkpoints")
+    if not places:
+        raise UserError(f"{folder}/checkpoints holds no checkpoint; {ADVICE}")
+    options = resolve(["--cfg", str(folder / "config.yaml")], lambda name: load_method(name).Options)
+    config, method_class = options.config, load_method(options.config.method)
+    stream = read_stream(config)
+    trained = config.model_copy(update={"recovery": True})  # what can't be recovered can't be diagnosed
+    problems = [*check_capability(trained, method_class), *method_class.refuse(trained, options.method_options, stream)]
+    if problems:
+        raise UserError(f"{folder}: {problems[0]}")
+    find_source(config)
+    quieten()
+    check_backbone(config, method_class, stream.is_word_level)
+    accelerator = make_accelerator(config)
+    method = build_method(options, method_class, stream, accelerator)
+    log = RunLog(folder, config, is_main=False)  # a silent log
+    method.session = Session(config, accelerator, method.encoder, log, fit)
+    return Opened(folder, method, method.session, places)
+
+
+_EXAMPLE = "experiments/<name>/<date-time>-seed<k>"

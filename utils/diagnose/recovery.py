@@ -1,0 +1,49 @@
+"""Recovery curve: what task 0 comes back to when it is practised again, from each checkpoint (Zheng et al., 2025).
+
+From each checkpoint a copy of the model is trained on the first part of task 0's training examples, as at the end of a
+run with `recovery`; then task 0 is evaluated. Where the observed score has fallen and the recovered one has not, the
+knowledge is still there and only out of reach: the forgetting is spurious.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from utils.diagnose.finished_run import Opened
+from utils.evaluation import Cell, evaluate, metric_of
+from utils.run.checkpoint import Place
+from utils.run.trainer import relearn, task_of
+
+
+def choose(places: list[Place], every: int) -> list[Place]:
+    """From the end of task 0 on every n-th checkpoint, ends of tasks always."""
+    later = [place for place in places if place.finished or place.task > 0]
+    inside = [place for place in later if not place.finished][every - 1 :: every]
+    return [place for place in later if place.finished or place in inside]
+
+
+def measure(run: Opened, places: list[Place], epochs: int, out: Path) -> Iterator[dict[str, Any]]:
+    """One row for each checkpoint; predictions that are in `out` are not made again."""
+    run.method.config = run.method.config.model_copy(update={"recovery_epochs": epochs})
+    setting = f"{epochs}_epochs_{run.method.config.recovery_ratio:g}"
+    for place in places:
+        step = run.load(place)
+        row = {"checkpoint": place.name, "task": place.task, "step": step}
+        row["task_0"] = _score(run, out / "observed" / place.name, 0)
+        row["learned_task"] = _score(run, out / "observed" / place.name, place.task)
+        folder = out / setting / place.name
+        if not (folder / "task_0.jsonl").exists():
+            relearn(run.method, run.session)
+        row["task_0_recovered"] = _score(run, folder, 0)
+        yield row
+
+
+def _score(run: Opened, folder: Path, index: int) -> float:
+    """Of the model as it stands on one task; the predictions go to `folder`."""
+    task, stream = task_of(run.method, index), run.method.stream
+    metric = metric_of(run.method.config, stream, index)
+    file = folder / f"task_{index}.jsonl"
+    examples = stream.tasks[index].test
+    return evaluate(run.method, run.session, Cell(file, index, examples, metric, task.max_length, task.max_new_tokens))

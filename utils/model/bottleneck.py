@@ -1,0 +1,114 @@
+"""Bottleneck adapters, a kind that peft does not have, told to peft as one of its own.
+
+One stands behind the feed-forward part F of each block (Pfeiffer et al., EACL 2021; Houlsby et al., ICML 2019, put one
+behind attention as well). With the block's width d and the bottleneck's size s,
+
+    h = F(x),   y = h + U relu(D h + a) + b,   D (s, d), U (d, s)
+
+U and b start at 0, so that a fresh adapter changes nothing. Importing this file is what tells peft; after that its own
+`PeftModel.from_pretrained` loads what was saved.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING, PeftConfig
+from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from torch import Tensor, nn
+from torch.nn.functional import relu
+from transformers.pytorch_utils import Conv1D
+
+from utils.model.freeze import blocks
+
+KIND = "BOTTLENECK"  # in adapter_config.json
+
+
+@dataclass
+class BottleneckConfig(PeftConfig):
+    """What peft saves in adapter_config.json."""
+
+    size: int = 50
+    target_modules: list[str] | None = None
+
+    def __post_init__(self):
+        """Say of what kind it is."""
+        super().__post_init__()
+        self.peft_type = KIND
+
+
+class Bottleneck(nn.Module, BaseTunerLayer):
+    """The last linear layer of a block, with adapters behind it."""
+
+    adapter_layer_names = ("bottleneck_down", "bottleneck_up")
+
+    def __init__(self, base_layer: nn.Module, name: str, size: int):
+        super().__init__()
+        self.base_layer = base_layer
+        self.bottleneck_down, self.bottleneck_up = nn.ModuleDict(), nn.ModuleDict()
+        self._disable_adapters, self.merged_adapters = False, []  # of peft: its context, and merging (impossible here)
+        self._active_adapter = name
+        self.add(name, size)
+
+    def add(self, name: str, size: int) -> None:
+        """A fresh adapter."""
+        d = width(self.get_base_layer())
+        self.bottleneck_down[name], self.bottleneck_up[name] = nn.Linear(d, size), nn.Linear(size, d)
+        for w in self.bottleneck_up[name].parameters():
+            nn.init.zeros_(w)
+        self._move_adapter_to_device_of_base_layer(name)
+        self.set_adapter(self.active_adapters)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: x (..., D_in), result (..., d)."""
+        h = self.base_layer(x)
+        chosen = [] if self.disable_adapters else [n for n in self.active_adapters if n in self.bottleneck_down]
+        return h + sum(self._change(h, name) for name in chosen) if chosen else h
+
+    def _change(self, h: Tensor, name: str) -> Tensor:
+        down, up = self.bottleneck_down[name], self.bottleneck_up[name]
+        return up(relu(down(h.to(down.weight.dtype)))).to(h.dtype)
+
+
+class BottleneckModel(BaseTuner):
+    """What peft wraps a model in."""
+
+    prefix = "bottleneck_"
+    tuner_layer_cls = Bottleneck
+    target_module_mapping: dict[str, Any] = {}  # noqa: RUF012 (peft's declaration); no table: `places` looks
+
+    def _create_and_replace(self, config, adapter_name, target, target_name, parent, current_key, **_: Any) -> None:
+        if isinstance(target, Bottleneck):
+            target.add(adapter_name, config.size)
+            return
+        self._replace_module(parent, target_name, Bottleneck(target, adapter_name, config.size), target)
+
+
+def places(model: nn.Module) -> list[str]:
+    """Names of the layers that adapters stand behind: the last linear one of each block.
+
+    Whatever its names, a block ends its feed-forward part with a linear layer of the model's width, and that part
+    comes last.
+
+    Raises:
+        ValueError: a block does not.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    found = [[module for module in block.modules() if width(module)] for block in blocks(model)]
+    if not all(linear and width(linear[-1]) == model.config.hidden_size for linear in found):
+        raise ValueError(f"expected blocks that end with a linear layer of width {model.config.hidden_size}")
+    return [names[linear[-1]] for linear in found]
+
+
+def width(module: nn.Module) -> int:
+    """Columns that a linear layer gives; 0: it is none."""
+    if isinstance(module, Conv1D):  # GPT-2's
+        return module.nf
+    return module.out_features if isinstance(module, nn.Linear) else 0
+
+
+PEFT_TYPE_TO_CONFIG_MAPPING[KIND] = BottleneckConfig
+PEFT_TYPE_TO_TUNER_MAPPING[KIND] = BottleneckModel
+PEFT_TYPE_TO_PREFIX_MAPPING[KIND] = BottleneckModel.prefix

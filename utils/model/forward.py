@@ -1,0 +1,215 @@
+"""Run a model on batches: what it gives to the next tokens, and its hidden states.
+
+A batch looks the same for every model: prompt and answer in one row, padded on the left. A decoder reads the rows as
+they are. An encoder-decoder (T5 and its kind) reads the prompts and writes the answers; `split` takes the rows apart
+for it. An encoder (BERT and its kind) reads the rows with their padding moved to the right, where its positions
+expect it. Shapes: B rows, T tokens of a row, S of a prompt, K answer columns, P virtual tokens, V vocabulary, D hidden
+size.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from utils.dataloader import IGNORE, Batch
+from utils.model import adapters
+from utils.model.architecture import kind_of
+from utils.model.weights import eval_mode
+
+if TYPE_CHECKING:
+    from transformers import Cache  # seconds to import: not for --help
+
+
+def answer_logits(model: nn.Module, batch: Batch, prompt: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Run the model; the head scores only the columns that hold answers.
+
+    With a vocabulary of 50,000 and short answers the head would otherwise be most of the work.
+
+    Args:
+        model: Decoder or encoder-decoder.
+        batch: Prompts and answers.
+        prompt: (P, D) float, embeddings of virtual tokens that the model reads before each text; None: no such.
+
+    Returns:
+        logits (B, K, V) and the labels (B, K) they predict, those of the last K columns, K = longest answer.
+    """
+    if adapters.innermost(model).config.is_encoder_decoder:
+        output, written = _translate(model, batch, prompt)
+        order = (written != IGNORE).int().argsort(dim=1, stable=True)  # to the last columns, where they are in a batch
+        return output.logits.take_along_dim(order[..., None], 1), written.gather(1, order)
+    length = min(batch.answer_length, batch.labels.shape[1] - (prompt is None))
+    logits = forward(model, batch, prompt, logits_to_keep=length + 1)[:, -length - 1 : -1]
+    return logits, batch.labels[:, -length:]
+
+
+def forward(model: nn.Module, batch: Batch, prompt: Tensor | None = None, logits_to_keep: int = 0) -> Tensor:
+    """A decoder's logits (B, P + T, V), or only the last `logits_to_keep` columns where the model can do that.
+
+    Positions count from the first token that is not padding, as in generation; models with absolute positions would
+    otherwise see shifted ones.
+    """
+    keep = {"logits_to_keep": logits_to_keep} if logits_to_keep else {}
+    net = adapters.innermost(model)
+    logits = net(**_inputs(model, net, batch, prompt, **keep)).logits
+    return logits if logits_to_keep else logits[:, -batch.input_ids.shape[1] :]  # virtual tokens come first
+
+
+def _inputs(
+    model: nn.Module, net: nn.Module, batch: Batch, prompt: Tensor | None = None, **options: Any
+) -> dict[str, Any]:
+    """What `net`, a part of the model, is given; options that its forward does not know are left out."""
+    options |= {"use_cache": False}
+    if prompt is not None and len(prompt) > 1 and _can_read_ahead(net):
+        # The last one stays with the texts: what is predicted after it has to be among the outputs.
+        given = text_inputs(model, batch, prompt[-1:])
+        options |= {"past_key_values": _read_ahead(net, prompt[:-1], len(batch.examples)), "use_cache": True}
+        given["attention_mask"] = F.pad(given["attention_mask"], (len(prompt) - 1, 0), value=1)
+    else:
+        given = text_inputs(model, batch, prompt)
+    columns = given["input_ids" if "input_ids" in given else "inputs_embeds"].shape[1]
+    positions = (given["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)[:, -columns:]
+    if kind_of(adapters.innermost(model).config) == "decoder":  # an encoder counts by itself
+        options["position_ids"] = positions
+    accepted = inspect.signature(net.forward).parameters
+    return given | {name: value for name, value in options.items() if name in accepted}
+
+
+def _can_read_ahead(net: nn.Module) -> bool:
+    """True if rows that begin alike can share what the model makes of their beginning."""
+    config = net.config
+    return (
+        kind_of(config) == "decoder"
+        and "past_key_values" in inspect.signature(net.forward).parameters
+        and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+        and not (net.training and (_drops_out(net) or net.is_activation_checkpointing))
+    )
+
+
+def _drops_out(net: nn.Module) -> bool:
+    """True if some part leaves out values at random in training, each row others."""
+    return any(
+        (isinstance(part, nn.Dropout) and part.p > 0)
+        or any("dropout" in name and isinstance(value, float) and value > 0 for name, value in vars(part).items())
+        for part in net.modules()
+    )
+
+
+def _read_ahead(net: nn.Module, prompt: Tensor, rows: int) -> Cache:
+    """Keys and values of virtual tokens that all rows begin with: computed once instead of in each row."""
+    embedding = net.get_input_embeddings().weight
+    cache = net.base_model(inputs_embeds=prompt.to(embedding.dtype)[None], use_cache=True).past_key_values
+    cache.batch_repeat_interleave(rows)
+    return cache
+
+
+def _translate(model: nn.Module, batch: Batch, prompt: Tensor | None = None, **options: Any) -> tuple[Any, Tensor]:
+    """Output of an encoder-decoder that reads prompts and writes answers, and the labels (B, K) of its columns."""
+    net, (_, _, labels) = adapters.innermost(model), split(batch)
+    written = net.prepare_decoder_input_ids_from_labels(labels)
+    output = net(**text_inputs(model, batch, prompt), decoder_input_ids=written, use_cache=False, **options)
+    return output, labels
+
+
+def text_inputs(model: nn.Module, batch: Batch, prompt: Tensor | None = None) -> dict[str, Any]:
+    """What the innermost model reads: the rows of the batch; if it is an encoder-decoder, their prompts.
+
+    Args:
+        model: Any model, with or without adapters.
+        batch: Prompts, with or without answers.
+        prompt: See `answer_logits`; virtual tokens come right before each text.
+    """
+    net = adapters.innermost(model)
+    kind = kind_of(net.config)
+    ids, mask = split(batch)[:2] if kind == "encoder-decoder" else (batch.input_ids, batch.attention_mask)
+    if kind == "encoder":
+        order = mask.argsort(dim=1, descending=True, stable=True)
+        ids, mask = ids.gather(1, order), mask.gather(1, order)
+    if prompt is None:
+        return adapters.inputs(model, ids, mask)
+    return _with_prompt(net, ids, mask, prompt, padding_last=kind != "decoder")
+
+
+def _with_prompt(net: nn.Module, ids: Tensor, mask: Tensor, prompt: Tensor, padding_last: bool) -> dict[str, Tensor]:
+    text = net.get_input_embeddings()(ids)
+    embeddings = torch.cat([prompt.to(text.dtype).expand(len(ids), -1, -1), text], dim=1)
+    mask = torch.cat([mask.new_ones(len(ids), len(prompt)), mask], dim=1)
+    order = mask.argsort(dim=1, descending=padding_last, stable=True)
+    return {"inputs_embeds": embeddings.take_along_dim(order[..., None], 1), "attention_mask": mask.gather(1, order)}
+
+
+def split(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """What an encoder-decoder reads and writes: prompts (B, S), their mask, labels (B, K); all padded on the right."""
+    is_label = batch.labels != IGNORE
+    is_prompt = (batch.attention_mask == 1) & ~is_label
+    longest = int(is_prompt.sum(dim=1).max())
+    order = is_prompt.int().argsort(dim=1, descending=True, stable=True)[:, :longest]
+    labels = batch.labels.gather(1, is_label.int().argsort(dim=1, descending=True, stable=True))
+    return batch.input_ids.gather(1, order), is_prompt.long().gather(1, order), labels[:, : batch.answer_length]
+
+
+def token_states(model: nn.Module, batch: Batch, prompt: Tensor | None = None) -> Tensor:
+    """(B, T, D): last layer's hidden states of a decoder or an encoder, in the columns of the batch."""
+    net, columns = adapters.innermost(model), batch.input_ids.shape[1]
+    states = net.base_model(**_inputs(model, net.base_model, batch, prompt)).last_hidden_state
+    virtual = states.shape[1] - columns  # they come first
+    if kind_of(net.config) == "decoder":
+        return states[:, virtual:]
+    places = virtual + (torch.arange(columns, device=states.device) - _padding(batch)).clamp(min=0)
+    return states.take_along_dim(places[..., None], 1)
+
+
+def labelled_states(model: nn.Module, batch: Batch, prompt: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Hidden states where rows have class labels, with gradients: what a classifier reads.
+
+    Args:
+        model: Any model.
+        batch: Rows whose labels are classes, at the places that are classified; an encoder-decoder has one place for
+            a text, the decoder's first.
+        prompt: See `answer_logits`.
+
+    Returns:
+        States (B, K, D) and labels (B, K), K being the most labels of a row; a row with fewer begins with IGNORE.
+    """
+    if adapters.innermost(model).config.is_encoder_decoder:
+        return _first_written(model, batch, prompt), batch.labels.amax(dim=1, keepdim=True)
+    labelled = batch.labels != IGNORE
+    count = max(1, int(labelled.sum(dim=1).max()))
+    places = labelled.int().argsort(dim=1, stable=True)[:, -count:]
+    return token_states(model, batch, prompt).take_along_dim(places[..., None], 1), batch.labels.gather(1, places)
+
+
+@torch.no_grad()
+def features(model: nn.Module, batch: Batch, extract: str = "last_token") -> Tensor:
+    """(B, D) float32: last layer's hidden state of a text, in eval mode; for herding and probes.
+
+    Of an encoder-decoder it is the decoder's before the first token of the answer: it has seen the prompt too.
+
+    Args:
+        model: Any model; left in the mode it was found in.
+        batch: Prompts without answers.
+        extract: The token whose state it is: "last_token", or "cls_token", an encoder's first.
+    """
+    with eval_mode(model):
+        if adapters.innermost(model).config.is_encoder_decoder:
+            return _first_written(model, batch)[:, 0].float()
+        states = token_states(model, batch)
+        if extract == "cls_token":
+            return states.take_along_dim(_padding(batch)[..., None], 1)[:, 0].float()
+        return states[:, -1].float()
+
+
+def _padding(batch: Batch) -> Tensor:
+    """(B, 1): columns of padding before each row."""
+    return batch.input_ids.shape[1] - batch.attention_mask.sum(dim=1, keepdim=True)
+
+
+def _first_written(model: nn.Module, batch: Batch, prompt: Tensor | None = None) -> Tensor:
+    """(B, 1, D): what an encoder-decoder's decoder makes of its start token."""
+    unanswered = replace(batch, labels=torch.full_like(batch.labels, IGNORE))
+    return _translate(model, unanswered, prompt, output_hidden_states=True)[0].decoder_hidden_states[-1][:, :1]

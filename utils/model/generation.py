@@ -1,0 +1,123 @@
+"""Greedy answers: by generating them, or by checking in one pass what they would be.
+
+Shapes: B rows, K answer columns, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from utils.dataloader import IGNORE, Encoded, collate
+from utils.dataset import Example
+from utils.model import adapters
+from utils.model.architecture import Backbone
+from utils.model.forward import answer_logits, text_inputs
+from utils.scoring import normalise
+
+
+class Answer(NamedTuple):
+    """What the model answers, and how that was found out."""
+
+    text: str
+    decided: str  # "verified" | "refuted" | "generated"
+
+
+def generate(
+    backbone: Backbone, rows: Sequence[Encoded], max_new_tokens: int, prompt: Tensor | None = None
+) -> list[str]:
+    """Greedy answers to one batch of prompts, cut at the first stop token and stripped.
+
+    Args:
+        backbone: Model and tokenizer; the model must be in eval mode.
+        rows: Encoded examples, of which only the prompts are used.
+        max_new_tokens: Most tokens of an answer.
+        prompt: Virtual tokens before each text, see `answer_logits`.
+    """
+    return [decode(backbone, ids) for ids in continuations(backbone, rows, max_new_tokens, prompt)]
+
+
+@torch.no_grad()
+def continuations(
+    backbone: Backbone, rows: Sequence[Encoded], max_new_tokens: int, prompt: Tensor | None = None, **options: Any
+) -> list[list[int]]:
+    """What the model writes after each prompt, as token ids; arguments as in `generate`, more for transformers."""
+    prompts = [Encoded(row.prompt, ()) for row in rows]
+    batch = collate(prompts, [Example("", "")] * len(rows), backbone.pad_id).to(backbone.model.device)
+    inputs = text_inputs(backbone.model, batch, prompt)
+    return adapters.generate(backbone.model, inputs, max_new_tokens=max_new_tokens, use_cache=True, **options).tolist()
+
+
+@torch.no_grad()
+def verify(
+    backbone: Backbone,
+    rows: Sequence[Encoded],
+    targets: Sequence[str],
+    max_new_tokens: int,
+    prompt: Tensor | None = None,
+) -> list[Answer | None]:
+    """What greedy decoding would answer, as far as one pass over prompt and target can tell.
+
+    At each answer position the model's best token is compared with the target's. If all are equal, greedy decoding
+    would have produced exactly the target. At the first difference the text so far is what greedy decoding would
+    have produced so far: if it ends there (stop token), it is the answer; if no continuation of it can equal the
+    target, it is wrong. The rest is undecided.
+
+    Args:
+        backbone: Model and tokenizer; the model must be in eval mode.
+        rows: Encoded examples, prompt and answer.
+        targets: Their targets.
+        max_new_tokens: Most tokens that generation would have produced.
+        prompt: Virtual tokens before each text, see `answer_logits`.
+
+    Returns:
+        For each row an answer that scores in exact match as the generated one does, or None if undecided. The text
+        of a refuted row is only the beginning of what the model would say.
+    """
+    rows = [Encoded(row.prompt, row.answer) for row in rows]
+    batch = collate(rows, [Example("", "")] * len(rows), backbone.pad_id).to(backbone.model.device)
+    logits, labels = answer_logits(backbone.model, batch, prompt)
+    best, labels = logits.argmax(dim=-1).tolist(), labels.tolist()
+    decided = []
+    for predicted, wanted, target in zip(best, labels, targets, strict=True):
+        first = next(i for i, label in enumerate(wanted) if label != IGNORE)
+        wanted = [label for label in wanted if label != IGNORE]
+        decided.append(_decide(backbone, predicted[first:], wanted, target, max_new_tokens))
+    return decided
+
+
+def _decide(
+    backbone: Backbone, predicted: list[int], wanted: list[int], target: str, max_new_tokens: int
+) -> Answer | None:
+    """One row of `verify`: ids that the model predicts after each prefix of the wanted ids."""
+    for k in range(min(len(wanted), max_new_tokens)):
+        if predicted[k] in backbone.stop_ids:
+            return Answer(decode(backbone, wanted[:k]), "verified")
+        if predicted[k] != wanted[k]:
+            beginning = decode(backbone, [*wanted[:k], predicted[k]], strip=False)
+            if k + 1 == max_new_tokens:
+                return Answer(beginning.strip(), "verified")
+            return Answer(beginning.strip(), "refuted") if is_hopeless(beginning, target) else None
+    return Answer(decode(backbone, wanted[:max_new_tokens]), "verified")
+
+
+def is_hopeless(beginning: str, target: str) -> bool:
+    """True if no text that begins like this can be an exact match of the target.
+
+    >>> is_hopeless(" Paris, Te", "paris"), is_hopeless(" PAR", "Paris"), is_hopeless(" Paris ", "Paris")
+    (True, False, False)
+    """
+    if "\ufffd" in beginning or "Σ" in beginning:
+        return False  # half a character; or one whose lower case depends on what follows
+    begun, wanted = beginning.lower().lstrip(), normalise(target)
+    return not wanted.startswith(begun) and begun.rstrip() != wanted
+
+
+def decode(backbone: Backbone, ids: Sequence[int], strip: bool = True) -> str:
+    """Text of the ids before the first stop token."""
+    end = next((i for i, token in enumerate(ids) if token in backbone.stop_ids), len(ids))
+    text = backbone.tokenizer.decode(list(ids[:end]), clean_up_tokenization_spaces=False)
+    return text.strip() if strip else text

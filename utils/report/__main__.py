@@ -1,0 +1,42 @@
+"""Tables and pictures of runs: `python -m utils.report RUN... [--out FOLDER]`.
+
+Everything is recomputed from the saved predictions. One run: results.json, results.md, R.png, accuracy.png and, if
+it was probed, probing.png are written into its folder and its matrix is printed. Several runs: the same for each, and
+one table with a row per method is printed; runs that differ only by seed share a row. FOLDER gets that table as
+compare.md and compare.json. JSON files hold scores in [0, 1]; percent appears only in tables and pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from utils.errors import UserError
+from utils.report.compare import compare_text
+from utils.report.results import group
+from utils.report.summary import table, write
+from utils.storage.files import write_json, write_text
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m utils.report", description=__doc__.split("\n\n")[1])
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="run folder")
+    parser.add_argument("--out", type=Path, help="folder for compare.md and compare.json")
+    options = parser.parse_args(arguments)
+    try:
+        runs = [(run, write(run)) for run in options.runs]
+        sections = group(runs)
+        print(table(runs[0][1]) if len(runs) == 1 else compare_text(sections), end="")
+        if options.out:
+            write_json(options.out / "compare.json", sections)
+            write_text(options.out / "compare.md", compare_text(sections))
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""Runs side by side, as text: for each stream a table of scores and one of cost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+from utils.metric import METRICS
+from utils.report.tables import MISSING, headline, mark, markdown, percent
+
+SCORES = {
+    "task_0": "task 0",
+    "last_task": "last task",
+    "average_accuracy": "average",
+    "backward_transfer": "backward transfer",
+    "forgetting": "forgetting",
+    "recovery": "task 0 after recovery",
+    "R_train": "training questions",
+    "R_locality": "locality",
+    "probing": "linear probe",
+}
+COSTS = {  # title, divisor, digits
+    "train_seconds": ("train seconds", 1, 1),
+    "train_passes": ("passes per example", 1, 2),
+    "evaluate_passes": ("passes per question", 1, 2),
+    "trainable_parameters": ("trained parameters, M", 1e6, 3),
+    "stored_parameters": ("stored parameters, M", 1e6, 3),
+    "kept_bytes": ("kept MB", 1e6, 2),
+    "peak_memory_bytes": ("peak MB", 1e6, 0),
+}
+OPTIONAL = ("recovery", "R_train", "R_locality", "probing", *COSTS)  # columns shown where a run has them
+NOTE = (
+    "Scores after the last task, mean ± sample standard deviation over n runs that differ only by seed. "
+    "Positive backward transfer: got better since learned; positive forgetting: got worse since its best."
+)
+COST_NOTE = (
+    "Passes: sequences through the model, for everything a method does, per training example and epoch of a task, and "
+    "per question (steps of generation not counted). Trained, stored: parameters in and after the last task. Kept: "
+    "everything else that goes from task to task, such as memory, teachers, Fisher. Peak: of the process."
+)
+
+
+def compare_text(sections: list[dict[str, Any]]) -> str:
+    """The tables of `utils.report.results.group` in percent: mean ± sample standard deviation over seeds."""
+    return "\n".join(_section_text(section) for section in sections)
+
+
+def _section_text(section: dict[str, Any]) -> str:
+    chance, remarks = section["chance"], [NOTE, *(remark for row in section["rows"] for remark in _remarks(row))]
+    marks = {"task_0": mark(section, 0), "last_task": mark(section, -1), "recovery": mark(section, 0)}
+    scores = _rows(section, {name: title + marks.get(name, "") for name, title in SCORES.items()})
+    guess = [percent(chance[name]) if name in chance else "" for name in _shown(section, SCORES)]
+    parts = [headline(section), markdown([*scores, ["chance", "", *guess]]), "\n".join(remarks)]
+    if _shown(section, COSTS):
+        parts += [markdown(_rows(section, {name: title for name, (title, *_) in COSTS.items()})), COST_NOTE]
+    return "\n\n".join(parts) + "\n"
+
+
+def _shown(section: dict[str, Any], columns: Iterable[str]) -> list[str]:
+    rows = section["rows"]
+    return [name for name in columns if name not in OPTIONAL or any(row["columns"][name]["n"] for row in rows)]
+
+
+def _rows(section: dict[str, Any], titles: dict[str, str]) -> list[list[str]]:
+    names = _shown(section, titles)
+    lines = [["method", "n", *(titles[name] for name in names)]]
+    for row in section["rows"]:
+        cells = [_spread_text(name, row["columns"][name], len(row["seeds"])) for name in names]
+        lines.append([_row_title(row), str(len(row["seeds"])), *cells])
+    return lines
+
+
+def _row_title(row: dict[str, Any]) -> str:
+    return " ".join([row["method"], *(f"{name}={value}" for name, value in row["options"].items())])
+
+
+def _spread_text(name: str, cell: dict[str, Any], runs: int) -> str:
+    if cell["mean"] is None:
+        return MISSING
+    show = partial(_quantity, name) if name in COSTS else percent
+    text = show(cell["mean"], "+" if name in METRICS and METRICS[name].is_change else "")
+    text += f" ± {show(cell['std'])}" if cell["std"] is not None else ""
+    return text if cell["n"] == runs else f"{text} (n={cell['n']})"
+
+
+def _quantity(name: str, value: float, _sign: str = "") -> str:
+    _, divisor, digits = COSTS[name]
+    return f"{value / divisor:,.{digits}f}"
+
+
+def _remarks(row: dict[str, Any]) -> list[str]:
+    """What a reader must know before trusting a row."""
+    title, remarks = _row_title(row), []
+    twice = [str(seed) for seed, count in Counter(row["seeds"]).items() if count > 1]
+    if twice:
+        remarks.append(f"{title}: more than one run with seed {', '.join(twice)}; these are not independent.")
+    finished = row["columns"]["last_task"]["n"]
+    if finished < len(row["seeds"]):
+        remarks.append(f"{title}: {len(row['seeds']) - finished} of {len(row['seeds'])} runs not finished.")
+    return remarks

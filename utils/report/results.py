@@ -1,0 +1,299 @@
+"""From run folders to numbers, of one run and of runs side by side; all recomputed from saved predictions.
+
+Scores come from the texts in predictions/, one file per cell of the results matrix; what predictions cannot
+tell (names, metrics, chance levels, cost) comes from facts.json and cost.json. Numbers are in [0, 1]; None
+stands for "not evaluated" or "undefined".
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from utils.config import RunOptions, TrackerOptions
+from utils.errors import UserError
+from utils.metric import Matrix, Row, summary
+from utils.report import probing as probed
+from utils.scoring import aggregate, find, score
+from utils.storage.files import read_json, read_jsonl
+
+FACTS = ("name", "stream", "method", "seed", "il_mode", "backbone", "task_names", "metrics", "chance")
+COLUMNS = {"index": int, "prediction": str, "target": str}
+PER_TASK = {"metrics": str, "chance": int | float | None}
+# Questions beside the test split, where the scenario asks them: name in the results -> (files, metric or the task's).
+EXTRA = {"R_train": ("train_task", None), "R_locality": ("locality_task", "exact_match")}
+SIZES = ("trainable_parameters", "stored_parameters", "kept_bytes")  # after the last task
+SUMMARISED = ("average_accuracy", "backward_transfer", "forgetting")
+# Options that name, place or log a run; they do not change what it computes. `seed` is among them.
+NOT_COMPARED = {*RunOptions.model_fields, *TrackerOptions.model_fields}
+
+
+def build(run: Path) -> dict[str, Any]:
+    """All results of a run, finished or not, as they stand in results.json.
+
+    Raises:
+        UserError: the folder is not a run folder, or one of its files is broken.
+    """
+    facts = read_facts(run)
+    cells = _Cells(run, facts["metrics"])
+    tasks = range(len(facts["task_names"]))
+    base = np.array([cells.score("base", j) for j in tasks])
+    R = np.array([[cells.score(f"after_{i}", j) for j in tasks] for i in tasks])
+    extra = {
+        name: np.array([[cells.score(f"after_{i}", j, *where) for j in tasks] for i in tasks])
+        for name, where in EXTRA.items()
+    }
+    versions = {
+        name: [[_number(cells.score(f"after_{i}_{name}", j)) for j in tasks] for i in tasks]
+        for name in cells.versions()
+    }
+    higher = [find(metric).higher_is_better for metric in facts["metrics"]]
+    recovered, probing = cells.score("recovery", 0), probed.read(run, len(tasks))
+    return {
+        **{key: facts[key] for key in FACTS},
+        "higher_is_better": higher,
+        "examples": [cells.examples.get(f"task_{j}") for j in tasks],
+        "base": _nullable(base),
+        "R": _nullable(R),
+        **{name: _nullable(matrix) for name, matrix in extra.items() if not np.isnan(matrix).all()},
+        "versions": versions,
+        **({"probing": probing} if probing else {}),
+        "summary": summary(R, base, higher),
+        "recovery": None if np.isnan(recovered) else _recovery(R, recovered, higher[0]),
+        "cost": read_json(run / "cost.json") if (run / "cost.json").exists() else None,
+    }
+
+
+def group(runs: list[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Group runs by stream and then by everything but the seed; a folder that is given twice counts once.
+
+    Returns:
+        One dict per stream; each row has the seeds and, per column, {"mean", "std", "n"}: mean and sample
+        standard deviation over the n runs that have the number (std is None for n = 1).
+    """
+    streams: dict[str, dict[str, list]] = {}
+    once = {run.resolve(): (run, results) for run, results in runs}.values()
+    for run, results in [(run, version) for run, whole in once for version in _with_versions(whole)]:
+        facts = [results[key] for key in ("stream", "il_mode", "task_names", "metrics", "chance")]
+        options = _options(run)
+        setting = json.dumps([results["method"], results["backbone"], options], sort_keys=True, default=str)
+        groups = streams.setdefault(json.dumps(facts), {})
+        groups.setdefault(setting, []).append((run, results, options))
+    return [_section(list(groups.values())) for groups in streams.values()]
+
+
+def _with_versions(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """The results, and those of each other version of the weights as if of a method of its own."""
+    base, higher = np.array(results["base"], dtype=float), results["higher_is_better"]
+    nothing = {"versions": {}, "recovery": None, "probing": {}, "cost": None}
+    return [results] + [
+        results
+        | nothing
+        | {"method": f"{results['method']}: {name}", "R": R, "summary": summary(np.array(R, dtype=float), base, higher)}
+        for name, R in results["versions"].items()
+    ]
+
+
+def read_facts(run: Path) -> dict[str, Any]:
+    """facts.json of a run, checked.
+
+    Raises:
+        UserError: the folder is not a run folder, or the file is broken.
+    """
+    path = run / "facts.json"
+    if not path.is_file():
+        raise UserError(
+            f"{run} is not a run folder: expected facts.json in it; "
+            "give a folder like experiments/<name>/<date-time>-seed<k>"
+        )
+    facts = read_json(path)
+    missing = [key for key in FACTS if not isinstance(facts, dict) or key not in facts]
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(missing)}; the run folder is broken")
+    if not isinstance(facts["task_names"], list) or not facts["task_names"]:
+        raise UserError(f"{path} names no tasks; the run folder is broken")
+    for key in PER_TASK:
+        if not isinstance(facts[key], list) or len(facts[key]) != len(facts["task_names"]):
+            raise UserError(
+                f"{path}: expected one entry of {key} for each of {len(facts['task_names'])} tasks, "
+                f"got {str(facts[key])[:80]}; the run folder is broken"
+            )
+        if not all(isinstance(value, PER_TASK[key]) for value in facts[key]):
+            raise UserError(f"{path}: {key}: an entry is of the wrong kind: {str(facts[key])[:80]}")
+    return facts
+
+
+class _Cells:
+    """The saved predictions of a run; remembers how many examples each task has."""
+
+    def __init__(self, run: Path, metrics: list[str]) -> None:
+        self.folder = run / "predictions"
+        self.metrics = metrics
+        self.examples: dict[str, int] = {}  # name of the file -> number of rows
+
+    def versions(self) -> list[str]:
+        """Names of the weights that were evaluated beside the method's own."""
+        return sorted({path.name.split("_", 2)[2] for path in self.folder.glob("after_*_*")})
+
+    def score(self, moment: str, task: int, prefix: str = "task", metric: str | None = None) -> float:
+        """Score of one cell, by the task's metric or another; NaN if it was not evaluated."""
+        name = f"{prefix}_{task}"
+        path = self.folder / moment / f"{name}.jsonl"
+        if not path.exists():
+            return np.nan
+        stamp = path.stat()
+        result, count = _scored(path, metric or self.metrics[task], (stamp.st_mtime_ns, stamp.st_size, stamp.st_ino))
+        if self.examples.setdefault(name, count) != count:
+            raise UserError(
+                f"{path}: expected {self.examples[name]} rows as at the moment before, got {count}; "
+                "scores of different examples cannot be compared, evaluate this task again"
+            )
+        return result
+
+
+@cache
+def _scored(path: Path, metric: str, _stamp: tuple[int, ...]) -> tuple[float, int]:
+    """Score and number of rows of a file; read once while it stays as it is, though every task has its report."""
+    rows = read_jsonl(path)
+    _check(path, rows)
+    if not rows:
+        return np.nan, 0
+    texts = [[row[key] for row in rows] for key in ("prediction", "target")]
+    scores = score(metric, *texts, sources=[row.get("input", "") for row in rows])
+    return aggregate(metric, scores, *texts), len(rows)
+
+
+def _check(path: Path, rows: list[dict]) -> None:
+    for number, row in enumerate(rows, start=1):
+        cells = [row.get(key) for key in COLUMNS] if isinstance(row, dict) else []
+        if list(map(type, cells)) != list(COLUMNS.values()):
+            raise UserError(f"{path}, line {number}: expected index, prediction and target, got {str(row)[:80]}")
+        if not isinstance(row.get("input", ""), str):
+            raise UserError(f"{path}, line {number}: input: expected a text, got {str(row['input'])[:80]}")
+    if len({row["index"] for row in rows}) != len(rows):
+        raise UserError(f"{path}: expected each example once, but some index is there twice")
+
+
+def _recovery(R: Matrix, after: float, higher_is_better: bool) -> dict[str, float | None]:
+    """Task 0 before and after the recovery training; `returned` is the share of the loss that came back.
+
+    returned = (after - before) / (peak - before), with peak = R[0, 0] and before = R[K-1, 0]; None if there
+    was no loss to regain. The quotient is the same where a lower score is better.
+    """
+    peak, before = float(R[0, 0]), float(R[-1, 0])
+    loss = peak - before if higher_is_better else before - peak
+    return {
+        "before": _number(before),
+        "after": after,
+        "peak": _number(peak),
+        "returned": (after - before) / (peak - before) if loss > 0 else None,
+    }
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _nullable(array: Matrix | Row) -> list:
+    """Nested lists with None for NaN, which is not JSON."""
+    return [_nullable(row) if isinstance(row, np.ndarray) else _number(row) for row in array]
+
+
+def _options(run: Path) -> dict[str, Any]:
+    """The options of a run that can change its numbers, from config.yaml; empty if there is no such file."""
+    path = run / "config.yaml"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return {name: value for name, value in content.items() if name not in NOT_COMPARED}
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError):
+        raise UserError(f"{path} is not a list of options; the run folder is broken") from None
+
+
+def _section(groups: list[list]) -> dict[str, Any]:
+    facts = groups[0][0][1]
+    keys = ("stream", "il_mode", "task_names", "metrics", "higher_is_better")
+    chance = facts["chance"]
+    no_mean = None in chance or len(set(facts["higher_is_better"])) > 1
+    return {
+        **{key: facts[key] for key in keys},
+        "chance": {
+            "task_0": chance[0],
+            "last_task": chance[-1],
+            "average_accuracy": None if no_mean else statistics.fmean(chance),
+        },
+        "rows": [_row(same, groups) for same in groups],
+    }
+
+
+def _row(same: list, groups: list[list]) -> dict[str, Any]:
+    _, results, options = same[0]
+    rivals = [other[0] for other in groups if other[0][1]["method"] == results["method"]]
+    told_apart = {
+        name: value for name, value in options.items() if any(other.get(name) != value for _, _, other in rivals)
+    }
+    if len({other["backbone"] for _, other, _ in rivals}) > 1:
+        told_apart["backbone"] = results["backbone"]
+    columns = [_columns(results) for _, results, _ in same]
+    return {
+        "method": results["method"],
+        "options": told_apart,
+        "runs": [str(run) for run, _, _ in same],
+        "seeds": [results["seed"] for _, results, _ in same],
+        "columns": {name: _spread([values[name] for values in columns]) for name in columns[0]},
+    }
+
+
+def _columns(results: dict[str, Any]) -> dict[str, float | None]:
+    final, recovery = results["R"][-1], results["recovery"]
+    return {
+        "task_0": final[0],
+        "last_task": final[-1],
+        **{name: results["summary"][name] for name in SUMMARISED},
+        "recovery": recovery["after"] if recovery else None,
+        **{name: _last_mean(results, name) for name in EXTRA},
+        "probing": probed.last_mean(results),
+        **_cost_columns(results["cost"] or {}, len(final)),
+    }
+
+
+def _cost_columns(cost: dict[str, Any], tasks: int) -> dict[str, float | None]:
+    """Cost of a finished run: sums over its tasks, and sizes after the last one."""
+
+    def values(name: str) -> list[float] | None:
+        found = cost.get(name) or []
+        return found if len(found) == tasks and None not in found else None
+
+    def ratio(above: str, below: str) -> float | None:
+        top, bottom = values(above), values(below)
+        return sum(top) / sum(bottom) if top and bottom and sum(bottom) else None
+
+    seconds = values("train_seconds")
+    return {
+        "train_seconds": sum(seconds) if seconds else None,
+        "train_passes": ratio("train_sequences", "train_visits"),
+        "evaluate_passes": ratio("evaluate_sequences", "evaluate_examples"),
+        **{name: (values(name) or [None])[-1] for name in SIZES},
+        "peak_memory_bytes": cost.get("peak_memory_bytes"),
+    }
+
+
+def _last_mean(results: dict[str, Any], name: str) -> float | None:
+    """Mean of a matrix over all tasks after the last one; None if there is no such number."""
+    last = results.get(name, [[None]])[-1]
+    mixed = name != "R_locality" and len(set(results["higher_is_better"])) > 1
+    return None if None in last or mixed else statistics.fmean(last)
+
+
+def _spread(values: list[float | None]) -> dict[str, float | int | None]:
+    known = [value for value in values if value is not None]
+    return {
+        "mean": statistics.fmean(known) if known else None,
+        "std": statistics.stdev(known) if len(known) > 1 else None,
+        "n": len(known),
+    }

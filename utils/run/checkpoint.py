@@ -1,0 +1,218 @@
+"""Checkpoints that are either whole or absent, in the format of transformers.
+
+A checkpoint is a folder that `AutoModelForCausalLM.from_pretrained` loads, tokenizer included; if only adapters learn,
+they alone are in it, for `PeftModel.from_pretrained`. What a resumed run needs besides: state.safetensors (tensors),
+state.json (the rest) and manifest.json (sha256 of every file). It is written under a temporary name, synced, then
+renamed. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from utils.config import Config
+from utils.errors import UserError
+from utils.model import adapters
+from utils.storage.files import read_json, sync_folder, write_json
+
+Packed = tuple[Any, dict[str, Tensor]]
+_NAME = re.compile(r"task_(\d+)(?:_epoch_(\d+)_step_(\d+))?")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in the stream a checkpoint was taken."""
+
+    task: int
+    epoch: int | None = None  # None: the task is finished, hooks included
+    step: int | None = None
+
+    @property
+    def finished(self) -> bool:
+        """True if the task is."""
+        return self.epoch is None
+
+    @property
+    def name(self) -> str:
+        """Name of the checkpoint's folder."""
+        inside = "" if self.epoch is None else f"_epoch_{self.epoch}_step_{self.step}"
+        return f"task_{self.task}{inside}"
+
+
+def save(root: Path, place: Place, model: nn.Module, tokenizer, state: Packed, limit: int | None) -> None:
+    """Write a checkpoint; then remove the oldest ones that are too many.
+
+    Args:
+        root: The run's folder of checkpoints.
+        place: Where the run stands.
+        model: A transformers model, unwrapped.
+        tokenizer: Saved beside it.
+        state: What `pack` makes of nested dicts and lists of tensors and plain values.
+        limit: The most checkpoints to keep; None: all.
+    """
+    draft, final, old = root / f".{place.name}.tmp", root / place.name, root / f".{place.name}.old"
+    for rest_of_a_crash in (draft, old):
+        shutil.rmtree(rest_of_a_crash, ignore_errors=True)
+    draft.mkdir(parents=True)
+    adapters.save(model, draft)
+    tokenizer.save_pretrained(draft)
+    plain, tensors = state
+    save_file(tensors, draft / "state.safetensors")
+    write_json(draft / "state.json", {"place": asdict(place), "state": plain}, indent=None)
+    files = sorted(path for path in draft.rglob("*") if path.is_file())
+    write_json(draft / "manifest.json", {str(path.relative_to(draft)): _sha256(path) for path in files})
+    for path in files:
+        _sync(path)
+    sync_folder(draft)
+    if final.exists():  # never delete the only checkpoint before the new one stands
+        os.replace(final, old)
+    os.replace(draft, final)
+    sync_folder(root)
+    shutil.rmtree(old, ignore_errors=True)
+    prune(root, limit)
+
+
+def refuse(config: Config) -> list[str]:
+    """Problems of a checkpoint that is to be evaluated; one with heads, prompts or adapters is more than a model."""
+    chosen, cached = config.evaluate_checkpoint, config.backbone_cache_path
+    if chosen is not None and not (Path(chosen) / "manifest.json").is_file():
+        return [f"evaluate_checkpoint: {chosen}/manifest.json does not exist; expected <run>/checkpoints/<name>"]
+    if config.is_evaluate_only and config.load_llm_ckpt and chosen is None and _is_more_than_a_model(Path(cached)):
+        return [
+            f"load_llm_ckpt: {cached} holds adapters, heads or prompts of a run; to evaluate it with them: "
+            f"--cfg <run>/config.yaml --is_evaluate_only --evaluate_checkpoint {cached}"
+        ]
+    return []
+
+
+def _is_more_than_a_model(folder: Path) -> bool:
+    if not (folder / "state.json").is_file():
+        return False
+    extra = dict(read_json(folder / "state.json")["state"]["dict"])["extra"]
+    return bool(extra["dict"]) or any(folder.rglob("adapter_config.json"))
+
+
+def read_place(folder: Path) -> Place:
+    """Where in the stream a checkpoint was taken, whatever its folder is called now."""
+    return Place(**read_json(folder / "state.json")["place"])
+
+
+def prune(root: Path, limit: int | None) -> None:
+    """Remove all checkpoints but the newest ones, the oldest first; None: keep all."""
+    for place in checkpoints(root)[:-limit] if limit else ():
+        shutil.rmtree(root / place.name)
+
+
+def checkpoints(root: Path) -> list[Place]:
+    """The whole checkpoints in a folder, oldest first."""
+    found = [_NAME.fullmatch(path.name) for path in root.glob("task_*")] if root.is_dir() else []
+    places = [Place(*(None if n is None else int(n) for n in match.groups())) for match in found if match]
+    return sorted(places, key=_later)
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """The state in a checkpoint.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    for name, expected in _manifest(folder).items():
+        path = folder / name
+        if not path.is_file() or _sha256(path) != expected:
+            raise _broken(path, folder)
+    with safe_open(folder / "state.safetensors", framework="pt") as file:
+        # Copies: what lies at another alignment than torch's own is multiplied in another order, and rounds otherwise.
+        tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 (not a dict)
+    return unpack(read_json(folder / "state.json")["state"], tensors)
+
+
+def _manifest(folder: Path) -> dict[str, str]:
+    """Checksums of all files that are loaded; a list that leaves one out is as bad as a damaged file."""
+    path = folder / "manifest.json"
+    try:
+        listed = read_json(path)
+    except UserError:
+        raise _broken(path, folder) from None
+    needed = {"state.json", "state.safetensors"} | {file.name for file in folder.glob("*.safetensors")}
+    if not isinstance(listed, dict) or not needed <= set(listed):
+        raise _broken(path, folder)
+    return listed
+
+
+def _broken(path: Path, folder: Path) -> UserError:
+    """What is wrong with a file of a checkpoint, and what to do."""
+    return UserError(
+        f"{path} is {'damaged' if path.is_file() else 'missing'}; delete the folder {folder} and resume again, "
+        "which goes on from the checkpoint before it or from the beginning"
+    )
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Give a model the weights of a checkpoint, exactly; what is not in there (the base of adapters) it has already."""
+    if adapters.has_adapters(model):
+        adapters.load(model, folder)
+        return
+    saved = type(model).from_pretrained(folder, dtype=model.dtype).state_dict()
+    model.load_state_dict({name: saved[name] for name in model.state_dict()})  # an encoder comes with a new pooler
+
+
+def pack(state: Any) -> Packed:
+    """Split nested dicts and lists into JSON values and tensors.
+
+    A tensor becomes {"tensor": its key}; a dict becomes {"dict": [[key, value], ...]}, which keeps keys that JSON
+    would turn into text.
+    """
+    tensors: dict[str, Tensor] = {}
+
+    def walk(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            key = str(len(tensors))
+            tensors[key] = value.detach().cpu().contiguous().clone()
+            return {"tensor": key}
+        if isinstance(value, dict):
+            return {"dict": [[walk(k), walk(v)] for k, v in value.items()]}
+        if isinstance(value, list | tuple):
+            return {"tuple" if isinstance(value, tuple) else "list": [walk(v) for v in value]}
+        return value
+
+    return walk(state), tensors
+
+
+def unpack(plain: Any, tensors: dict[str, Tensor]) -> Any:
+    """Inverse of `pack`.
+
+    >>> unpack(*pack({"a": [1, (2, None)], 3: "x"}))
+    {'a': [1, (2, None)], 3: 'x'}
+    """
+    if not isinstance(plain, dict):
+        return plain
+    ((kind, value),) = plain.items()
+    if kind == "tensor":
+        return tensors[value]
+    if kind == "dict":
+        return {unpack(k, tensors): unpack(v, tensors) for k, v in value}
+    return (tuple if kind == "tuple" else list)(unpack(v, tensors) for v in value)
+
+
+def _later(place: Place) -> tuple:
+    return (place.task, place.epoch is None, place.epoch or 0, place.step or 0)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())

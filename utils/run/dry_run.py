@@ -1,0 +1,104 @@
+"""What a run would do, told without doing it (`--dry_run`)."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from models.Base import Method, Task
+from utils.buffer import Memory
+from utils.config import Config
+from utils.errors import UserError
+from utils.report.tables import MISSING, markdown
+from utils.run.recovery import task_of
+from utils.seed import random_for
+
+REMARK = "What the method makes itself (pseudo-samples, teachers, averages) and activations come on top."
+
+
+def text(method: Method, processes: int) -> str:
+    """The plan of a run; the method's model may be one without weights (on the meta device)."""
+    config, rows, most = method.config, [["task", "train", "dev", "test", "examples", "epochs", "steps", "learn"]], 0
+    _practise(method)
+    for index, data in enumerate(method.stream.tasks):
+        method.newest, task = index, task_of(method, index)
+        examples, steps, learning = _sizes(method, task)
+        most = max(most, sum(learning or ()))
+        splits = [str(len(getattr(data, split))) for split in ("train", "dev", "test")]
+        count = MISSING if learning is None else f"{len(learning):,} / {sum(learning):,}"
+        rows.append([f"{index} ({data.name})", *splits, str(examples), str(task.epochs), str(steps), count])
+        _remember(method, task)
+    lines = [
+        f"{config.method} on {method.stream.name}, seed {config.seed}: the plan, nothing is trained or written",
+        markdown(rows),
+        "examples: of an epoch, with memory; steps: of the optimizer, all epochs; learn: tensors / parameters",
+        _batches(config, processes),
+        _memory(method, most),
+        REMARK,
+        f"files: {Path(config.dump_path) / config.wandb_name}/<time>-seed{config.seed}/ with {_files(config)}",
+    ]
+    return "\n\n".join(lines)
+
+
+def _sizes(method: Method, task: Task) -> tuple[int, int, list[int] | None]:
+    """Examples of an epoch, optimizer steps of the task, and the sizes of what learns in it; None: not known yet."""
+    if not method.trains:
+        return 0, 0, []
+    examples = len(method.train_examples(task))
+    steps = math.ceil(examples / (method.config.batch_size - method.memory_rows())) * task.epochs
+    try:
+        learning = [w.numel() for w in method.learning(task).values()]
+    except (KeyError, IndexError, AttributeError):  # what learns is only made when the task begins
+        return examples, steps, None
+    if not learning:
+        raise UserError("freeze_parts: nothing is left to train; freeze less")  # as training would say
+    return examples, steps, learning
+
+
+def _practise(method: Method) -> None:
+    """Give the method a memory that is as large as the real one, but needs no model to choose."""
+    if method.memory is not None and method.config.Replay_sampling_algorithm == "herding":
+        config = method.config.model_copy(update={"Replay_sampling_algorithm": "random"})
+        method.memory = Memory(config, method.stream.config.get("NUM_CLASS"))
+
+
+def _remember(method: Method, task: Task) -> None:
+    if method.memory is not None:
+        method.memory.update(task.train, random_for(method.config.seed, "plan", task.index), lambda _: None)
+
+
+def _batches(config: Config, processes: int) -> str:
+    share = math.ceil(config.batch_size / processes)
+    parts = min(config.gradient_accumulation_steps, share)
+    at_once = math.ceil(share / parts)
+    return (
+        f"batch_size {config.batch_size}: {processes} process{'es' * (processes > 1)} of {share} examples each, in "
+        f"{parts} part{'s' * (parts > 1)} of at most {at_once}"
+    )
+
+
+def _memory(method: Method, learning: int) -> str:
+    weights = list(method.named().values())
+    size = max((w.element_size() for w in weights), default=4)
+    parts = {
+        "weights": sum(w.numel() * w.element_size() for w in weights),
+        "gradients": learning * size,
+        "AdamW": 2 * learning * size,
+    }
+    told = ", ".join(f"{name} {_readable(count)}" for name, count in parts.items())
+    total = sum(w.numel() for w in weights)
+    return (
+        f"parameters: {total:,}, of which at most {learning:,} learn\n"
+        f"memory of each process: {told}; together {_readable(sum(parts.values()))}"
+    )
+
+
+def _readable(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _files(config: Config) -> str:
+    limit = config.save_total_limit
+    kept = ("the checkpoints of all tasks" if limit is None else f"at most {limit} checkpoints") * config.save_llm_ckpt
+    files = ["options, logs, predictions, results", kept or "the newest checkpoint"]
+    return ", ".join(files + ["features"] * config.save_features)

@@ -1,0 +1,115 @@
+"""Watch a task while it is learned: end it when it is learned, or go back to where it did best on its dev split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from models.Base import Method, Task
+from utils.config import WATCHING, Config
+from utils.dataset import Stream
+from utils.distributed.collectives import agree
+from utils.evaluation import Cell, evaluate, metric_of
+from utils.model.weights import assign, borrowed
+from utils.run.checkpoint import pack, unpack
+from utils.scoring import find
+from utils.session import Progress, Session
+
+
+def refuse(config: Config, method_class: type[Method], stream: Stream) -> list[str]:
+    """Problems of these options with the stream and the method."""
+    used = [name for name in WATCHING if getattr(config, name)]
+    problems = [f"{name}: has no effect with method {config.method}, which trains nothing" for name in used]
+    problems = [] if method_class.trains else problems
+    on_dev = ", ".join(name for name in used if name != "early_stop_accuracy")
+    if on_dev and (stream.dev_is_test or any(task.dev == task.test for task in stream.tasks)):
+        problems.append(f"{on_dev}: the dev split of {stream.name} is its test split, on which nothing may be chosen")
+    elif on_dev and (bare := [str(k) for k, task in enumerate(stream.tasks) if not task.dev]):
+        problems.append(f"{on_dev}: {stream.name} has no dev examples in task {', '.join(bare)}")
+    lower = {name for k in range(len(stream.tasks)) if not find(name := metric_of(config, stream, k)).higher_is_better}
+    if config.early_stop_accuracy is not None and lower:
+        problems.append(f"early_stop_accuracy: needs scores of which more is better; got {', '.join(sorted(lower))}")
+    return problems
+
+
+class Watch:
+    """What was seen of the task in progress; `state` is a part of the run's checkpoints."""
+
+    def __init__(self, method: Method, session: Session, folder: Path):
+        self.method, self.session, self.folder, self.config = method, session, folder, session.config
+        self.state: dict[str, Any] = {}
+        self.begin()
+
+    def begin(self) -> None:
+        """A new task."""
+        self.state = {"best": None, "epoch": None, "since": 0, "stopped": None, "weights": {}, "method": {}}
+
+    def splits(self, at: Progress, task: Task) -> list[str]:
+        """Splits of the task to be scored now; the last epoch is scored as one that could be the best."""
+        config, last = self.config, at.epoch + 1 == task.epochs
+        if at.step < at.steps or not (last or (at.epoch + 1) % config.evaluate_interval == 0):
+            return []
+        dev = config.keep_best or (config.early_stop_patience and not last)
+        train = config.early_stop_accuracy is not None and not last
+        return ["dev"] * bool(dev) + ["train"] * train
+
+    def look(self, at: Progress, task: Task) -> bool:
+        """Score these splits; True if the task shall end here, which all processes decide alike."""
+        with borrowed(self.method.named(), self.method.versions()[""] or {}):
+            scores = {split: self._score(split, at, task) for split in self.splits(at, task)}
+        if "dev" in scores:
+            self._compare(scores["dev"], at, task)
+        reason = self._reason(scores, at, task)
+        if not agree(reason is not None):
+            return False
+        self.state["stopped"] = at.epoch + 1
+        self.session.log.info(f"task {task.index}: ended after {at.epoch + 1} of {task.epochs} epochs: {reason}")
+        self.session.log.event("early_stop", task=task.index, epoch=at.epoch, reason=reason)
+        return True
+
+    def finish(self, task: Task) -> int:
+        """Go back to the best of the task, if that was not its end; returns the number of epochs it was learned."""
+        state, epochs = self.state, self.state["stopped"] or task.epochs
+        if self.config.keep_best and state["since"]:
+            assign(self.method.named(), state["weights"])
+            self.method.load_state_dict(state["method"])
+            best = f"{100 * state['best']:.1f} on dev after epoch {state['epoch']}"
+            self.session.log.info(f"task {task.index}: went back to its best, {best}")
+            self.session.log.event("keep_best", task=task.index, epoch=state["epoch"] - 1, score=state["best"])
+        self.begin()
+        return epochs
+
+    def _score(self, split: str, at: Progress, task: Task) -> float:
+        examples = getattr(self.method.stream.tasks[task.index], split)
+        metric = metric_of(self.config, self.method.stream, task.index)
+        moment, name = f"task_{task.index}_epoch_{at.epoch + 1}", f"{split}_task_{task.index}"
+        file = self.folder / "predictions" / moment / f"{name}.jsonl"
+        cell = Cell(file, task.index, examples, metric, task.max_length, task.max_new_tokens)
+        score = evaluate(self.method, self.session, cell)
+        self.session.log.info(f"{moment}: {name} ({task.name}) {metric} {100 * score:.1f}")
+        self.session.log.event("evaluate", moment=moment, cell=name, metric=metric, **{f"score/{name}": score})
+        return score
+
+    def _compare(self, score: float, at: Progress, task: Task) -> None:
+        """Keep a copy of what is better than all before; of equals the first."""
+        state, higher = self.state, find(metric_of(self.config, self.method.stream, task.index)).higher_is_better
+        best = state["best"]
+        if not agree(best is None or (score > best if higher else score < best)):
+            state["since"] += 1
+            return
+        state |= {"best": score, "epoch": at.epoch + 1, "since": 0}
+        if self.config.keep_best:
+            learning = {name: w for name, w in self.method.named().items() if w.requires_grad}
+            copied = unpack(*pack([learning, self.method.state_dict()]))
+            state["weights"], state["method"] = copied
+
+    def _reason(self, scores: dict[str, float], at: Progress, task: Task) -> str | None:
+        """Why the task shall end before its last epoch; None: it shall not."""
+        goal, patience = self.config.early_stop_accuracy, self.config.early_stop_patience
+        if at.epoch + 1 == task.epochs:
+            return None
+        if goal is not None and scores["train"] >= goal:
+            return f"{100 * scores['train']:.1f} on its training questions reaches early_stop_accuracy {100 * goal:.1f}"
+        if patience is not None and self.state["since"] >= patience:
+            return f"dev has not been better than {100 * self.state['best']:.1f} for {patience} evaluations"
+        return None

@@ -1,0 +1,229 @@
+"""The one training loop: the only file that steps an optimizer."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from models.Base import Method, Task
+from utils.dataloader import Batch, epoch_order, micro_batches
+from utils.dataset import Example
+from utils.distributed.placement import OptimizerState, Replicated, place
+from utils.errors import UserError
+from utils.model.freeze import describe
+from utils.optimizer import Group, set_learning_rate
+from utils.seed import random_for, seed_torch
+from utils.session import Progress, Session
+
+
+class DivergedError(UserError):
+    """The loss is no longer a number."""
+
+
+OnStep = Callable[[Progress, Replicated], bool | None]
+
+
+def fit(
+    method: Method,
+    task: Task,
+    session: Session,
+    start: Progress | None = None,
+    moments: OptimizerState | None = None,
+    on_step: OnStep | None = None,
+    limit: int | None = None,
+) -> OptimizerState:
+    """Learn one task. Every method, parallelism and precision goes through these lines.
+
+    Args:
+        method: Says what is trained, on what, and with which loss.
+        task: What is learned.
+        session: Options, processes, tokeniser, log.
+        start: Where an interrupted task goes on; None: at its beginning.
+        moments: AdamW's tensors to begin with, by parameter name; None: fresh ones.
+        on_step: Called after each optimizer step with the progress and where the weights are; returns True if the task
+            shall end.
+        limit: Stop after this many optimizer steps; None: when all epochs are done.
+
+    Returns:
+        AdamW's tensors at the end, if they are kept from task to task.
+
+    Raises:
+        DivergedError: the loss is not finite; the weights are those before that step.
+        UserError: nothing is left to train.
+    """
+    method.newest = min(task.index, len(method.stream.tasks) - 1)
+    if not method.trains:
+        return {}
+    start = start or Progress(task.index)
+    examples = list(method.train_examples(task))
+    groups, plan = _set_trainable(method, method.trainable(task)), _Plan(session, method, task, examples)
+    _announce(session, method, task, plan)
+    placed = place(method, task, groups, session, moments or {})
+    placed.step.train()
+    meter = _Meter(session, task, plan.steps * task.epochs, start.epoch * plan.steps + start.step)
+    for progress, batches in plan.walk(start):
+        rate = set_learning_rate(placed.stepper, session.config, progress.done - 1, plan.steps * task.epochs)
+        meter.add(_step(placed.step, placed.stepper, batches, method, task, session, progress), progress, rate)
+        stop = False
+        if on_step is not None:
+            stop = on_step(progress, placed)
+            placed.step.train()  # an evaluation may have come between
+        if stop or progress.done == limit:
+            break
+    meter.close()
+    kept = placed.moments() if session.config.keep_optimizer_state else {}
+    placed.close()
+    session.accelerator.free_memory()
+    return kept
+
+
+def _step(
+    wrapped: nn.Module,
+    optimizer,
+    batches: list[Batch],
+    method: Method,
+    task: Task,
+    session: Session,
+    at: Progress,
+) -> dict[str, Tensor]:
+    """One optimizer step over the micro-batches of this process; returns the mean of each loss term."""
+    accelerator, config = session.accelerator, session.config
+    seed_torch(config.seed, "step", at, accelerator.process_index)
+    total: dict[str, Tensor] = {}
+    for batch in batches:
+        with accelerator.accumulate(wrapped):
+            terms = wrapped(batch.to(accelerator.device))
+            _check_finite(terms, task, at)
+            accelerator.backward(sum(terms.values()))  # accelerate divides by the number of micro-batches
+            if accelerator.sync_gradients:
+                method.on_gradients(task)
+                if config.max_grad_norm is not None:
+                    accelerator.clip_grad_norm_(wrapped.parameters(), config.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()  # last: earlier it would drop what was accumulated
+        for name, value in terms.items():
+            total[name] = total.get(name, 0) + value.detach() / len(batches)
+    method.after_step(task)
+    return total
+
+
+class _Plan:
+    """Which examples each step of each epoch sees: a function of the seed, so it can start anywhere."""
+
+    def __init__(self, session: Session, method: Method, task: Task, examples: list[Example]):
+        self.session, self.method, self.task, self.examples = session, method, task, examples
+        self.new_rows = session.config.batch_size - method.memory_rows()
+        self.steps = math.ceil(len(examples) / self.new_rows)
+        self.lengths = session.encoder.lengths(examples)
+
+    def walk(self, start: Progress) -> Iterator[tuple[Progress, list[Batch]]]:
+        """Micro-batches of this process for each step after `start`, with the progress that the step makes."""
+        for epoch in range(start.epoch, self.task.epochs):
+            begin = start.step if epoch == start.epoch else 0
+            rng = random_for(self.session.config.seed, self.task.index, epoch, "order")
+            order = epoch_order(self.lengths, self.new_rows, rng)
+            for number in range(begin, self.steps):
+                progress = Progress(self.task.index, epoch, number + 1, self.steps)
+                yield progress, self._batches([self.examples[i] for i in order[number]], epoch, number)
+
+    def _batches(self, new: list[Example], epoch: int, number: int) -> list[Batch]:
+        config, accelerator = self.session.config, self.session.accelerator
+        rng = random_for(config.seed, self.task.index, epoch, number, "batch")
+        rows = self.method.batch(new, self.task, rng)
+        return micro_batches(
+            self.session.encoder(rows, self.task.max_length),
+            rows,
+            self.method.backbone.pad_id,
+            accelerator.process_index,
+            accelerator.num_processes,
+            config.gradient_accumulation_steps,
+        )
+
+
+class _Meter:
+    """Progress bar, and the mean loss every `info_per_steps` steps and at the end."""
+
+    def __init__(self, session: Session, task: Task, steps: int, done: int):
+        self.session, self.every = session, session.config.info_per_steps
+        self.bar = session.log.progress(f"task {task.index} ({task.name})", steps, done)
+        self.sums: dict[str, Tensor] = {}
+        self.done, self.count, self.since = done, 0, time.monotonic()
+
+    def add(self, terms: dict[str, Tensor], at: Progress, rate: float) -> None:
+        self.sums = {name: self.sums.get(name, 0) + value for name, value in terms.items()}
+        self.done, self.count = self.done + 1, self.count + 1
+        self.session.log.step += 1
+        self.last = (at, rate)
+        self.bar.update()
+        if self.done % self.every == 0:
+            self.flush()
+
+    def flush(self) -> None:
+        if self.count:
+            at, rate = self.last
+            means = self.session.accelerator.reduce(
+                {name: torch.as_tensor(value / self.count) for name, value in self.sums.items()}, "mean"
+            )
+            losses = {f"loss/{name}": value.item() for name, value in means.items()}
+            seconds = (time.monotonic() - self.since) / self.count
+            self.session.log.event(
+                "train",
+                task=at.task,
+                epoch=at.epoch,
+                loss=sum(losses.values()),
+                **losses,
+                lr=rate,
+                seconds_per_step=seconds,
+            )
+            self.bar.set_postfix(loss=f"{sum(losses.values()):.4f}")
+        self.sums, self.count, self.since = {}, 0, time.monotonic()
+
+    def close(self) -> None:
+        self.flush()
+        self.bar.close()
+
+
+def _set_trainable(method: Method, groups: list[Group]) -> list[Group]:
+    """Make exactly these parameters learn, before the optimizer is made; each at most once."""
+    chosen = [id(w) for group in groups for w in group.parameters]
+    learning, inside = set(chosen), {id(w) for w in method.named().values()}
+    assert len(chosen) == len(learning), "trainable() names a parameter twice"
+    assert learning <= inside, "trainable() names a parameter outside model and extra"
+    for w in method.named().values():
+        w.requires_grad_(id(w) in learning)
+        w.grad = None
+    groups = [replace(group) for group in groups if group.parameters]
+    if not groups:
+        raise UserError("freeze_parts: nothing is left to train; freeze less")
+    return groups
+
+
+def _announce(session: Session, method: Method, task: Task, plan: _Plan) -> None:
+    count = len(plan.examples)
+    session.log.info(f"task {task.index} ({task.name}): {count} examples, {task.epochs} epochs of {plan.steps} steps")
+    session.log.info(describe(method.model) + _describe_extra(method))
+    cut = sum(length > task.max_length for length in plan.lengths) if task.max_length else 0
+    if cut:
+        session.log.warning(
+            f"task {task.index}: {cut} of {count} examples have more than {task.max_length} tokens; their prompts lose "
+            "tokens from the left (max_seq_length)"
+        )
+
+
+def _describe_extra(method: Method) -> str:
+    own = sum(w.numel() for w in method.extra.parameters() if w.requires_grad)
+    return f", and {own:,} parameters of {type(method).__name__} itself" if own else ""
+
+
+def _check_finite(terms: dict[str, Tensor], task: Task, at: Progress) -> None:
+    if not all(torch.isfinite(value).all() for value in terms.values()):
+        values = ", ".join(f"{name} = {value.item():g}" for name, value in terms.items())
+        raise DivergedError(
+            f"the loss is not finite in task {task.index} ({task.name}), epoch {at.epoch}, step {at.step}: {values}; "
+            "lower lr, or set max_grad_norm"
+        )

@@ -1,0 +1,137 @@
+"""Read a large JSON file without ever holding its text, nor its texts as strings of their own."""
+
+from __future__ import annotations
+
+import json
+import re
+from json.decoder import scanstring
+from pathlib import Path
+from typing import Any, TextIO
+
+from utils.storage.files import read_json
+from utils.storage.packed_columns import Texts
+
+LARGE = 64_000_000  # bytes from which the text is no longer read at once
+PIECE = 4_000_000  # characters that are read at a time
+_BLANKS = re.compile(r"[ \t\n\r]*")
+_NEXT_TEXT = re.compile(r'[ \t\n\r]*,[ \t\n\r]*"')
+_DECODER = json.JSONDecoder()
+
+
+def read_large_json(path: Path) -> Any:
+    """As `storage.files.read_json`, which also reads small files and words the errors: objects of lists in pieces.
+
+    A list of texts in a large file is `Texts`.
+
+    Raises:
+        UserError: the file is missing or is not JSON.
+    """
+    if not path.is_file() or path.stat().st_size < LARGE:
+        return read_json(path)
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            text = _Text(file)
+            value = _value(text)
+            if text.peek() == "":
+                return value
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        pass
+    return read_json(path)
+
+
+class _Text:
+    """The part of a text that is being read."""
+
+    def __init__(self, file: TextIO):
+        self.file, self.text, self.at = file, "", 0
+
+    def more(self) -> bool:
+        """Drop what is read, and add a piece, at least as long as what is left; False at the end."""
+        left = self.text[self.at :]
+        piece = self.file.read(max(PIECE, len(left)))
+        self.text, self.at = left + piece, 0
+        return bool(piece)
+
+    def peek(self) -> str:
+        """The next character that is not blank; "" at the end."""
+        while True:
+            self.at = _BLANKS.match(self.text, self.at).end()
+            if self.at < len(self.text):
+                return self.text[self.at]
+            if not self.more():
+                return ""
+
+    def take(self, allowed: str) -> str:
+        """That character, which must be one of these."""
+        found = self.peek()
+        if found == "" or found not in allowed:
+            raise json.JSONDecodeError(f"expected one of {allowed}", self.text, self.at)
+        self.at += 1
+        return found
+
+    def value(self) -> Any:
+        """The next value, whole."""
+        self.peek()
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self.text, self.at)
+            except json.JSONDecodeError:
+                if not self.more():
+                    raise
+                continue
+            if end == len(self.text) and self.more():
+                continue  # a number may go on in the next piece
+            self.at = end
+            return value
+
+    def texts(self, found: Texts) -> None:
+        """The texts of a list that follow and are whole in what is in memory: the usual case, without detours."""
+        while begin := _NEXT_TEXT.match(self.text, self.at):
+            try:
+                value, self.at = scanstring(self.text, begin.end())
+            except json.JSONDecodeError:
+                return
+            found.append(value)
+
+
+def _value(text: _Text) -> Any:
+    """An object of values, a list, or a value."""
+    begin = text.peek()
+    if begin == "{":
+        return _object(text)
+    return _list(text) if begin == "[" else text.value()
+
+
+def _object(text: _Text) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    text.take("{")
+    if text.peek() == "}":
+        text.take("}")
+        return found
+    while True:
+        if text.peek() != '"':
+            text.take('"')  # keys are texts
+        key = text.value()
+        text.take(":")
+        found[key] = _value(text)
+        if text.take(",}") == "}":
+            return found
+
+
+def _list(text: _Text) -> list | Texts:
+    found: list | Texts = []
+    text.take("[")
+    if text.peek() == "]":
+        text.take("]")
+        return found
+    if text.peek() == '"':
+        found = Texts()
+    while True:
+        value = text.value()
+        if isinstance(found, Texts) and not isinstance(value, str):
+            found = list(found)
+        found.append(value)
+        if isinstance(found, Texts):
+            text.texts(found)
+        if text.take(",]") == "]":
+            return found
