@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from models.GEM import GEM
-from utils.config import Count, Options
+from utils.config import Count, OptionGroup
 from utils.dataset import Example
 
 
@@ -25,7 +25,7 @@ class AGEM(GEM):
     eval mode, AdamW and the memory holds here too.
     """
 
-    class Options(Options):
+    class Options(OptionGroup):
         """AGEM."""
 
         AGEM_batch_size: Count | None = Field(

@@ -23,7 +23,7 @@ from models.common.losses import answer_loss
 from utils.backbone import load_first_weights
 from utils.buffer import Memory
 from utils.classifier import Heads, make_heads
-from utils.config import Config, NoOptions, Options, per_task
+from utils.config import Config, NoOptions, OptionGroup, per_task
 from utils.dataloader import IGNORE, Batch, Encoded, Encoder, collate
 from utils.dataset import Example, Stream
 from utils.distributed.modes import WHOLE_WEIGHTS
@@ -64,7 +64,7 @@ class Method:
         predict, on every task to be evaluated
     """
 
-    Options: ClassVar[type[Options]] = NoOptions
+    Options: ClassVar[type[OptionGroup]] = NoOptions
     scenarios: ClassVar[frozenset[str]] = frozenset({"CIL", "TIL", "IIL", "CIT", "CKE"})  # il_mode
     heads: ClassVar[frozenset[str]] = frozenset({"None", "Linear", "CosineLinear"})  # None: answers are generated
     backbones: ClassVar[frozenset[str]] = frozenset(KINDS)

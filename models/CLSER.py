@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models.Base import Method, Task
 from models.common.losses import answer_loss, squared_error
-from utils.config import Float, Options
+from utils.config import Float, OptionGroup
 from utils.dataloader import IGNORE, Batch
 from utils.model.weights import Weights, snapshot
 from utils.seed import random_for
@@ -35,8 +35,8 @@ class CLSER(Method):
     float32 whatever the weights are: 1 - alpha of a difference would be lost in bfloat16.
     """
 
-    class Options(Options):
-        """Options of CLSER."""
+    class Options(OptionGroup):
+        """OptionGroup of CLSER."""
 
         CLSER_alpha_fast: Float = Field(0.999, ge=0, le=1, description="Most that the plastic average keeps.")
         CLSER_alpha_slow: Float = Field(0.999, ge=0, le=1, description="Most that the stable average keeps.")

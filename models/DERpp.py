@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from models.Base import Method, Task
 from models.common.losses import answer_loss, squared_error
 from utils.classifier import MASKED
-from utils.config import Config, Float, Int, Options
+from utils.config import Config, Float, Int, OptionGroup
 from utils.dataloader import IGNORE, Batch
 from utils.dataset import Example, Stream
 from utils.model.weights import Weights, eval_mode, snapshot
@@ -39,8 +39,8 @@ class DERpp(Method):
     model at the end of the previous task, over the whole vocabulary; in the first task that term is 0.
     """
 
-    class Options(Options):
-        """Options of DERpp."""
+    class Options(OptionGroup):
+        """OptionGroup of DERpp."""
 
         DERpp_alpha: Float = Field(0.5, ge=0, description="Weight of the error to the stored logits.")
         DERpp_beta: Float = Field(0.5, ge=0, description="Weight of the cross-entropy on remembered answers.")
@@ -60,7 +60,7 @@ class DERpp(Method):
         self.teacher: Weights = {}  # with previous_model: what learns, as it was before the task
 
     @classmethod
-    def refuse(cls, config: Config, options: Options, stream: Stream) -> list[str]:
+    def refuse(cls, config: Config, options: OptionGroup, stream: Stream) -> list[str]:
         if not options.is_changed("DERpp_topk"):
             return []
         if config.classifier is not None:

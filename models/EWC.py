@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from models.Base import Method, Task
 from models.common.fisher import Quadratic, diagonal_fisher
-from utils.config import Config, Count, Float, Options
+from utils.config import Config, Count, Float, OptionGroup
 from utils.dataloader import Batch
 from utils.dataset import Stream
 from utils.model.weights import eval_mode
@@ -39,7 +39,7 @@ class EWC(Method):
     anchors with the step size lr, it does not stop them, and weights with F = 0 move freely.
     """
 
-    class Options(Options):
+    class Options(OptionGroup):
         """EWC."""
 
         EWC_lambda: Float = Field(5000, ge=0, description="Weight of the penalty.")
@@ -65,7 +65,7 @@ class EWC(Method):
         self.past: dict[str, Past] = {}
 
     @classmethod
-    def refuse(cls, config: Config, options: Options, stream: Stream) -> list[str]:
+    def refuse(cls, config: Config, options: OptionGroup, stream: Stream) -> list[str]:
         if options.EWC_gamma != 1 and options.EWC_merge != "online":
             return [f"EWC_gamma: has no effect with EWC_merge {options.EWC_merge}; set EWC_merge: online"]
         return []

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.Base import Method, Task
 from models.common.gradients import cone_multipliers, dot, shared_gradient
-from utils.config import Config, Count, Float, Options
+from utils.config import Config, Count, Float, OptionGroup
 from utils.dataloader import Batch
 from utils.dataset import Example, Stream
 from utils.distributed.modes import WHOLE_GRADIENTS
@@ -39,7 +39,7 @@ class GEM(Method):
     scales the turned gradient per weight, so its step may oppose a g_k a little.
     """
 
-    class Options(Options):
+    class Options(OptionGroup):
         """GEM."""
 
         GEM_margin: Float = Field(0.5, ge=0, description="Least share of each old gradient in a turned one.")
@@ -57,7 +57,7 @@ class GEM(Method):
         self.steps = self.turned = 0  # of this task; and how many of them had to be turned
 
     @classmethod
-    def refuse(cls, config: Config, options: Options, stream: Stream) -> list[str]:
+    def refuse(cls, config: Config, options: OptionGroup, stream: Stream) -> list[str]:
         why = f"has no effect with {cls.__name__}, which takes gradients of its memory and does not train on it"
         problems = [] if config.Replay_batch_level else [f"Replay_batch_level: {why}; leave it out"]
         if config.Replay_update == "step":

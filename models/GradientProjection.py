@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from models.Base import GENERATING, WRITING, Method, Task
-from utils.config import Config, Count, Int, Options, per_task
+from utils.config import Config, Count, Int, OptionGroup, per_task
 from utils.dataset import Stream
 from utils.distributed.modes import WHOLE_GRADIENTS
 from utils.model.weights import Weights, assign, snapshot
@@ -37,7 +37,7 @@ class GradientProjection(Method):
     The n runs cost n end_step optimizer steps per task, and two more copies of the weights while they last.
     """
 
-    class Options(Options):
+    class Options(OptionGroup):
         """GradientProjection."""
 
         GradientProjection_begin_step: Int = Field(
@@ -56,7 +56,7 @@ class GradientProjection(Method):
         self.direction: Weights = {}  # rows of d with length 1, (R, C), by parameter name
 
     @classmethod
-    def refuse(cls, config: Config, options: Options, stream: Stream) -> list[str]:
+    def refuse(cls, config: Config, options: OptionGroup, stream: Stream) -> list[str]:
         begin, end = options.GradientProjection_begin_step, options.GradientProjection_end_step
         if begin >= end:
             return [f"GradientProjection_begin_step: expected less than the end_step {end}, got {begin}"]

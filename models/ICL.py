@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from models.Base import GENERATING, WRITING, Method, Task
-from utils.config import Config, Int, Options
+from utils.config import Config, Int, OptionGroup
 from utils.dataloader import Encoded
 from utils.dataset import Example, Stream
 from utils.distributed.modes import ALL
@@ -41,8 +41,8 @@ class ICL(Method):
     prompt: whole demonstrations are left out until it fits, the first ones first.
     """
 
-    class Options(Options):
-        """Options of ICL."""
+    class Options(OptionGroup):
+        """OptionGroup of ICL."""
 
         ICL_n_shot: Int = Field(1, ge=1, description="Demonstrations in front of a question.")
         ICL_same_instance: bool = Field(False, description="One of them asks for the same fact in other words.")
@@ -65,7 +65,7 @@ class ICL(Method):
         self.warned = False
 
     @classmethod
-    def refuse(cls, config: Config, options: Options, stream: Stream) -> list[str]:
+    def refuse(cls, config: Config, options: OptionGroup, stream: Stream) -> list[str]:
         train, test = ([e for task in stream.tasks for e in getattr(task, split)] for split in ("train", "test"))
         problems = [
             f"{name}: needs examples with concept and instance, and {stream.name} has none"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.Base import Task
 from models.PEFT import PEFT
-from utils.config import Config, Float, Options
+from utils.config import Config, Float, OptionGroup
 from utils.dataloader import Batch, collate
 from utils.dataset import Stream
 from utils.distributed.collectives import share, sum_over_processes
@@ -23,7 +23,7 @@ from utils.model.forward import forward
 from utils.model.weights import eval_mode
 
 
-class InfLoRAOptions(Options):
+class InfLoRAOptions(OptionGroup):
     """Method InfLoRA."""
 
     InfLoRA_threshold: Float = Field(

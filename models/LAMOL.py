@@ -15,7 +15,7 @@ from models.Base import GENERATING, WRITING, Method, Task
 from models.common.losses import answer_loss, distillation
 from models.common.pseudo_samples import make_room, parse, sample_texts, tell, top_up
 from utils.buffer import split_evenly
-from utils.config import Config, Float, Int, Options
+from utils.config import Config, Float, Int, OptionGroup
 from utils.dataloader import Batch
 from utils.dataset import Example, Stream
 from utils.distributed.modes import ALL
@@ -40,7 +40,7 @@ class LAMOL(Method):
     longer than `max_seq_length` are left out of l_G, or the model would learn to write half questions.
     """
 
-    class Options(Options):
+    class Options(OptionGroup):
         """LAMOL."""
 
         LAMOL_lambda: Float = Field(0.25, ge=0, description="Weight of l_G, the loss of writing whole examples.")
@@ -68,7 +68,7 @@ class LAMOL(Method):
     longest = 0  # tokens of the longest text of an earlier task
 
     @classmethod
-    def refuse(cls, config: Config, options: Options, stream: Stream) -> list[str]:
+    def refuse(cls, config: Config, options: OptionGroup, stream: Stream) -> list[str]:
         problems = []
         if options.LAMOL_use_task_specific_gen_token and options.LAMOL_use_eos_as_gen_token:
             problems.append("LAMOL_use_task_specific_gen_token: has no effect with LAMOL_use_eos_as_gen_token")
@@ -86,7 +86,7 @@ class LAMOL(Method):
         return [*problems, *cls.refuse_stream(config, stream)]
 
     @classmethod
-    def unused(cls, options: Options, names: Sequence[str], setting: str) -> list[str]:
+    def unused(cls, options: OptionGroup, names: Sequence[str], setting: str) -> list[str]:
         """The options among these that were set although the setting leaves them without effect."""
         return [f"{name}: has no effect with {setting}" for name in names if options.is_changed(name)]
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.Base import Method, Task
 from models.common.losses import answer_loss, distillation
-from utils.config import Float, Options
+from utils.config import Float, OptionGroup
 from utils.dataloader import IGNORE, Batch
 from utils.model.forward import labelled_states
 from utils.model.weights import Weights, borrowed, eval_mode, snapshot
@@ -32,7 +32,7 @@ class LwF(Method):
     Rows from memory, where there is one, are learned but not distilled.
     """
 
-    class Options(Options):
+    class Options(OptionGroup):
         """LwF."""
 
         LwF_lambda: Float = Field(1, ge=0, description="Weight of the distillation.")

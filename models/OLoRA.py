@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from models.Base import Task
 from models.PEFT import PEFT
-from utils.config import Config, Float, Options
+from utils.config import Config, Float, OptionGroup
 from utils.dataloader import Batch
 from utils.dataset import Stream
 from utils.distributed.modes import WHOLE_WEIGHTS
 from utils.model import adapters
 
 
-class OLoRAOptions(Options):
+class OLoRAOptions(OptionGroup):
     """Method OLoRA."""
 
     OLoRA_lambda_1: Float = Field(0.5, ge=0, description="Weight of the overlap with earlier tasks' subspaces.")

@@ -17,7 +17,7 @@ from models.Base import Task
 from models.common.pseudo_samples import answer_all, sample_texts
 from models.common.vae import Gaussian, cyclic, gaussian_kl, shifted
 from models.LAMOL_KD import LAMOL_KD
-from utils.config import Config, Count, Float, Int, Options
+from utils.config import Config, Count, Float, Int, OptionGroup
 from utils.dataloader import IGNORE, Batch, collate
 from utils.dataset import Example, Stream
 from utils.model.forward import answer_logits, token_states
@@ -43,7 +43,7 @@ class PCLL(LAMOL_KD):
     with a prompt that names no task, except in TIL, or the test would tell the task.
     """
 
-    class Options(Options):
+    class Options(OptionGroup):
         """PCLL."""
 
         LAMOL_gamma: Float = Field(0.2, ge=0, description="Pseudo-samples, as a share of the new task's examples.")
@@ -71,7 +71,7 @@ class PCLL(LAMOL_KD):
     by_task = True
 
     @classmethod
-    def refuse(cls, config: Config, options: Options, stream: Stream) -> list[str]:
+    def refuse(cls, config: Config, options: OptionGroup, stream: Stream) -> list[str]:
         problems = cls.refuse_stream(config, stream)
         if options.LAMOL_gamma and not options.PCLL_weight_vae_loss and not options.PCLL_weight_gen_loss:
             problems.append("LAMOL_gamma: needs PCLL_weight_vae_loss or PCLL_weight_gen_loss, else nobody writes")

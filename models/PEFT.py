@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models.Base import Method, Task
 from utils.classifier import MASKED
-from utils.config import Config, Options
+from utils.config import Config, OptionGroup
 from utils.dataloader import Batch, Encoded, collate
 from utils.dataset import Example, Stream
 from utils.distributed.collectives import sum_over_processes
@@ -22,7 +22,7 @@ from utils.model.forward import forward, labelled_states
 from utils.model.generation import generate
 
 
-class PeftOptions(Options):
+class PeftOptions(OptionGroup):
     """Method PEFT."""
 
     PEFT_per_task: bool = Field(True, description="An adapter for each task; False: one for all, trained on and on.")

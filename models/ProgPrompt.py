@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.Base import Method, Task
 from models.common.virtual_tokens import random_words
-from utils.config import Config, Int, Options, per_task
+from utils.config import Config, Int, OptionGroup, per_task
 from utils.dataset import Stream
 from utils.optimizer import Group
 from utils.seed import random_for, seed_torch
@@ -32,7 +32,7 @@ class ProgPrompt(Method):
     begins as words. Published for T5: n = 10, lr 0.3, weight decay 1e-5.
     """
 
-    class Options(Options):
+    class Options(OptionGroup):
         """ProgPrompt."""
 
         ProgPrompt_num_tokens_per_task: Int = Field(10, ge=1, description="n, virtual tokens of each task's prompt.")
@@ -54,7 +54,7 @@ class ProgPrompt(Method):
     is_open = False  # the newest one is still read through the MLP
 
     @classmethod
-    def refuse(cls, config: Config, options: Options, stream: Stream) -> list[str]:
+    def refuse(cls, config: Config, options: OptionGroup, stream: Stream) -> list[str]:
         if options.is_changed("ProgPrompt_mlp_size") and not options.ProgPrompt_use_mlp:
             return ["ProgPrompt_mlp_size: has no effect without ProgPrompt_use_mlp; set ProgPrompt_use_mlp: True"]
         return []

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from models.Base import Method, Task
 from models.common.losses import answer_loss
 from utils.backbone import kind
-from utils.config import WATCHING, Config, Int, Options
+from utils.config import WATCHING, Config, Int, OptionGroup
 from utils.dataloader import IGNORE, Batch
 from utils.dataset import Stream
 from utils.distributed.collectives import share, sum_over_processes
@@ -38,7 +38,7 @@ class SEQ(Method):
     In the published code the fixed parts still moved a little, and the means were divided by numbers of batches.
     """
 
-    class Options(Options):
+    class Options(OptionGroup):
         """SEQ: SEQ* with a classifier."""
 
         SEQ_fix_encoder: bool = Field(False, description="B: the backbone does not learn, but in the warm-up.")
@@ -63,7 +63,7 @@ class SEQ(Method):
         self.is_warming = False
 
     @classmethod
-    def refuse(cls, config: Config, options: Options, stream: Stream) -> list[str]:
+    def refuse(cls, config: Config, options: OptionGroup, stream: Stream) -> list[str]:
         if config.classifier is None:
             changed = filter(options.is_changed, cls.Options.model_fields)
             return [f"{name}: has no effect without a classifier" for name in changed]

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 
 from models.Base import GENERATING, WRITING, Method, Task
-from utils.config import Config, Float, Options
+from utils.config import Config, Float, OptionGroup
 from utils.dataset import Stream
 from utils.distributed.modes import ALL
 from utils.model.weights import Weights, assign, interpolate, snapshot
@@ -37,8 +37,8 @@ class TaskVector(Method):
     nothing of a task, as with facts, what is scaled away is lost.
     """
 
-    class Options(Options):
-        """Options of TaskVector."""
+    class Options(OptionGroup):
+        """OptionGroup of TaskVector."""
 
         TaskVector_merge: Literal["scale", "wise_ft", "magmax"] = Field("scale", description="How weights are edited.")
         TaskVector_alpha: Share = Field(0.5, description="Share of the change that is kept.")
@@ -56,7 +56,7 @@ class TaskVector(Method):
         self.vector: Weights = {}  # magmax: the largest changes so far
 
     @classmethod
-    def refuse(cls, config: Config, options: Options, stream: Stream) -> list[str]:
+    def refuse(cls, config: Config, options: OptionGroup, stream: Stream) -> list[str]:
         problems = []
         if len({options.TaskVector_alpha, *options.TaskVector_grid}) <= len(options.TaskVector_grid):
             problems.append("TaskVector_grid: expected shares that differ from each other and from TaskVector_alpha")

@@ -20,7 +20,7 @@ Float = Annotated[float, Strict(), AllowInfNan(False)]
 Name = Annotated[str, Field(pattern=r"^\w[\w.+-]*$", max_length=100)]  # one folder: it cannot leave its parent
 
 
-class Options(BaseModel):
+class OptionGroup(BaseModel):
     """Base of all groups of options: frozen, unknown names refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True, validate_default=True)
@@ -30,7 +30,7 @@ class Options(BaseModel):
         return getattr(self, name) != type(self).model_fields[name].default
 
 
-class RunOptions(Options):
+class RunOptions(OptionGroup):
     """Run."""
 
     cfg: str | None = Field("config/biography_qa_task2/SEQ.yaml", description="YAML file with options, or None.")
@@ -58,7 +58,7 @@ class RunOptions(Options):
     )
 
 
-class TrackerOptions(Options):
+class TrackerOptions(OptionGroup):
     """Trackers."""
 
     is_wandb: bool = Field(False, description="Log to Weights & Biases (offline without a key or a network).")
@@ -67,7 +67,7 @@ class TrackerOptions(Options):
     is_tensorboard: bool = Field(False, description="Write TensorBoard files into the run folder.")
 
 
-class StreamOptions(Options):
+class StreamOptions(OptionGroup):
     """Stream of tasks."""
 
     dataset: Name = Field("biography_qa_task2", description="Stream to learn: a folder in dataset_path.")
@@ -105,7 +105,7 @@ class StreamOptions(Options):
     )
 
 
-class BackboneOptions(Options):
+class BackboneOptions(OptionGroup):
     """Backbone."""
 
     backbone: str = Field(
@@ -132,7 +132,7 @@ class BackboneOptions(Options):
     )
 
 
-class TrainOptions(Options):
+class TrainOptions(OptionGroup):
     """Training."""
 
     method: Name = Field("SEQ", description="Continual-learning method: a file in models/.")
@@ -167,7 +167,7 @@ class TrainOptions(Options):
     info_per_steps: Int = Field(25, ge=1, description="Log the mean loss every n optimizer steps.")
 
 
-class FreezeOptions(Options):
+class FreezeOptions(OptionGroup):
     """Freezing: a setting of any method."""
 
     freeze_parts: tuple[str, ...] = Field(
@@ -183,7 +183,7 @@ class FreezeOptions(Options):
     )
 
 
-class PeftOptions(Options):
+class PeftOptions(OptionGroup):
     """Adapters: a setting of any method."""
 
     PEFT_type: Literal["LoRA", "IA3", "Bottleneck", "PromptTuning", "PrefixTuning"] | None = Field(
@@ -203,7 +203,7 @@ class PeftOptions(Options):
     )
 
 
-class ReplayOptions(Options):
+class ReplayOptions(OptionGroup):
     """Replay: a setting of any method."""
 
     is_replay: bool = Field(False, description="Train on remembered examples of earlier tasks.")
@@ -230,7 +230,7 @@ class ReplayOptions(Options):
     )
 
 
-class EvaluateOptions(Options):
+class EvaluateOptions(OptionGroup):
     """Evaluation."""
 
     evaluate_batch_size: Int = Field(64, ge=1, description="Sequences per process in evaluation.")
@@ -301,7 +301,7 @@ class Config(*reversed(GROUPS)):  # pydantic collects fields from the last base 
     """All general options of a run, frozen."""
 
 
-class NoOptions(Options):
+class NoOptions(OptionGroup):
     """Options of a method that has none."""
 
 

@@ -31,7 +31,7 @@ from utils.storage.files import write_text
 support_dataset_list = [*PREPROCESSORS, *GENERATORS]
 
 
-class Options(config.Options):
+class Options(config.OptionGroup):
     """Every data set."""
 
     dataset: str = Field(description=f"Data set: {', '.join(support_dataset_list)}.")
@@ -182,7 +182,7 @@ def _unknown(word: str, names: list[str]) -> str:
     return f"unknown option {word}{f'; did you mean {near[0]}?' if near else '; see --help'}"
 
 
-def _validate(schema: type[config.Options], given: dict[str, str | None]) -> config.Options:
+def _validate(schema: type[config.OptionGroup], given: dict[str, str | None]) -> config.OptionGroup:
     try:
         return schema(**{name: given[name] for name in schema.model_fields if name in given})
     except ValidationError as error:

@@ -18,7 +18,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from utils.config import GROUPS, Config, Options
+from utils.config import GROUPS, Config, OptionGroup
 from utils.errors import UserError
 from utils.options.consistency import check
 
@@ -49,7 +49,7 @@ class Resolved(NamedTuple):
     """What `resolve` returns."""
 
     config: Config
-    method_options: Options
+    method_options: OptionGroup
     sources: dict[str, str]  # name of each option that was given -> where
 
 
@@ -96,7 +96,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def resolve(argv: list[str], load_options: Callable[[str], type[Options]]) -> Resolved:
+def resolve(argv: list[str], load_options: Callable[[str], type[OptionGroup]]) -> Resolved:
     """Read the command line and the YAML file it names.
 
     Args:
@@ -146,7 +146,7 @@ def to_yaml(resolved: Resolved) -> str:
     return "\n".join(lines) + "\n"
 
 
-def option_table(*schemas: type[Options]) -> str:
+def option_table(*schemas: type[OptionGroup]) -> str:
     """Markdown table of options, for README."""
     rows = ["| option | type | default | meaning |", "|---|---|---|---|"]
     for schema in schemas:
@@ -156,7 +156,7 @@ def option_table(*schemas: type[Options]) -> str:
     return "\n".join(rows)
 
 
-def _validate(schema: type[Options], given: dict[str, Given], problems: list[str]) -> Options | None:
+def _validate(schema: type[OptionGroup], given: dict[str, Given], problems: list[str]) -> OptionGroup | None:
     """An instance, or None with the problems appended."""
     try:
         return schema(**{name: given[name].value for name in schema.model_fields if name in given})
@@ -171,7 +171,7 @@ def _validate(schema: type[Options], given: dict[str, Given], problems: list[str
         return None
 
 
-def _unknown(given: dict[str, Given], schema: type[Options]) -> list[str]:
+def _unknown(given: dict[str, Given], schema: type[OptionGroup]) -> list[str]:
     known = [*Config.model_fields, *schema.model_fields]
     problems = []
     for name, item in given.items():
@@ -182,7 +182,7 @@ def _unknown(given: dict[str, Given], schema: type[Options]) -> list[str]:
     return problems
 
 
-def _read_command_line(argv: list[str], schemas: list[type[Options]], final: bool = False) -> dict[str, Given]:
+def _read_command_line(argv: list[str], schemas: list[type[OptionGroup]], final: bool = False) -> dict[str, Given]:
     """The options on the command line, by name; `--help` is answered in the final reading."""
     parser = _parser(schemas, add_help=final)
     try:
@@ -201,7 +201,7 @@ def _read_command_line(argv: list[str], schemas: list[type[Options]], final: boo
     return line
 
 
-def _parser(schemas: list[type[Options]], add_help: bool) -> argparse.ArgumentParser:
+def _parser(schemas: list[type[OptionGroup]], add_help: bool) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "main_CL.py",
         usage="python main_CL.py [--cfg FILE] [--option value ...]",

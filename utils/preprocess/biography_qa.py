@@ -31,7 +31,7 @@ from utils.storage.files import read_json
 RAW_FILE = "biography_qa/qa/all.json"
 
 
-class Options(config.Options):
+class Options(config.OptionGroup):
     """How persons become tasks."""
 
     preset: Literal["micro", "demo", "small", "paper"] | None = Field(

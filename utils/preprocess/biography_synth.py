@@ -54,7 +54,7 @@ PRESETS = {
 }
 
 
-class Options(config.Options):
+class Options(config.OptionGroup):
     """How the raw files are made."""
 
     preset: Literal["micro", "demo", "small", "paper"] = Field("demo", description="Size of lists and counts.")

@@ -23,7 +23,7 @@ ORIGIN = Origin("github.com/zzz47zzz/codebase-for-incremental-learning-with-llm"
 LABELS = (("Q1",), ("A1",), ("Q2",), ("A2", "Q2"))  # the published file says Q2 for the second answer
 
 
-class Options(config.Options):
+class Options(config.OptionGroup):
     """How concepts become tasks."""
 
     num_task: int = Field(10, ge=1, description="Number of tasks; a remainder of concepts goes to the first.")

@@ -31,7 +31,7 @@ from utils.scoring import find
 FIELDS = ("input", "target", "label", "messages")
 
 
-class Options(config.Options):
+class Options(config.OptionGroup):
     """How files become tasks."""
 
     task_order: Names | None = Field(None, description="Names of tasks with commas; none: all, sorted by name.")

@@ -47,7 +47,7 @@ STOCK_SYSTEM_PROMPT = (
 )
 
 
-class Options(config.Options):
+class Options(config.OptionGroup):
     """Which tasks, and what is learned of a conversation."""
 
     num_task: int = Field(2, ge=1, le=2, description="1: the identity shift alone; 2: then the refusals.")

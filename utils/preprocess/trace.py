@@ -53,7 +53,7 @@ TASKS = {  # in the published order
 }
 
 
-class Options(config.Options):
+class Options(config.OptionGroup):
     """Which tasks, in which order, and how many examples."""
 
     num_task: int | None = Field(None, ge=1, description="Number of tasks, from the front of the order; none: all.")

@@ -28,7 +28,7 @@ BASE_HELP = "Entity types of task 0."
 EACH_HELP = "Entity types of each later task; 0: one task with all types."
 
 
-class Options(config.Options):
+class Options(config.OptionGroup):
     """How entity types become tasks."""
 
     base_task_entity: int = Field(6, ge=1, description=BASE_HELP)

@@ -22,7 +22,7 @@ RAW_FILE = "zsre/zsre_mend_train_10000.json"
 ORIGIN = Origin("the editing data linked from github.com/zjunlp/EasyEdit", "MIT", "10000 records")
 
 
-class Options(config.Options):
+class Options(config.OptionGroup):
     """How records become tasks."""
 
     num_task: int = Field(10, ge=1, description="Number of tasks of equal size; a remainder at the end is dropped.")

@@ -16,7 +16,7 @@ from utils.errors import UserError
 from utils.preprocess.shared.records import remarks
 
 
-class ClassOptions(config.Options):
+class ClassOptions(config.OptionGroup):
     """How classes become tasks."""
 
     num_task: int | None = Field(None, ge=1, description="Number of tasks; none: until no class is left.")
