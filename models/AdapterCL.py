@@ -38,7 +38,7 @@ class AdapterCL(PEFT):
     }
 
     @classmethod
-    def refuse(cls, config: Config, options: NoOptions, stream: Stream) -> list[str]:
+    def problems(cls, config: Config, options: NoOptions, stream: Stream) -> list[str]:
         return []
 
     @property

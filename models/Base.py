@@ -102,8 +102,8 @@ class Method:
             self.classifier.load_state_dict(make_heads(self.config, self.stream, self.model).state_dict())
 
     @classmethod
-    def refuse(cls, config: Config, options: Any, stream: Stream) -> list[str]:
-        """Problems of a configuration that `scenarios`, `needs` and `excludes` can't tell; nothing is loaded yet."""
+    def problems(cls, config: Config, options: Any, stream: Stream) -> list[str]:
+        """What `scenarios`, `needs` and `excludes` cannot express: the problems of a configuration, before loading."""
         return []
 
     def named(self) -> dict[str, nn.Parameter]:

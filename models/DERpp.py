@@ -60,7 +60,7 @@ class DERpp(Method):
         self.teacher: Weights = {}  # with previous_model: what learns, as it was before the task
 
     @classmethod
-    def refuse(cls, config: Config, options: OptionGroup, stream: Stream) -> list[str]:
+    def problems(cls, config: Config, options: OptionGroup, stream: Stream) -> list[str]:
         if not options.is_changed("DERpp_topk"):
             return []
         if config.classifier is not None:

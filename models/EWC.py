@@ -65,7 +65,7 @@ class EWC(Method):
         self.past: dict[str, Past] = {}
 
     @classmethod
-    def refuse(cls, config: Config, options: OptionGroup, stream: Stream) -> list[str]:
+    def problems(cls, config: Config, options: OptionGroup, stream: Stream) -> list[str]:
         if options.EWC_gamma != 1 and options.EWC_merge != "online":
             return [f"EWC_gamma: has no effect with EWC_merge {options.EWC_merge}; set EWC_merge: online"]
         return []

@@ -57,7 +57,7 @@ class GEM(Method):
         self.steps = self.turned = 0  # of this task; and how many of them had to be turned
 
     @classmethod
-    def refuse(cls, config: Config, options: OptionGroup, stream: Stream) -> list[str]:
+    def problems(cls, config: Config, options: OptionGroup, stream: Stream) -> list[str]:
         why = f"has no effect with {cls.__name__}, which takes gradients of its memory and does not train on it"
         problems = [] if config.Replay_batch_level else [f"Replay_batch_level: {why}; leave it out"]
         if config.Replay_update == "step":

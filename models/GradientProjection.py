@@ -56,7 +56,7 @@ class GradientProjection(Method):
         self.direction: Weights = {}  # rows of d with length 1, (R, C), by parameter name
 
     @classmethod
-    def refuse(cls, config: Config, options: OptionGroup, stream: Stream) -> list[str]:
+    def problems(cls, config: Config, options: OptionGroup, stream: Stream) -> list[str]:
         begin, end = options.GradientProjection_begin_step, options.GradientProjection_end_step
         if begin >= end:
             return [f"GradientProjection_begin_step: expected less than the end_step {end}, got {begin}"]

@@ -65,7 +65,7 @@ class ICL(Method):
         self.warned = False
 
     @classmethod
-    def refuse(cls, config: Config, options: OptionGroup, stream: Stream) -> list[str]:
+    def problems(cls, config: Config, options: OptionGroup, stream: Stream) -> list[str]:
         train, test = ([e for task in stream.tasks for e in getattr(task, split)] for split in ("train", "test"))
         problems = [
             f"{name}: needs examples with concept and instance, and {stream.name} has none"

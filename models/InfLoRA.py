@@ -60,7 +60,7 @@ class InfLoRA(PEFT):
     excludes: ClassVar = {"keep_optimizer_state": "each task has parameters of its own"}
 
     @classmethod
-    def refuse(cls, config: Config, options: InfLoRAOptions, stream: Stream) -> list[str]:
+    def problems(cls, config: Config, options: InfLoRAOptions, stream: Stream) -> list[str]:
         return adapters.need_lora(config)
 
     def setup(self) -> None:

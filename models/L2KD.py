@@ -52,8 +52,8 @@ class L2KD(LAMOL):
     state = (*LAMOL.state, "teacher", "answers")
 
     @classmethod
-    def refuse(cls, config: Config, options: Options, stream: Stream) -> list[str]:
-        problems = super().refuse(config, options, stream)
+    def problems(cls, config: Config, options: Options, stream: Stream) -> list[str]:
+        problems = super().problems(config, options, stream)
         if options.L2KD_variant == "seq":
             problems += cls.unused(options, ["L2KD_temperature"], "L2KD_variant seq, which distils no probabilities")
         return problems

@@ -68,7 +68,7 @@ class LAMOL(Method):
     longest = 0  # tokens of the longest text of an earlier task
 
     @classmethod
-    def refuse(cls, config: Config, options: OptionGroup, stream: Stream) -> list[str]:
+    def problems(cls, config: Config, options: OptionGroup, stream: Stream) -> list[str]:
         problems = []
         if options.LAMOL_use_task_specific_gen_token and options.LAMOL_use_eos_as_gen_token:
             problems.append("LAMOL_use_task_specific_gen_token: has no effect with LAMOL_use_eos_as_gen_token")
@@ -83,7 +83,7 @@ class LAMOL(Method):
             )
         if not options.LAMOL_gamma:
             problems += cls.unused(options, cls.sampling, "LAMOL_gamma 0")
-        return [*problems, *cls.refuse_stream(config, stream)]
+        return [*problems, *cls.stream_problems(config, stream)]
 
     @classmethod
     def unused(cls, options: OptionGroup, names: Sequence[str], setting: str) -> list[str]:
@@ -91,7 +91,7 @@ class LAMOL(Method):
         return [f"{name}: has no effect with {setting}" for name in names if options.is_changed(name)]
 
     @classmethod
-    def refuse_stream(cls, config: Config, stream: Stream) -> list[str]:
+    def stream_problems(cls, config: Config, stream: Stream) -> list[str]:
         """Problems of what is to be learned."""
         problems = []
         if config.prompt_type not in ("auto", "none"):

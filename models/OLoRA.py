@@ -45,7 +45,7 @@ class OLoRA(PEFT):
     excludes: ClassVar = {"keep_optimizer_state": "each task has parameters of its own"}
 
     @classmethod
-    def refuse(cls, config: Config, options: OLoRAOptions, stream: Stream) -> list[str]:
+    def problems(cls, config: Config, options: OLoRAOptions, stream: Stream) -> list[str]:
         return adapters.need_lora(config)
 
     def loss(self, model: nn.Module, batch: Batch, task: Task) -> dict[str, Tensor]:

@@ -71,8 +71,8 @@ class PCLL(LAMOL_KD):
     by_task = True
 
     @classmethod
-    def refuse(cls, config: Config, options: OptionGroup, stream: Stream) -> list[str]:
-        problems = cls.refuse_stream(config, stream)
+    def problems(cls, config: Config, options: OptionGroup, stream: Stream) -> list[str]:
+        problems = cls.stream_problems(config, stream)
         if options.LAMOL_gamma and not options.PCLL_weight_vae_loss and not options.PCLL_weight_gen_loss:
             problems.append("LAMOL_gamma: needs PCLL_weight_vae_loss or PCLL_weight_gen_loss, else nobody writes")
         if not options.PCLL_weight_vae_loss:

@@ -57,7 +57,7 @@ class PEFT(Method):
     needs: ClassVar = {"PEFT_type": "the kind of the adapters"}
 
     @classmethod
-    def refuse(cls, config: Config, options: PeftOptions, stream: Stream) -> list[str]:
+    def problems(cls, config: Config, options: PeftOptions, stream: Stream) -> list[str]:
         way, per_task = options.PEFT_inference, options.PEFT_per_task
         rules = [
             (way != "newest" and not per_task, "PEFT_inference: has no effect with PEFT_per_task False"),

@@ -54,7 +54,7 @@ class ProgPrompt(Method):
     is_open = False  # the newest one is still read through the MLP
 
     @classmethod
-    def refuse(cls, config: Config, options: OptionGroup, stream: Stream) -> list[str]:
+    def problems(cls, config: Config, options: OptionGroup, stream: Stream) -> list[str]:
         if options.is_changed("ProgPrompt_mlp_size") and not options.ProgPrompt_use_mlp:
             return ["ProgPrompt_mlp_size: has no effect without ProgPrompt_use_mlp; set ProgPrompt_use_mlp: True"]
         return []

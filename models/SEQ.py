@@ -63,7 +63,7 @@ class SEQ(Method):
         self.is_warming = False
 
     @classmethod
-    def refuse(cls, config: Config, options: OptionGroup, stream: Stream) -> list[str]:
+    def problems(cls, config: Config, options: OptionGroup, stream: Stream) -> list[str]:
         if config.classifier is None:
             changed = filter(options.is_changed, cls.Options.model_fields)
             return [f"{name}: has no effect without a classifier" for name in changed]

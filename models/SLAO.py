@@ -39,7 +39,7 @@ class SLAO(Method):
     state = ("merged",)
 
     @classmethod
-    def refuse(cls, config: Config, options: NoOptions, stream: Stream) -> list[str]:
+    def problems(cls, config: Config, options: NoOptions, stream: Stream) -> list[str]:
         return adapters.need_lora(config)
 
     def setup(self) -> None:

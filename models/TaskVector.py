@@ -56,7 +56,7 @@ class TaskVector(Method):
         self.vector: Weights = {}  # magmax: the largest changes so far
 
     @classmethod
-    def refuse(cls, config: Config, options: OptionGroup, stream: Stream) -> list[str]:
+    def problems(cls, config: Config, options: OptionGroup, stream: Stream) -> list[str]:
         problems = []
         if len({options.TaskVector_alpha, *options.TaskVector_grid}) <= len(options.TaskVector_grid):
             problems.append("TaskVector_grid: expected shares that differ from each other and from TaskVector_alpha")

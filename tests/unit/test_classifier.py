@@ -285,13 +285,13 @@ def test_prototypes_are_class_means_whatever_the_batch(size, head):
 )  # fmt: skip
 def test_options_without_effect_are_refused(options, own, problem):
     config = tiny.make_config(**(HEADS | options))
-    assert SEQ.refuse(config, SEQ.Options(**own), tiny.class_stream()) == [problem]
+    assert SEQ.problems(config, SEQ.Options(**own), tiny.class_stream()) == [problem]
 
 
 def test_an_encoder_cannot_warm_up_by_writing():
     config = tiny.make_config(backbone=tiny.backbone_folder("bert_encoder"), **HEADS)
     options = SEQ.Options(SEQ_fix_encoder=True, SEQ_warmup_epoch_before_fix_encoder=1)
-    (problem,) = SEQ.refuse(config, options, tiny.class_stream())
+    (problem,) = SEQ.problems(config, options, tiny.class_stream())
     assert problem == "SEQ_warmup_target: an encoder writes no answers; set SEQ_warmup_target: ce-loss"
 
 

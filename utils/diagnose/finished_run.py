@@ -82,7 +82,10 @@ def open_run(folder: Path) -> Opened:
     config, method_class = options.config, load_method(options.config.method)
     stream = read_stream(config)
     trained = config.model_copy(update={"recovery": True})  # what can't be recovered can't be diagnosed
-    problems = [*check_capability(trained, method_class), *method_class.refuse(trained, options.method_options, stream)]
+    problems = [
+        *check_capability(trained, method_class),
+        *method_class.problems(trained, options.method_options, stream),
+    ]
     if problems:
         raise UserError(f"{folder}: {problems[0]}")
     find_source(config)

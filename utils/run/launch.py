@@ -53,7 +53,7 @@ def launch(options: Resolved, folder: Path | None) -> dict[str, Any]:
     problems = [*check_capability(config, method_class), *check_stream(config, stream)]
     problems += probing.refuse(config, stream) + early_stopping.refuse(config, method_class, stream)
     problems += check_parallel(config, method_class, launched)
-    problems += method_class.refuse(config, options.method_options, stream) + checkpoint.refuse(config)
+    problems += method_class.problems(config, options.method_options, stream) + checkpoint.refuse(config)
     if problems:
         raise ConfigError(problems)
     find_source(config)

@@ -187,7 +187,7 @@ def test_says_what_it_needs():
     (problem,) = check_capability(config, DERpp)
     assert problem.startswith("method DERpp needs Replay_update: step (")
     assert problem.endswith("; set Replay_update: step")
-    refused = DERpp.refuse(config, DERpp.Options(DERpp_targets="previous_model", DERpp_topk=8), tiny.micro_stream())
+    refused = DERpp.problems(config, DERpp.Options(DERpp_targets="previous_model", DERpp_topk=8), tiny.micro_stream())
     assert refused == ["DERpp_topk: has no effect with DERpp_targets previous_model, which stores no logits"]
 
 

@@ -248,6 +248,6 @@ def test_a_copy_in_cpu_memory_changes_no_number(tmp_path):
 
 def test_gamma_without_its_merge_is_refused():
     config, stream = tiny.make_config("EWC"), tiny.micro_stream()
-    (problem,) = EWC.refuse(config, EWC.Options(EWC_gamma=0.5), stream)
+    (problem,) = EWC.problems(config, EWC.Options(EWC_gamma=0.5), stream)
     assert "EWC_gamma: has no effect with EWC_merge sum" in problem
-    assert EWC.refuse(config, EWC.Options(EWC_gamma=0.5, EWC_merge="online"), stream) == []
+    assert EWC.problems(config, EWC.Options(EWC_gamma=0.5, EWC_merge="online"), stream) == []

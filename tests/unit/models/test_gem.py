@@ -172,8 +172,8 @@ def test_agem_draws_from_all_of_memory():
 @pytest.mark.parametrize("kind", [GEM, AGEM])
 def test_settings_without_effect_are_refused(kind):
     config, stream = tiny.make_config(kind.__name__), tiny.micro_stream()
-    assert kind.refuse(config, kind.Options(), stream) == []
-    (level,) = kind.refuse(config.model_copy(update={"Replay_batch_level": False}), kind.Options(), stream)
+    assert kind.problems(config, kind.Options(), stream) == []
+    (level,) = kind.problems(config.model_copy(update={"Replay_batch_level": False}), kind.Options(), stream)
     assert level.startswith(f"Replay_batch_level: has no effect with {kind.__name__}")
-    (update,) = kind.refuse(config.model_copy(update={"Replay_update": "step"}), kind.Options(), stream)
+    (update,) = kind.problems(config.model_copy(update={"Replay_update": "step"}), kind.Options(), stream)
     assert update.startswith("Replay_update: ")

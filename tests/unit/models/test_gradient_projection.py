@@ -107,7 +107,7 @@ def test_tasks_that_are_too_short_are_refused():
 
     def problems(begin, end, config=config):
         options = GradientProjection.Options(**dict(zip(names, (begin, end), strict=True)))
-        return GradientProjection.refuse(config, options, stream)
+        return GradientProjection.problems(config, options, stream)
 
     assert problems(1, 4) == []
     assert problems(1, 5) == ["GradientProjection_end_step: expected at most the 4 steps of task 1, got 5"]

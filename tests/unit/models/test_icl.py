@@ -138,7 +138,7 @@ def test_an_answer_is_the_first_line():
 def test_what_cannot_be_shown_is_refused():
     def problems(stream, **options):
         own = ICL.Options(**{f"ICL_{name}": value for name, value in options.items()})
-        return ICL.refuse(tiny.make_config("ICL"), own, stream)
+        return ICL.problems(tiny.make_config("ICL"), own, stream)
 
     def stream_of(**changes):
         row = Example("a", "b", **changes) if "target" not in changes else Example("a", **changes)

@@ -268,7 +268,7 @@ def test_it_writes_what_it_has_learned(tmp_path):
     ],
 )
 def test_options_that_contradict_each_other_are_refused(options, words):
-    (problem,) = LAMOL.refuse(tiny.make_config("LAMOL"), LAMOL.Options(**options), tiny.micro_stream())
+    (problem,) = LAMOL.problems(tiny.make_config("LAMOL"), LAMOL.Options(**options), tiny.micro_stream())
     assert words in problem
 
 
@@ -284,7 +284,7 @@ def test_options_that_contradict_each_other_are_refused(options, words):
 )
 def test_options_about_pseudo_samples_that_nobody_asked_for_are_refused(name, options):
     config, method, stream = tiny.make_config(name), load_method(name), tiny.micro_stream()
-    problems = [method.refuse(config, method.Options(LAMOL_gamma=gamma, **options), stream) for gamma in (0.0, 0.5)]
+    problems = [method.problems(config, method.Options(LAMOL_gamma=gamma, **options), stream) for gamma in (0.0, 0.5)]
     assert problems == [[f"{next(iter(options))}: has no effect with LAMOL_gamma 0"], []]
     assert set(method.sampling) <= set(method.Options.model_fields)
 
@@ -293,14 +293,14 @@ def test_new_tokens_beside_a_base_that_stands_still_are_refused():
     config, eos = tiny.make_config("LAMOL", PEFT_type="LoRA"), {"LAMOL_use_eos_as_gen_token": True}
     text = {"LAMOL_use_ans_token": False, "LAMOL_ans_split_token": "="}
     for options in ({}, eos, text):
-        (problem,) = LAMOL.refuse(config, LAMOL.Options(**options), tiny.micro_stream())
+        (problem,) = LAMOL.problems(config, LAMOL.Options(**options), tiny.micro_stream())
         assert problem.startswith("PEFT_type: new tokens would not learn")
-    assert LAMOL.refuse(config, LAMOL.Options(**eos, **text), tiny.micro_stream()) == []
+    assert LAMOL.problems(config, LAMOL.Options(**eos, **text), tiny.micro_stream()) == []
 
 
 def test_a_temperature_without_probabilities_is_refused():
     options = L2KD.Options(L2KD_variant="seq", L2KD_temperature=1.0)
-    (problem,) = L2KD.refuse(tiny.make_config("L2KD"), options, tiny.micro_stream())
+    (problem,) = L2KD.problems(tiny.make_config("L2KD"), options, tiny.micro_stream())
     assert problem.startswith("L2KD_temperature: has no effect")
 
 
@@ -308,9 +308,9 @@ def test_chats_and_templates_are_refused():
     stream = tiny.micro_stream(1)
     chat = Example("hi", "ho", messages=(("user", "hi"), ("assistant", "ho")))
     talk = Stream("talk", (replace(stream.tasks[0], test=(chat,)),), stream.config)
-    problems = LAMOL.refuse(tiny.make_config("LAMOL", prompt_type="qa"), LAMOL.Options(), talk)
+    problems = LAMOL.problems(tiny.make_config("LAMOL", prompt_type="qa"), LAMOL.Options(), talk)
     assert [problem.split()[0] for problem in problems] == ["prompt_type:", "method"]
-    assert LAMOL.refuse(tiny.make_config("LAMOL"), LAMOL.Options(), stream) == []
+    assert LAMOL.problems(tiny.make_config("LAMOL"), LAMOL.Options(), stream) == []
 
 
 def with_pseudo(folder, name, task, **options):

@@ -209,10 +209,10 @@ def test_parts_of_a_step_are_one_step(tmp_path):
 
 def test_what_contradicts_itself_is_refused():
     options = PCLL.Options(PCLL_weight_vae_loss=0.0, PCLL_weight_gen_loss=0.0)
-    (problem,) = PCLL.refuse(tiny.make_config("PCLL"), options, tiny.micro_stream())
+    (problem,) = PCLL.problems(tiny.make_config("PCLL"), options, tiny.micro_stream())
     assert problem.startswith("LAMOL_gamma: needs")
     options = PCLL.Options(PCLL_weight_vae_loss=0.0, PCLL_cycles=2)
-    assert PCLL.refuse(tiny.make_config("PCLL"), options, tiny.micro_stream()) == [
+    assert PCLL.problems(tiny.make_config("PCLL"), options, tiny.micro_stream()) == [
         "PCLL_cycles: has no effect with PCLL_weight_vae_loss 0"
     ]
     with pytest.raises(ValueError, match="PCLL_prompt"):

@@ -211,9 +211,9 @@ def test_adaptercl_learns_every_token_of_a_text(tmp_path):
 def test_what_makes_no_sense_is_refused(name, changes, options, expected):
     kind = load_method(name)
     config, own = tiny.make_config(name, **changes), kind.Options(**options)
-    (problem,) = kind.refuse(config, own, tiny.micro_stream())
+    (problem,) = kind.problems(config, own, tiny.micro_stream())
     assert problem.startswith(expected)
-    assert kind.refuse(tiny.make_config(name), kind.Options(), tiny.micro_stream()) == []
+    assert kind.problems(tiny.make_config(name), kind.Options(), tiny.micro_stream()) == []
 
 
 @pytest.mark.slow

@@ -138,7 +138,7 @@ def test_learns_and_forgets_nothing(tmp_path):
 
 def test_an_mlp_that_is_not_used_has_no_size():
     options = ProgPrompt.Options(ProgPrompt_use_mlp=False, ProgPrompt_mlp_size=4)
-    (problem,) = ProgPrompt.refuse(tiny.make_config("ProgPrompt"), options, tiny.micro_stream())
+    (problem,) = ProgPrompt.problems(tiny.make_config("ProgPrompt"), options, tiny.micro_stream())
     assert problem.startswith("ProgPrompt_mlp_size: has no effect without ProgPrompt_use_mlp")
 
 

@@ -152,7 +152,7 @@ def test_the_model_itself_answers_before_training(merge):
 def test_what_has_no_effect_is_refused():
     def problems(stream, **options):
         own = TaskVector.Options(**{f"TaskVector_{name}": value for name, value in options.items()})
-        return TaskVector.refuse(tiny.make_config("TaskVector"), own, stream)
+        return TaskVector.problems(tiny.make_config("TaskVector"), own, stream)
 
     assert problems(tiny.micro_stream(), grid=(0.2, 0.4)) == []
     assert problems(tiny.micro_stream(), alpha=0.2, grid=(0.2, 0.4))[0].startswith("TaskVector_grid: expected shares")

@@ -100,7 +100,7 @@ def begin(root: Path) -> None:
     check_stream(config, stream)
     check_stream(config.model_copy(update={"il_mode": "CIL", "classifier": "Linear"}), stream)
     method = load_method("SEQ")
-    method.refuse(config, method.Options(), stream)
+    method.problems(config, method.Options(), stream)
     choose("auto", stream)
     for k in range(len(stream.tasks)):
         assert all(e.input is not None and e.target is not None for e in stream.tasks[k].train)

@@ -186,7 +186,7 @@ def test_passes_and_sizes_are_counted(tmp_path):
 
 
 def test_base_method_refuses_nothing():
-    assert Method.refuse(tiny.make_config(), None, tiny.micro_stream()) == []
+    assert Method.problems(tiny.make_config(), None, tiny.micro_stream()) == []
 
 
 def test_predictions_of_versions_have_folders_of_their_own(tmp_path):
