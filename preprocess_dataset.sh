@@ -2,15 +2,16 @@
 # Make streams of tasks from the raw data in dataset/ (seed 1).
 #
 #   bash preprocess_dataset.sh                       every stream whose raw data are there, or that needs none
-#   bash preprocess_dataset.sh biography_qa_task6    the streams named (clinc150 is short for clinc150_task15)
+#   bash preprocess_dataset.sh biography_demo_task6    the streams named (clinc150 is short for clinc150_task15)
 #   bash preprocess_dataset.sh --force [NAME...]     replace streams that have other content
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 # stream | raw file in dataset/ ("or" another; -: needs none; only: made when named) | options
 streams=(
-    "biography_qa_task2 | - | --dataset biography_qa --num-task 2"
-    "biography_qa_task6 | only | --dataset biography_qa --num-task 6"
+    "biography_qa_task2 | biography_qa/qa/all.json | --dataset biography_qa"
+    "biography_demo_task2 | - | --dataset biography_qa --preset demo"
+    "biography_demo_task6 | only | --dataset biography_qa --preset demo --num-task 6"
     "TRACE_task8 | TRACE/20Minuten/train.json | --dataset TRACE"
     "zsre_task10 | zsre/zsre_mend_train_10000.json | --dataset zsre"
     "safety_alignment_llama2_task2 | safety_alignment/test_all/harmful_behaviors.csv | --dataset safety_alignment"

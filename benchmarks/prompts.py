@@ -2,7 +2,7 @@
 
     python -m benchmarks.prompts [--rounds 9]          about two minutes on one core
 
-A step of ProgPrompt on the embedded backbone: forward and backward of 16 questions of biography_qa_task2 after n
+A step of ProgPrompt on the embedded backbone: forward and backward of 16 questions of biography_demo_task2 after n
 virtual tokens, read in every row (plain) and once (own), alternating. Printed: both speeds, median and range of the
 paired ratios.
 """
@@ -34,8 +34,8 @@ ROWS, STEPS = 16, 3
 
 def load() -> tuple[Backbone, Batch]:
     """The shipped backbone, standing still, and a batch of the shipped stream."""
-    stream = load_stream("biography_qa_task2", ROOT / "dataset")
-    backbone = load_backbone(Config(cfg=None, backbone=str(ROOT / "dataset" / "biography_qa_backbone")))
+    stream = load_stream("biography_demo_task2", ROOT / "dataset")
+    backbone = load_backbone(Config(cfg=None, backbone=str(ROOT / "dataset" / "biography_demo_backbone")))
     backbone.model.requires_grad_(False).train()
     examples = stream.tasks[0].train[:ROWS]
     return backbone, collate(Encoder(backbone.tokenizer, "qa")(examples, None), examples, backbone.pad_id)

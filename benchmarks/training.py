@@ -3,7 +3,7 @@
     python -m benchmarks.training [--rounds 3] [--threads 1]          about five minutes on one core
 
 The model has the shape of Pythia-70m (random weights, 6 layers, width 512, 8 heads, 50,304 tokens) and reads real
-questions of Concept-1K where they lie beside the checkout, otherwise those of biography_qa_task2. Plain and own way
+questions of Concept-1K where they lie beside the checkout, otherwise those of biography_demo_task2. Plain and own way
 alternate on the same examples; what is printed is the median of the paired ratios and their range. Checked on the
 way: both ways have the same loss, and every example has the same score whichever way it was found out.
 
@@ -106,7 +106,7 @@ def find_stream() -> Stream:
     """Real questions if they are there."""
     if (RAW / concept_1k.RAW_FILES[0]).exists():
         return concept_1k.build(RAW, concept_1k.Options(), seed=1)
-    return load_stream("biography_qa_task2", ROOT / "dataset")
+    return load_stream("biography_demo_task2", ROOT / "dataset")
 
 
 def prepare(stream: Stream, folder: Path) -> Bench:

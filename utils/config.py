@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import AllowInfNan, BaseModel, ConfigDict, Field, Strict
 
-EMBEDDED_BACKBONE = "dataset/biography_qa_backbone"
+EMBEDDED_BACKBONE = "dataset/biography_demo_backbone"
 WATCHING = ("keep_best", "early_stop_accuracy", "early_stop_patience")  # look at scores while a task is learned
 # Strict: `true` is not the number 1 and 2.5 is not a number of epochs.
 Int = Annotated[int, Strict()]
@@ -33,7 +33,7 @@ class OptionGroup(BaseModel):
 class RunOptions(OptionGroup):
     """Run."""
 
-    cfg: str | None = Field("config/biography_qa_task2/SEQ.yaml", description="YAML file with options, or None.")
+    cfg: str | None = Field("config/biography_demo_task2/SEQ.yaml", description="YAML file with options, or None.")
     exp_prefix: Name = Field("default", description="First part of the name of the run folder.")
     wandb_name: Name | None = Field(None, description="Name of the run; None: <exp_prefix>-<name of the YAML file>.")
     dump_path: str = Field("experiments", description="Folder that holds the run folders.")
@@ -70,7 +70,7 @@ class TrackerOptions(OptionGroup):
 class StreamOptions(OptionGroup):
     """Stream of tasks."""
 
-    dataset: Name = Field("biography_qa_task2", description="Stream to learn: a folder in dataset_path.")
+    dataset: Name = Field("biography_demo_task2", description="Stream to learn: a folder in dataset_path.")
     dataset_path: str = Field("dataset", description="Folder that holds the streams.")
     dataset_files: tuple[str, ...] | None = Field(
         None, description="Files of your own, one per task (JSON lines with input and target); replaces dataset."

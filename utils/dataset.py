@@ -129,7 +129,7 @@ def load_stream(name: str, root: Path) -> Stream:
     """Read and check a stream.
 
     Args:
-        name: Folder of the stream inside `root`, e.g. biography_qa_task2.
+        name: Folder of the stream inside `root`, e.g. biography_demo_task2.
         root: The folder of all data sets.
 
     Raises:

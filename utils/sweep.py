@@ -1,4 +1,4 @@
-"""Many runs by one command: `python -m utils.sweep config/biography_qa_task2/*.yaml --seeds 1 2 3 --jobs 2`.
+"""Many runs by one command: `python -m utils.sweep config/biography_demo_task2/*.yaml --seeds 1 2 3 --jobs 2`.
 
 Each YAML file with each seed is one run of main_CL.py, in a process of its own. Runs that are finished are not
 repeated and runs that were cut off are resumed, so the command can be given again until all is done. At the end

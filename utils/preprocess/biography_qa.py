@@ -96,7 +96,7 @@ def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
     read = _from_file(path, options.num_person) if is_raw else _made_up(options, seed)
     tasks = tuple(_task(read.persons, block, k) for k, block in enumerate(blocks))
     return Stream(
-        _stream_name(options),
+        _stream_name(options, "qa" if is_raw else options.preset),
         tasks,
         _config(options, tasks, read, {"preset": None} if is_raw else {"seed": seed}),
     )
@@ -197,11 +197,12 @@ def _read_person(row: Any, where: str) -> list[Question]:
     raise UserError(f"{where}: expected {wanted}, each with the texts prompt and answer, got {str(row)[:80]}")
 
 
-def _stream_name(options: Options) -> str:
+def _stream_name(options: Options, kind: str) -> str:
+    """biography_qa_task2 is made from raw files alone; made-up persons have the name of their preset."""
     if not options.only_first_task:
-        return f"biography_qa_task{options.num_task - options.skip_first_task}"
+        return f"biography_{kind}_task{options.num_task - options.skip_first_task}"
     ratio = options.train_ratio_first_task
-    return "biography_qa_indomain_task1" + ("" if ratio is None else f"_ratio{ratio:.2f}")
+    return f"biography_{kind}_indomain_task1" + ("" if ratio is None else f"_ratio{ratio:.2f}")
 
 
 def _config(options: Options, tasks: tuple[TaskData, ...], read: Source, more: dict[str, Any]) -> dict[str, Any]:

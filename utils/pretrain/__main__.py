@@ -1,7 +1,7 @@
 """Pretrain a small language model: on biographies, the backbone that knows the persons task 0 asks about, or on a
 stream's own texts.
 
-    python -m utils.pretrain --preset demo --seed 1 --out dataset/biography_qa_backbone
+    python -m utils.pretrain --preset demo --seed 1 --out dataset/biography_demo_backbone
     python -m utils.pretrain --stream topic3datasets_agnews_dbpedia_task4 --steps 2000 --out dataset/topics_backbone
     accelerate launch -m utils.pretrain --preset paper --raw-dir RAW --out pythia-160m-bio-pretrained-100k
 

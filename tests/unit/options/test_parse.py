@@ -49,8 +49,8 @@ def test_default_then_yaml_then_command_line(read):
 
 def test_the_default_file_is_read_and_none_reads_no_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "config/biography_qa_task2").mkdir(parents=True)
-    write(tmp_path, "lr: 0.25", "config/biography_qa_task2/SEQ.yaml")
+    (tmp_path / "config/biography_demo_task2").mkdir(parents=True)
+    write(tmp_path, "lr: 0.25", "config/biography_demo_task2/SEQ.yaml")
     assert resolve([], load_options).config.lr == 0.25
     assert resolve(["--cfg", "None"], load_options).config.lr == Config.model_fields["lr"].default
 

@@ -107,7 +107,7 @@ def test_raw_files(tmp_path):
 
 def test_blocks_of_persons():
     stream = biography(preset="demo", num_task=6)
-    assert stream.name == "biography_qa_task6" and sizes(stream) == [(1200, 1200, 1200)] + [(240, 240, 240)] * 5
+    assert stream.name == "biography_demo_task6" and sizes(stream) == [(1200, 1200, 1200)] + [(240, 240, 240)] * 5
     first, second = stream.tasks[:2]
     assert not set(persons(first.train)) & set(persons(first.test))
     assert second.train == second.dev == second.test and first.dev == first.test
@@ -158,10 +158,10 @@ def test_modes(ratio):
     start = 0 if ratio is None else train
     assert persons(whole.tasks[0].test) == names[start : start + 2]
     skipped, only = biography(**options, skip_first_task=True), biography(**options, only_first_task=True)
-    assert skipped.name == "biography_qa_task2" and sizes(skipped) == sizes(whole)[1:]
+    assert skipped.name == "biography_micro_task2" and sizes(skipped) == sizes(whole)[1:]
     assert [t.train[0].input for t in skipped.tasks] == [t.train[0].input for t in whole.tasks[1:]]
     ending = "" if ratio is None else f"_ratio{ratio:.2f}"
-    assert only.name == f"biography_qa_indomain_task1{ending}" and only.tasks == whole.tasks[:1]
+    assert only.name == f"biography_micro_indomain_task1{ending}" and only.tasks == whole.tasks[:1]
 
 
 @pytest.mark.parametrize(

@@ -24,13 +24,13 @@ def test_command_makes_a_stream_then_says_unchanged_then_refuses(tmp_path, capsy
     command = ["--dataset", "biography_qa", "--preset", "micro", "--out-dir", str(tmp_path)]
     assert main(command) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "biography_qa_task2: 2 tasks, dev is test",
+        "biography_micro_task2: 2 tasks, dev is test",
         "  task 0  persons 0-7  train      24  dev      24  test      24  chance 20.8%",
         "  task 1  persons 8-9  train      12  dev      12  test      12  chance 20.8%",
         "  from biography_synth/lists.json with preset micro, num_task 2, num_person 10, num_person_first_task 8, "
         "train_ratio_first_task 0.5, dev_persons_first 4, dev_persons_each 2, skip_first_task false, "
         "only_first_task false, seed 1",
-        f"{tmp_path}/biography_qa_task2: written",
+        f"{tmp_path}/biography_micro_task2: written",
     ]
     assert main(command) == 0 and "unchanged" in capsys.readouterr().out
     assert main([*command, "--seed", "2"]) == 2
@@ -38,7 +38,7 @@ def test_command_makes_a_stream_then_says_unchanged_then_refuses(tmp_path, capsy
     assert "continual_data.json has other content; replace it with --force" in error and error.count("\n") == 1
     assert main([*command, "--seed", "2", "--name", "mine"]) == 0
     assert main([*command, "--seed", "2", "--force"]) == 0
-    assert load_stream("mine", tmp_path).tasks == load_stream("biography_qa_task2", tmp_path).tasks
+    assert load_stream("mine", tmp_path).tasks == load_stream("biography_micro_task2", tmp_path).tasks
 
 
 def test_the_options_of_a_stream_are_told_as_they_are_written(tmp_path, capsys):
@@ -105,11 +105,11 @@ def test_shell_script(tmp_path):
         command = ["bash", str(tmp_path / "preprocess_dataset.sh"), *words]
         return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PATH": path}, cwd="/")
 
-    first, wrong = run(), run("nope", "biography_qa_task6")
+    first, wrong = run(), run("nope", "biography_demo_task6")
     assert first.returncode == 0, first.stderr
-    assert "concept_1k_task10: skipped" in first.stdout and "biography_qa_task2: written" in first.stdout
+    assert "concept_1k_task10: skipped" in first.stdout and "biography_demo_task2: written" in first.stdout
     assert wrong.returncode == 2 and "unknown stream 'nope'" in wrong.stderr
-    assert not (tmp_path / "dataset/biography_qa_task6").exists()
+    assert not (tmp_path / "dataset/biography_demo_task6").exists()
     for name in ("continual_data.json", "continual_config.json"):  # the stream shipped is the stream made
-        made, shipped = (root / "dataset/biography_qa_task2" / name for root in (tmp_path, ROOT))
+        made, shipped = (root / "dataset/biography_demo_task2" / name for root in (tmp_path, ROOT))
         assert made.read_bytes() == shipped.read_bytes()

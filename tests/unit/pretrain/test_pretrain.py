@@ -123,10 +123,10 @@ def test_biographies_are_read_from_a_file(tmp_path):
 
 
 def test_a_streams_training_texts_are_read_and_its_answers_only_known_by_name():
-    texts, answers = read_stream("biography_qa_task2")
-    first = load_stream("biography_qa_task2", DATASET_DIR).tasks[0].train[0]
+    texts, answers = read_stream("biography_demo_task2")
+    first = load_stream("biography_demo_task2", DATASET_DIR).tasks[0].train[0]
     assert (texts[0], answers[0]) == (first.input, first.target) and len(texts) == len(answers) == 1200 + 240
-    run = Pretraining(parse([*SMALL, "unused", "--stream", "biography_qa_task2"]))
+    run = Pretraining(parse([*SMALL, "unused", "--stream", "biography_demo_task2"]))
     ids = run.tokenizer(texts)["input_ids"]
     assert [list(row) for row in run.chunks.rows] == [[*row, 0] for row in ids]
 
