@@ -36,7 +36,7 @@ class CLSER(Method):
     """
 
     class Options(OptionGroup):
-        """OptionGroup of CLSER."""
+        """Options of CLSER."""
 
         CLSER_alpha_fast: Float = Field(0.999, ge=0, le=1, description="Most that the plastic average keeps.")
         CLSER_alpha_slow: Float = Field(0.999, ge=0, le=1, description="Most that the stable average keeps.")

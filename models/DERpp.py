@@ -40,7 +40,7 @@ class DERpp(Method):
     """
 
     class Options(OptionGroup):
-        """OptionGroup of DERpp."""
+        """Options of DERpp."""
 
         DERpp_alpha: Float = Field(0.5, ge=0, description="Weight of the error to the stored logits.")
         DERpp_beta: Float = Field(0.5, ge=0, description="Weight of the cross-entropy on remembered answers.")

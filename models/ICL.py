@@ -42,7 +42,7 @@ class ICL(Method):
     """
 
     class Options(OptionGroup):
-        """OptionGroup of ICL."""
+        """Options of ICL."""
 
         ICL_n_shot: Int = Field(1, ge=1, description="Demonstrations in front of a question.")
         ICL_same_instance: bool = Field(False, description="One of them asks for the same fact in other words.")

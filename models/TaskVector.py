@@ -38,7 +38,7 @@ class TaskVector(Method):
     """
 
     class Options(OptionGroup):
-        """OptionGroup of TaskVector."""
+        """Options of TaskVector."""
 
         TaskVector_merge: Literal["scale", "wise_ft", "magmax"] = Field("scale", description="How weights are edited.")
         TaskVector_alpha: Share = Field(0.5, description="Share of the change that is kept.")
