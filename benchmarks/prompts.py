@@ -29,7 +29,7 @@ from utils.model import forward
 from utils.model.architecture import Backbone
 
 ROOT = Path(__file__).resolve().parents[1]
-ROWS, STEPS = 16, 3
+ROWS, STEPS, COUNTS = 16, 3, (30, 100, 300, 600)
 
 
 def load() -> tuple[Backbone, Batch]:
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
     torch.set_num_threads(1)
     (backbone, batch), ahead = load(), forward._can_read_ahead
     assert ahead(backbone.model)
-    for count in (30, 100, 300, 600):
+    for count in COUNTS:
         prompt = nn.Parameter(torch.randn(count, backbone.model.config.hidden_size) * 0.02)
         plain, own = (partial(step, backbone.model, batch, prompt, can) for can in (lambda _: False, ahead))
         plain(), own()  # first touch of everything

@@ -55,39 +55,6 @@ def _switched_on(setting: str) -> str:
     return ": True" if Config.model_fields[setting].annotation is bool else ""
 
 
-SCENARIOS = ("CIT", "CKE", "IIL", "CIL", "TIL")
-SETTINGS = ("is_replay", "freeze_parts", "PEFT_type")  # of the frame, with a column of their own
-
-
-def capability_table() -> str:
-    """What `check_capability` allows, as a Markdown table: one row per method."""
-    titles = ["method", *SCENARIOS, "answers by", "backbone", "processes", *SETTINGS, "why"]
-    rows = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
-    return "\n".join([*rows, *(_capabilities(name, load_method(name)) for name in METHODS)])
-
-
-def _capabilities(name: str, method: type) -> str:
-    heads = ["generating" if head == "None" else head for head in sorted(method.heads)]
-    cells = [
-        f"`{name}`",
-        *("yes" if mode in method.scenarios else "-" for mode in SCENARIOS),
-        ", ".join(heads),
-        ", ".join(sorted(method.backbones)),
-        ", ".join(["one", *sorted(method.parallel)]),
-        *("needed" if s in method.needs else "-" if s in method.excludes else "yes" for s in SETTINGS),
-        _reasons({**method.needs, **method.excludes}),
-    ]
-    return "| " + " | ".join(cells) + " |"
-
-
-def _reasons(why: dict[str, str]) -> str:
-    """Settings with the same reason together: `is_replay, recovery: nothing is trained`."""
-    settings: dict[str, list[str]] = {}
-    for setting, reason in why.items():
-        settings.setdefault(reason, []).append(setting)
-    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in settings.items())
-
-
 def describe(config: Config) -> str:
     """The method with the settings that make it another experiment: `SEQ + replay 10 %`."""
     words = [config.method]

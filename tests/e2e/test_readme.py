@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 
 from main_CL import load_options
+from tests.documents import DOCS, DOCUMENTS
 from tests.e2e.test_cli import SMALL, run
-from tests.readme import README, fill
 from tests.tiny import backbone_folder, micro_stream
 from utils.dataset import save_stream
 from utils.diagnose import __main__ as diagnose
 from utils.options.parse import resolve
 
-ROOT = README.parent
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
 TEXT = README.read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, re.S)
 SHORT = ["--training_epochs", "1", "--training_epochs_first_task", "1", "--lr_list", "[1e-4, 1e-4]"]
@@ -31,7 +32,8 @@ def commands(language: str) -> list[str]:
 
 
 def test_generated_parts_are_up_to_date():
-    assert fill(TEXT) == TEXT, "run: python -m tests.readme"
+    for name, make in DOCUMENTS.items():
+        assert (DOCS / name).read_text(encoding="utf-8") == make() + "\n", f"docs/{name}: run python -m tests.make"
 
 
 def test_links_lead_somewhere():

@@ -1,4 +1,4 @@
-"""First 20 steps of every method; made by `python -m tests.golden.make`, moved only with a reason."""
+"""First 20 steps of every method; moved only with a reason (tests/golden/make.py)."""
 
 import pytest
 
