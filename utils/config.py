@@ -142,6 +142,11 @@ class TrainOptions(OptionGroup):
         None, description="The same for each task; replaces both."
     )
     batch_size: Int = Field(32, ge=1, description="Examples per optimizer step, over all processes.")
+    group_by_length: bool = Field(
+        False,
+        description="Batches hold examples of similar length: less padding, but an epoch is no longer one uniform "
+        "shuffle, which changes the results.",
+    )
     gradient_accumulation_steps: Int = Field(
         1, ge=1, description="Parts into which each process cuts its share of a batch, to save memory."
     )

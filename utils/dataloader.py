@@ -7,12 +7,14 @@ longest row of the batch. Shapes: B rows, T tokens.
 
 from __future__ import annotations
 
+import math
 import random
 from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -187,14 +189,18 @@ def micro_batches(
 ) -> list[Batch]:
     """Cut one optimizer step into the micro-batches of one process.
 
+    With more than one part, rows of similar length share a micro-batch, which saves padding; the step is the same.
     Every process gets exactly `parts` micro-batches, so that all take part in every collective; one that would be
     empty holds a row without labels, whose loss is 0.
     """
     tokens = count_tokens(rows, examples, world * parts)
-    mine = range(rank, len(rows), world)
-    batches = []
-    for part in range(parts):
-        chosen = mine[part::parts]
+    order = list(range(len(rows)))
+    if parts > 1:
+        order.sort(key=lambda i: len(rows[i].prompt) + len(rows[i].answer))
+    mine, batches = order[rank::world], []
+    bounds = [math.ceil(part * len(mine) / parts) for part in range(parts + 1)]
+    for first, last in pairwise(bounds):
+        chosen = mine[first:last]
         batch = collate(*_pick(rows, examples, chosen or range(1)), pad_id, tokens)
         if not chosen:
             batch.labels.fill_(IGNORE)
@@ -202,16 +208,27 @@ def micro_batches(
     return batches
 
 
-def epoch_order(lengths: Sequence[int], size: int, rng: random.Random, group: int = 50) -> list[list[int]]:
-    """Indices of one epoch, in batches of examples of similar length.
+def epoch_order(
+    lengths: Sequence[int], size: int, rng: random.Random, by_length: bool = False, group: int = 50
+) -> list[list[int]]:
+    """Indices of one epoch, cut into batches: each index once, only one batch may be short.
 
-    The order is shuffled; within each `group` batches the examples are sorted by length and cut into batches, whose
-    order is shuffled again. A group is at most a quarter of the epoch, or else every epoch of a small task would have
-    the same batches. Each index occurs once; only one batch may be short.
+    The order is one uniform shuffle of the epoch.
+
+    Args:
+        lengths: Tokens of each example.
+        size: Examples per batch.
+        rng: For the shuffle.
+        by_length: Sort the shuffled examples by length within each `group` batches, cut these into batches and shuffle
+            the batches again. This saves padding, but tasks of different lengths hardly share a batch. A group is at
+            most a quarter of the epoch, or else every epoch of a small task would have the same batches.
+        group: See by_length.
     """
-    group = max(1, min(group, len(lengths) // (4 * size)))
     order = list(range(len(lengths)))
     rng.shuffle(order)
+    if not by_length:
+        return [order[i : i + size] for i in range(0, len(order), size)]
+    group = max(1, min(group, len(lengths) // (4 * size)))
     batches = []
     for start in range(0, len(order), group * size):
         piece = sorted(order[start : start + group * size], key=lengths.__getitem__)
@@ -220,5 +237,5 @@ def epoch_order(lengths: Sequence[int], size: int, rng: random.Random, group: in
     return batches
 
 
-def _pick(rows: Sequence[Encoded], examples: Sequence[Example], chosen: range) -> tuple[list, list]:
+def _pick(rows: Sequence[Encoded], examples: Sequence[Example], chosen: Sequence[int]) -> tuple[list, list]:
     return [rows[i] for i in chosen], [examples[i] for i in chosen]

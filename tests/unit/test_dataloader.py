@@ -1,7 +1,9 @@
 """From examples to batches: what is labelled, what is cut, what is seen how often."""
 
 import random
+from collections import Counter
 from dataclasses import replace
+from itertools import combinations
 
 import pytest
 import torch
@@ -147,27 +149,65 @@ def test_tokens_are_counted_per_source():
 @pytest.mark.parametrize("size", [1, 4, 16])
 def test_an_epoch_passes_over_each_example_once(count, size):
     lengths = [random.Random(i).randrange(5, 90) for i in range(count)]
-    batches = epoch_order(lengths, size, random.Random(1))
-    assert sorted(i for batch in batches for i in batch) == list(range(count))
-    assert all(0 < len(batch) <= size for batch in batches)
-    assert sum(len(batch) < size for batch in batches) <= 1
-    assert len(batches) == -(-count // size)
+    for by_length in (False, True):
+        batches = epoch_order(lengths, size, random.Random(1), by_length)
+        assert sorted(i for batch in batches for i in batch) == list(range(count)), by_length
+        assert all(0 < len(batch) <= size for batch in batches), by_length
+        assert sum(len(batch) < size for batch in batches) <= 1, by_length
+        assert len(batches) == -(-count // size), by_length
 
 
 def test_the_order_depends_on_the_seed_alone():
-    lengths = list(range(60))
-    first, same, other = (epoch_order(lengths, 4, random.Random(seed)) for seed in (1, 1, 2))
-    assert first == same != other
+    for by_length in (False, True):
+        first, same, other = (epoch_order(list(range(60)), 4, random.Random(seed), by_length) for seed in (1, 1, 2))
+        assert first == same != other, by_length
 
 
-def test_batches_hold_examples_of_similar_length_in_no_order_of_length():
+def test_the_order_is_uniform_whatever_the_lengths():
+    """Chi-square over 3000 epochs: each example in each batch, each pair in one batch."""
+    count, size, epochs = 12, 4, 3000
+    places, pairs = Counter(), Counter()
+    for seed in range(epochs):
+        for number, batch in enumerate(epoch_order([2**i for i in range(count)], size, random.Random(seed))):
+            places.update((i, number) for i in batch)
+            pairs.update(combinations(sorted(batch), 2))
+    expected = epochs * size / count
+    assert len(places) == 36
+    assert sum((n - expected) ** 2 / expected for n in places.values()) < 60  # 22 degrees of freedom, p < 1e-5
+    expected = epochs * (size - 1) / (count - 1)
+    assert len(pairs) == 66
+    assert sum((n - expected) ** 2 / expected for n in pairs.values()) < 130  # at most 65 degrees of freedom, p < 1e-5
+
+
+def test_batches_mix_tasks_of_different_lengths():
+    rng = random.Random(0)
+    lengths = [int(rng.gauss(mean, mean / 10)) for mean in (60, 130, 400, 900) for _ in range(500)]
+
+    def single(by_length):
+        batches = epoch_order(lengths, 16, random.Random(1), by_length)
+        return sum(len({i // 500 for i in batch}) == 1 for batch in batches) / len(batches)
+
+    assert single(False) == 0
+    assert single(True) > 0.5  # why grouping is an option
+
+
+def test_grouped_batches_hold_examples_of_similar_length_in_no_order_of_length():
     lengths = [random.Random(i).randrange(1000) for i in range(400)]
-    batches = epoch_order(lengths, 8, random.Random(3))
+    batches, others = (epoch_order(lengths, 8, random.Random(seed), True) for seed in (3, 4))
     spread = [max(lengths[i] for i in b) - min(lengths[i] for i in b) for b in batches]
     assert sum(spread) / len(spread) < 150  # at random it would be some 800
     means = [sum(lengths[i] for i in b) / len(b) for b in batches]
     assert means not in (sorted(means), sorted(means, reverse=True))
-    assert len({frozenset(b) for b in batches} & {frozenset(b) for b in epoch_order(lengths, 8, random.Random(4))}) < 20
+    assert len({frozenset(b) for b in batches} & {frozenset(b) for b in others}) < 20
+
+
+def test_a_step_is_cut_into_micro_batches_of_similar_length():
+    rows = [Encoded([1] * n, [5]) for n in (9, 1, 8, 2)]
+    examples = [Example(str(len(row.prompt)), "") for row in rows]
+    cut = micro_batches(rows, examples, tiny.PAD, 0, 1, 2)
+    assert [[e.input for e in batch.examples] for batch in cut] == [["1", "2"], ["8", "9"]]
+    (whole,) = micro_batches(rows, examples, tiny.PAD, 0, 1, 1)
+    assert whole.examples == examples
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

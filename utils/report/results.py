@@ -58,6 +58,7 @@ def build(run: Path) -> dict[str, Any]:
     return {
         **{key: facts[key] for key in FACTS},
         "higher_is_better": higher,
+        "group_by_length": bool(_options(run).get("group_by_length")),
         "examples": [cells.examples.get(f"task_{j}") for j in tasks],
         "base": _nullable(base),
         "R": _nullable(R),

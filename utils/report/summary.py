@@ -70,7 +70,8 @@ def page(results: dict[str, Any], plots: bool = True) -> str:
     rows = [_metric_row(name, results) for name in METRICS]
     parts = [
         f"# {results['name']}",
-        f"Scenario {results['il_mode']}, backbone {results['backbone']}.",
+        f"Scenario {results['il_mode']}, backbone {results['backbone']}."
+        + (" Batches held examples of similar length (group_by_length)." if results["group_by_length"] else ""),
         table(results).rstrip(),
         "## All metrics",
         markdown([["metric", "percent", "definition", "source"], *rows], left=(0, 2, 3)),

@@ -126,7 +126,7 @@ class _Plan:
         for epoch in range(start.epoch, self.task.epochs):
             begin = start.step if epoch == start.epoch else 0
             rng = random_for(self.session.config.seed, self.task.index, epoch, "order")
-            order = epoch_order(self.lengths, self.new_rows, rng)
+            order = epoch_order(self.lengths, self.new_rows, rng, self.session.config.group_by_length)
             for number in range(begin, self.steps):
                 progress = Progress(self.task.index, epoch, number + 1, self.steps)
                 yield progress, self._batches([self.examples[i] for i in order[number]], epoch, number)

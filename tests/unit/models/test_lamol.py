@@ -526,7 +526,7 @@ def test_a_run_with_pseudo_samples_is_resumed_to_the_bit(tmp_path, name):
     """The contract's models are too little trained to write; this one learns until it does."""
     kind, options = name.split()[0], FAMILY[name] | {"LAMOL_gamma": 0.8}
     config = tiny.make_config(
-        kind, backbone=tiny.backbone_folder(dropout=0.1), training_epochs=6, lr=1e-2, is_evaluate_init=False,
+        kind, backbone=tiny.backbone_folder(dropout=0.1), training_epochs=8, lr=1e-2, is_evaluate_init=False,
         info_per_steps=1,
     )  # fmt: skip
     for folder in ("whole", "cut"):

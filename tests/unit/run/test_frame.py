@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 
 from models.Base import Method
 from models.common.losses import answer_loss
@@ -17,7 +18,7 @@ from utils.run import checkpoint
 from utils.run.cost import kept_bytes
 from utils.run.fit import fit
 from utils.session import Progress
-from utils.storage.files import read_jsonl
+from utils.storage.files import read_jsonl, write_text
 
 STEPWISE = {
     "is_replay": True,
@@ -194,3 +195,17 @@ def test_predictions_of_versions_have_folders_of_their_own(tmp_path):
     names = {path.name for path in (tmp_path / "predictions").iterdir()}
     assert names == {"base", "after_0", "after_1", "after_2", "after_0_working", "after_1_working", "after_2_working"}
     assert len(read_jsonl(tmp_path / "predictions/after_2_working/task_0.jsonl")) == 6
+
+
+def test_group_by_length_changes_the_order_and_the_results_say_so(tmp_path):
+    made = {}
+    for grouped in (False, True):
+        config = tiny.make_config(group_by_length=grouped, info_per_steps=1)
+        folder = tmp_path / str(grouped)
+        folder.mkdir()
+        write_text(folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json")))
+        made[grouped] = tiny.run(folder, config).losses
+        assert ("group_by_length" in (folder / "results.md").read_text(encoding="utf-8")) == grouped
+    assert made[False] != made[True]
+    table = tiny.compare([tmp_path / "False", tmp_path / "True"])
+    assert "group_by_length" in table
