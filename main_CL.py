@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 from utils.errors import Terminated, UserError
-from utils.factory import load_method
 from utils.options.parse import ConfigError, Resolved, fail, resolve
 from utils.storage.files import is_file
 
@@ -27,7 +26,7 @@ def main(argv: list[str]) -> int:
 
 def read_options(argv: list[str]) -> tuple[Resolved, Path | None]:
     """The options of a new run, or those of the run to be resumed and its folder."""
-    options = resolve(argv, load_options)
+    options = resolve(argv)
     if options.config.resume is None:
         return options, None
     extra = sorted(
@@ -39,12 +38,7 @@ def read_options(argv: list[str]) -> tuple[Resolved, Path | None]:
         problems.append(f"resume: {folder}/config.yaml does not exist; expected a run folder")
     if problems:
         raise ConfigError(problems)
-    return resolve(["--cfg", str(folder / "config.yaml")], load_options), folder
-
-
-def load_options(name: str) -> type:
-    """A method's own options."""
-    return load_method(name).Options
+    return resolve(["--cfg", str(folder / "config.yaml")]), folder
 
 
 if __name__ == "__main__":

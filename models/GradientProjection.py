@@ -106,7 +106,7 @@ class GradientProjection(Method):
                 assign(begin, learning)
 
         seed = seed_for(self.config.seed, "direction", task.index, run)
-        config = self.config.model_copy(update={"seed": seed, "is_replay": False})
+        config = self.config.updated(seed=seed, is_replay=False)
         plain = Method(config, None, self.backbone, self.encoder, self.stream)
         session, end = self.session.aside("direction", config), self.options.GradientProjection_end_step
         session.fit(plain, task, on_step=keep, limit=end)

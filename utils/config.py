@@ -7,7 +7,7 @@ file, models/<METHOD>.py, under names that begin with the method's name.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AllowInfNan, BaseModel, ConfigDict, Field, Strict
 
@@ -17,7 +17,8 @@ WATCHING = ("keep_best", "early_stop_accuracy", "early_stop_patience")  # look a
 Int = Annotated[int, Strict()]
 Count = Annotated[int, Strict(), Field(ge=1)]
 Float = Annotated[float, Strict(), AllowInfNan(False)]
-Name = Annotated[str, Field(pattern=r"^\w[\w.+-]*$", max_length=100)]  # one folder: it cannot leave its parent
+NAME_PATTERN, NAME_LENGTH = r"^\w[\w.+-]*$", 100
+Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=NAME_LENGTH)]  # one folder: it cannot leave its parent
 
 
 class OptionGroup(BaseModel):
@@ -28,6 +29,14 @@ class OptionGroup(BaseModel):
     def is_changed(self, name: str) -> bool:
         """True if an option has another value than its default."""
         return getattr(self, name) != type(self).model_fields[name].default
+
+    def updated(self, **values: Any) -> Self:
+        """A copy with other values of some options, validated as at first.
+
+        Raises:
+            pydantic.ValidationError: a value that the option does not allow, or an unknown option.
+        """
+        return type(self).model_validate({name: getattr(self, name) for name in type(self).model_fields} | values)
 
 
 class RunOptions(OptionGroup):
@@ -197,7 +206,6 @@ class PeftOptions(OptionGroup):
     PEFT_lora_r: Int = Field(8, ge=1, description="Rank of LoRA.")
     PEFT_lora_alpha: Int = Field(16, ge=1, description="LoRA's update is scaled by alpha / r.")
     PEFT_lora_dropout: Float = Field(0.05, ge=0, lt=1, description="Dropout before LoRA's down-projection.")
-    PEFT_lora_bias: Literal["none"] = Field("none", description="Biases that learn beside LoRA: none.")
     PEFT_lora_target_modules: tuple[str, ...] | None = Field(
         None, description="Names of the linear layers that get LoRA, or [all-linear]; None: peft's table."
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
 
 from models import METHODS
 from utils.config import Config
@@ -17,10 +18,34 @@ def load_method(name: str) -> type:
         UserError: there is no such method.
     """
     if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"expected one of {', '.join(METHODS)}, got {name!r}{hint}")
+        raise UserError(f"expected one of {', '.join(METHODS)}, got {name!r}{_hint(name)}")
     return getattr(importlib.import_module(METHODS[name]), name)
+
+
+SETTING_OF = {  # names of published methods that are settings of any method here
+    "replay": "--is_replay True",
+    "er": "--is_replay True",
+    "experiencereplay": "--is_replay True",
+    "freeze": "--freeze_parts '[embeddings, layers 0-2]'",
+    "lora": "--PEFT_type LoRA",
+    "seqlora": "--PEFT_type LoRA",
+    "ia3": "--PEFT_type IA3",
+    "adapter": "--PEFT_type Bottleneck",
+    "bottleneck": "--PEFT_type Bottleneck",
+    "prompttuning": "--PEFT_type PromptTuning",
+    "prefixtuning": "--PEFT_type PrefixTuning",
+}
+ALSO_CALLED = {"multitask": "Joint", "mtl": "Joint", "finetune": "SEQ", "finetuning": "SEQ", "sft": "SEQ"}
+
+
+def _hint(name: str) -> str:
+    """What a name that is no method may mean."""
+    word = re.sub(r"[^a-z0-9]", "", name.lower())
+    if word in SETTING_OF:
+        return f"; {name} is a setting of any method: --method SEQ {SETTING_OF[word]}"
+    known = {method.lower().replace("_", ""): method for method in METHODS} | ALSO_CALLED
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {known[near[0]]!r}?" if near else ""
 
 
 def check_capability(config: Config, method: type) -> list[str]:

@@ -6,7 +6,6 @@ from unittest import mock
 import pytest
 import torch
 
-from main_CL import load_options
 from models import METHODS
 from tests import tiny
 from utils.dataset import save_stream
@@ -277,7 +276,7 @@ def test_what_cannot_run_is_refused_before_anything_is_loaded(name, tmp_path, mo
     options |= {key: str(value) for key, value in tiny.OWN.get(name, {}).items()}
     argv = [word for key, value in options.items() for word in (f"--{key}", value)]
     with pytest.raises(ConfigError) as caught:
-        launch.launch(resolve(["--cfg", "None", *argv], load_options), None)
+        launch.launch(resolve(["--cfg", "None", *argv]), None)
     assert caught.value.problems == [
         f"method {name} supports il_mode CIT, IIL; got CIL",
         f"method {name} needs recovery (of this); set recovery: True",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from main_CL import load_options
+
 from tests.documents import DOCS, DOCUMENTS
 from tests.e2e.test_cli import SMALL, run
 from tests.tiny import backbone_folder, micro_stream
@@ -45,7 +45,7 @@ def test_links_lead_somewhere():
 def test_options_with_places_to_fill_are_valid(command):
     words = shlex.split(re.sub(r"\{([^}]*)\}", "something", command))
     arguments = words[words.index("main_CL.py") + 1 :]
-    resolve(arguments, load_options)
+    resolve(arguments)
     if "--config_file" in words:
         assert (ROOT / words[words.index("--config_file") + 1]).is_file()
 

@@ -9,7 +9,6 @@ import torch
 from safetensors.numpy import load_file
 from sklearn.linear_model import LogisticRegression
 
-from main_CL import load_options
 from tests import tiny
 from utils import probing
 from utils.errors import UserError
@@ -285,7 +284,7 @@ def test_streams_without_classes_are_refused(tmp_path):
 @pytest.mark.parametrize("option", ["probing_rows_per_class", "save_features"])
 def test_options_without_probing_are_refused(option):
     with pytest.raises(ConfigError, match=f"{option}: has no effect without is_probing"):
-        resolve(["--cfg", "None", f"--{option}", "1" if "rows" in option else "true"], load_options)
+        resolve(["--cfg", "None", f"--{option}", "1" if "rows" in option else "true"])
 
 
 def test_results_of_a_run_without_probes_are_as_they_were(tmp_path):

@@ -78,10 +78,10 @@ def open_run(folder: Path) -> Opened:
     places = checkpoints(folder / "checkpoints")
     if not places:
         raise UserError(f"{folder}/checkpoints holds no checkpoint; {ADVICE}")
-    options = resolve(["--cfg", str(folder / "config.yaml")], lambda name: load_method(name).Options)
+    options = resolve(["--cfg", str(folder / "config.yaml")])
     config, method_class = options.config, load_method(options.config.method)
     stream = read_stream(config)
-    trained = config.model_copy(update={"recovery": True})  # what can't be recovered can't be diagnosed
+    trained = config.updated(recovery=True)  # what can't be recovered can't be diagnosed
     problems = [
         *check_capability(trained, method_class),
         *method_class.problems(trained, options.method_options, stream),

@@ -26,7 +26,7 @@ def choose(places: list[Place], every: int) -> list[Place]:
 
 def measure(run: Opened, places: list[Place], epochs: int, out: Path) -> Iterator[dict[str, Any]]:
     """One row for each checkpoint; predictions that are in `out` are not made again."""
-    run.method.config = run.method.config.model_copy(update={"recovery_epochs": epochs})
+    run.method.config = run.method.config.updated(recovery_epochs=epochs)
     setting = f"{epochs}_epochs_{run.method.config.recovery_ratio:g}"
     for place in places:
         step = run.load(place)

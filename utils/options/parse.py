@@ -1,33 +1,44 @@
 """From command line and YAML to a frozen `Config`: default < YAML < command line.
 
-All problems are collected and told at once, each with its source, what was expected and what was got.
+All problems are collected and reported at once, each with its source, what was expected and what was given.
 """
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import hashlib
 import json
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from utils.config import GROUPS, Config, OptionGroup
+from models import METHODS
+from utils.config import GROUPS, NAME_LENGTH, NAME_PATTERN, Config, OptionGroup
 from utils.errors import UserError
-from utils.options.consistency import check
+from utils.factory import load_method
+from utils.options import consistency, yaml_dialect
+from utils.options.hints import hint
 
 WORDS = {  # pydantic's words -> ours
     "Input should be": "expected",
+    f"match pattern '{NAME_PATTERN}'": "be a name of letters, digits and _ . + -, with . + - not first",
     "String should": "expected to",
     "a valid tuple": "a list, such as [a, b]",
     ", unable to interpret input": "",
 }
+# Options that leave the demo: with one of them on the command line, and no --cfg, the demo's YAML is not read.
+NOT_THE_DEMO = ("backbone", "load_llm_ckpt", "dataset", "dataset_path", "dataset_files")
+# What is printed of the defaults that then apply.
+SHOWN = ("dataset", "il_mode", "method", "training_epochs", "lr", "batch_size")
+LONGEST_VALUE = 200  # characters of a value in an error
+Group = TypeVar("Group", bound=OptionGroup)
 
 
 class ConfigError(UserError):
@@ -53,28 +64,6 @@ class Resolved(NamedTuple):
     sources: dict[str, str]  # name of each option that was given -> where
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 5e-6 as a number and None as none, and refuses a key written twice."""
-
-    def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"{key!r} stands there twice, line {node.start_mark.line + 1} and on")
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """SafeDumper that puts quotes around a text which `_Loader` would read as a number or as none."""
-
-
-for _side in (_Loader, _Dumper):
-    _side.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d[\d_]*(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-    )
-    _side.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^None$"), ["N"])
-
-
 def read_yaml(path: Path) -> dict[str, Any]:
     """The options in a YAML file.
 
@@ -82,7 +71,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: missing or unreadable file, not YAML, or not a mapping of names to values.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        content = yaml_dialect.read(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError([f"cfg: {path} does not exist{_nearest_file(path)}"]) from None
     except (OSError, UnicodeDecodeError) as error:
@@ -96,38 +85,75 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def resolve(argv: list[str], load_options: Callable[[str], type[OptionGroup]]) -> Resolved:
+def resolve(argv: list[str]) -> Resolved:
     """Read the command line and the YAML file it names.
 
     Args:
         argv: Command line without the program's name.
-        load_options: Gives a method's own options class by the method's name; UserError if there is no such
-            method.
 
     Raises:
         ConfigError: with all problems.
     """
     line = _read_command_line(argv, [Config])
-    default_cfg = None if "resume" in line else Config.model_fields["cfg"].default
-    cfg = line["cfg"].value if "cfg" in line else default_cfg
+    if "cfg" not in line and ("resume" in line or any(name in line for name in NOT_THE_DEMO)):
+        line["cfg"] = Given(None, "default")
+    cfg = line["cfg"].value if "cfg" in line else Config.model_fields["cfg"].default
     file = {} if cfg is None else {name: Given(v, str(cfg)) for name, v in read_yaml(Path(cfg)).items()}
     given = file | line
+    method = str(given["method"].value if "method" in given else Config.model_fields["method"].default)
     try:
-        schema = load_options(str(given["method"].value if "method" in given else "SEQ"))
+        schema: type[OptionGroup] = load_method(method).Options
     except UserError as error:
         raise ConfigError([f"method: {error}  ({given['method'].source})"]) from None
-    given = file | _read_command_line(argv, [Config, schema], final=True)
-    problems = _unknown(given, schema)
-    config = _validate(Config, given, problems)
-    options = _validate(schema, given, problems)
-    if config is not None and options is not None:
-        problems += check(config)
+    given |= _read_command_line(argv, [Config, schema], final=True)
+    problems = [
+        f"{_shown(name)}: unknown option; {hint(name, method)}  ({item.source})"
+        for name, item in given.items()
+        if name not in (*Config.model_fields, *schema.model_fields)
+    ]
+    config, options = _validate(Config, given, problems), _validate(schema, given, problems)
+    problems += consistency.check(config) if config is not None else []
     if problems:
         raise ConfigError(problems)
     if config.wandb_name is None:
-        stem = Path(config.cfg).stem if config.cfg else config.method
-        config = config.model_copy(update={"wandb_name": f"{config.exp_prefix}-{stem}"})
+        config = config.updated(wandb_name=_run_name(config, file))
     return Resolved(config, options, {name: item.source for name, item in given.items()})
+
+
+def _run_name(config: Config, file: dict[str, Given]) -> str:
+    """<exp_prefix>-<name of the YAML file>; what the command line sets in its place is named too."""
+    words = [config.exp_prefix]
+    in_file = file["dataset"].value if "dataset" in file else config.dataset
+    if config.cfg is None or config.dataset_files or config.dataset != in_file:
+        words.append(Path(config.dataset_files[0]).stem if config.dataset_files else config.dataset)
+    stem, method = (config.method if config.cfg is None else Path(config.cfg).stem), config.method
+    in_file = file["method"].value if "method" in file else Config.model_fields["method"].default
+    if config.cfg is not None and method != in_file:
+        stem = method if stem == in_file else f"{stem}-{method}"
+    return clean_name("-".join([*words, stem]))
+
+
+def clean_name(text: str) -> str:
+    """The text as the name of a run: other characters become _, what is too long ends with a digest.
+
+    >>> clean_name("default-SEQ (copy)")
+    'default-SEQ_copy_'
+    """
+    name = re.sub(r"[^\w.+-]+", "_", text).lstrip(".+-") or "_"
+    if len(name) > NAME_LENGTH:
+        name = f"{name[: NAME_LENGTH - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return name
+
+
+def origin(resolved: Resolved) -> str:
+    """Which YAML file the options come from, in one line; without one, the defaults that matter most."""
+    config, sources = resolved.config, resolved.sources
+    if config.cfg is not None:
+        return f"options: {config.cfg}" + ("" if "cfg" in sources else ", the demo's, as no --cfg is given")
+    given = [f"--{name}" for name in NOT_THE_DEMO if sources.get(name) == f"--{name}"]
+    why = f" ({given[0]} without --cfg)" if given and sources["cfg"] != "--cfg" else ""
+    defaults = [f"{name} {getattr(config, name)}" for name in SHOWN if name not in sources]
+    return f"options: no YAML file{why}" + (f"; defaults: {', '.join(defaults)}" if defaults else "")
 
 
 def flatten(resolved: Resolved) -> dict[str, Any]:
@@ -140,8 +166,7 @@ def to_yaml(resolved: Resolved) -> str:
     """The resolved options as a YAML file that repeats the run, each line with its source."""
     lines = []
     for name, value in flatten(resolved).items():
-        text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=10**6, allow_unicode=True)
-        text = json.dumps(value, ensure_ascii=False) if "\n" in str(value) else text.split("\n")[0]
+        text = json.dumps(value, ensure_ascii=False) if "\n" in str(value) else yaml_dialect.write(value)
         lines.append(f"{name}: {text}  # {resolved.sources.get(name, 'default')}")
     return "\n".join(lines) + "\n"
 
@@ -156,7 +181,7 @@ def option_table(*schemas: type[OptionGroup]) -> str:
     return "\n".join(rows)
 
 
-def _validate(schema: type[OptionGroup], given: dict[str, Given], problems: list[str]) -> OptionGroup | None:
+def _validate(schema: type[Group], given: dict[str, Given], problems: list[str]) -> Group | None:
     """An instance, or None with the problems appended."""
     try:
         return schema(**{name: given[name].value for name in schema.model_fields if name in given})
@@ -167,19 +192,18 @@ def _validate(schema: type[OptionGroup], given: dict[str, Given], problems: list
             expected = item["msg"]
             for word, ours in WORDS.items():
                 expected = expected.replace(word, ours)
-            problems.append(f"{name}{place}: {expected}, got {item['input']!r}  ({given[name].source})")
+            problems.append(f"{name}{place}: {expected}, got {_shortened(item['input'])}  ({given[name].source})")
         return None
 
 
-def _unknown(given: dict[str, Given], schema: type[OptionGroup]) -> list[str]:
-    known = [*Config.model_fields, *schema.model_fields]
-    problems = []
-    for name, item in given.items():
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else "; see python main_CL.py --help"
-            problems.append(f"{name}: unknown option{hint}  ({item.source})")
-    return problems
+def _shown(name: str) -> str:
+    """A name from a file, printable whatever it holds."""
+    return name if name.isprintable() else repr(name)
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}... ({len(text)} characters)"
 
 
 def _read_command_line(argv: list[str], schemas: list[type[OptionGroup]], final: bool = False) -> dict[str, Given]:
@@ -205,8 +229,10 @@ def _parser(schemas: list[type[OptionGroup]], add_help: bool) -> argparse.Argume
     parser = argparse.ArgumentParser(
         "main_CL.py",
         usage="python main_CL.py [--cfg FILE] [--option value ...]",
-        description="Learn a stream of tasks with one continual-learning method.",
-        epilog="Order: default < YAML file (--cfg) < command line. Methods: see models/__init__.py.",
+        description="Learn a stream of tasks with one continual-learning method. An option's value is its default, "
+        "replaced by that in the YAML file (--cfg), replaced by that on the command line. The options of the chosen "
+        "method come last; for those of another: python main_CL.py --method NAME --help",
+        epilog=f"Methods: {', '.join(METHODS)}.",
         allow_abbrev=False,
         add_help=add_help,
         exit_on_error=False,
@@ -229,28 +255,37 @@ def _parser(schemas: list[type[OptionGroup]], add_help: bool) -> argparse.Argume
 
 
 def _value(text: str, field: FieldInfo) -> Any:
-    """What a word on the command line means: text for text options, otherwise as in YAML."""
+    """What a word on the command line means: text for text options and choices, otherwise as in YAML."""
     if text == "None":
         return None
-    if "str" in _type_text(field) or "Literal" in str(field.annotation):
+    kind = _kind(field.annotation)
+    if kind is str or get_origin(kind) is Literal:
         return text
     try:
-        return yaml.load(text, _Loader)
+        return yaml_dialect.read(text)
     except (yaml.YAMLError, RecursionError, ValueError):
         return text
 
 
 def _type_text(field: FieldInfo) -> str:
-    """int, float, true/false, a list, or the choices."""
-    kind = str(field.annotation)
-    if "tuple" in kind:
-        return "[...]"
-    if "Literal" in kind:
-        return "|".join(re.findall(r"'([^']*)'", kind))
-    for word, text in (("bool", "true|false"), ("int", "int"), ("float", "float"), ("str", "str")):
-        if word in kind:
-            return text
-    return "None"
+    """int, float, str, true|false, a list, or the choices."""
+    kind = _kind(field.annotation)
+    if get_origin(kind) is Literal:
+        return "|".join(get_args(kind))
+    return {bool: "true|false", tuple: "[...]"}.get(get_origin(kind) or kind, getattr(kind, "__name__", str(kind)))
+
+
+def _kind(annotation: Any) -> Any:
+    """The type that an annotation allows, without its limits and without None.
+
+    >>> _kind(Annotated[int, "limit"] | None), _kind(Literal["a", "b"] | None)
+    (<class 'int'>, typing.Literal['a', 'b'])
+    """
+    if get_origin(annotation) is Annotated:
+        return _kind(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return _kind(next(part for part in get_args(annotation) if part is not NoneType))
+    return annotation
 
 
 def _nearest_file(path: Path) -> str:
@@ -260,6 +295,6 @@ def _nearest_file(path: Path) -> str:
 
 
 def fail(error: UserError) -> int:
-    """Tell a user's mistake; returns the exit code."""
+    """Print a user's error; returns the exit code."""
     print(f"error: {error}", file=sys.stderr)
     return 2

@@ -124,7 +124,7 @@ def _complete(options: Options, size: str) -> Options:
     sizes["dev_persons_first"] = _dev_count(options, "dev_persons_first", preset.dev_share, first, held_out or first)
     if each:
         sizes["dev_persons_each"] = _dev_count(options, "dev_persons_each", preset.dev_share, each, each)
-    return options.model_copy(update=sizes | {"preset": size})
+    return options.updated(**sizes, preset=size)
 
 
 def _train_count(options: Options, first: int) -> int:

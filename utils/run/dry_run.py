@@ -58,7 +58,7 @@ def _sizes(method: Method, task: Task) -> tuple[int, int, list[int] | None]:
 def _practise(method: Method) -> None:
     """Give the method a memory that is as large as the real one, but needs no model to choose."""
     if method.memory is not None and method.config.Replay_sampling_algorithm == "herding":
-        config = method.config.model_copy(update={"Replay_sampling_algorithm": "random"})
+        config = method.config.updated(Replay_sampling_algorithm="random")
         method.memory = Memory(config, method.stream.config.get("NUM_CLASS"))
 
 

@@ -116,7 +116,7 @@ def build_method(options: Resolved, method_class: type[Method], stream: Stream, 
 
 def sketch(options: Resolved, method_class: type[Method], stream: Stream, accelerator: Accelerator) -> Method:
     """The method around a model that has shapes, but no weights; with them where it looks at them in its setup."""
-    shapes = options.config.model_copy(update={"backbone_random_init": True})
+    shapes = options.config.updated(backbone_random_init=True)
     try:
         with torch.device("meta"):
             return assemble(options, method_class, stream, load_backbone(shapes))

@@ -28,8 +28,7 @@ def task_of(method: Method, index: int) -> Task:
 def relearn(method: Method, session: Session) -> None:
     """Train the model, as it stands, on a part of task 0's training examples: plainly, whatever the method."""
     lr = per_task(method.config.lr_list, method.config.lr, 0)
-    changes = {"freeze_parts": (), "is_replay": False, "lr": lr, "lr_list": None}
-    config = method.config.model_copy(update=changes)
+    config = method.config.updated(freeze_parts=(), is_replay=False, lr=lr, lr_list=None)
     plain = Method(config, None, method.backbone, session.encoder, method.stream)
     if method.classifier is not None:
         plain.extra["heads"] = method.classifier

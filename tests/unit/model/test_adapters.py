@@ -7,7 +7,6 @@ import sys
 import pytest
 import torch
 
-from main_CL import load_options
 from tests import tiny
 from utils.backbone import load_backbone, load_model
 from utils.dataloader import Encoded, collate
@@ -262,7 +261,7 @@ def test_embeddings_are_saved_if_tokens_were_added(tmp_path):
 )
 def test_options_without_effect_are_refused(words, expected):
     with pytest.raises(ConfigError) as caught:
-        resolve(["--cfg", "None", *words], load_options)
+        resolve(["--cfg", "None", *words])
     assert caught.value.problems == [expected]
 
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from main_CL import load_options
 from tests import tiny
 from utils.backbone import load_model
 from utils.errors import UserError
@@ -93,7 +92,7 @@ def test_its_size_is_an_option():
     with pytest.raises(
         ConfigError, match="PEFT_bottleneck_size: has no effect with PEFT_type LoRA; it belongs to Bott"
     ):
-        resolve(["--cfg", "None", "--PEFT_type", "LoRA", "--PEFT_bottleneck_size", "9"], load_options)
+        resolve(["--cfg", "None", "--PEFT_type", "LoRA", "--PEFT_bottleneck_size", "9"])
 
 
 @pytest.mark.parametrize("family", tiny.ENCODER_DECODERS)

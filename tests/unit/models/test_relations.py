@@ -7,7 +7,6 @@ from unittest import mock
 import pytest
 import torch
 
-from main_CL import load_options
 from models.SEQ import SEQ
 from tests import tiny
 from utils.dataset import Example, Stream, TaskData
@@ -281,7 +280,7 @@ def test_the_order_of_keys_and_where_they_stand_do_not_change_a_run(trained, tmp
     configs = []
     for k, text in enumerate(("\n".join(lines), "\n".join(reversed(lines)))):
         (tmp_path / f"{k}.yaml").write_text(text, encoding="utf-8")
-        configs.append(resolve(["--cfg", str(tmp_path / f"{k}.yaml"), "--wandb_name", "x"], load_options).config)
+        configs.append(resolve(["--cfg", str(tmp_path / f"{k}.yaml"), "--wandb_name", "x"]).config)
     first, second = (c.model_copy(update={"cfg": None}) for c in configs)
     assert first == second
     made = [trained(**{name: getattr(c, name) for name in ("lr", "batch_size", "seed")}) for c in (first, second)]

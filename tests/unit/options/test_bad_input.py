@@ -11,7 +11,7 @@ import pytest
 from hypothesis import strategies as st
 
 import main_CL
-from main_CL import load_options, read_options
+from main_CL import read_options
 from tests import tiny
 from tests.stress.spoilt_inputs import YAML_VALUES, holds, names, spoilt_file, spoilt_json, yaml_texts
 from utils import dataformat_preprocess
@@ -51,11 +51,11 @@ def test_yaml_files(tmp_path, examples):
 
     def check(text):
         file.write_bytes(text.encode("utf-8", "surrogatepass"))
-        found = told(resolve, ["--cfg", str(file)], load_options)
+        found = told(resolve, ["--cfg", str(file)])
         if found is not None:
             stays_inside(found.config)
             again.write_text(to_yaml(found), encoding="utf-8")
-            same = resolve(["--cfg", str(again)], load_options)
+            same = resolve(["--cfg", str(again)])
             assert same.config == found.config.model_copy(update={"cfg": str(again)})
 
     holds(check, examples, text=yaml_texts)

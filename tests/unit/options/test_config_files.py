@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from main_CL import load_options
 from utils.factory import check_capability, load_method
 from utils.options.parse import Resolved, resolve
 from utils.preprocess import load
@@ -28,7 +27,7 @@ FROM_FIXTURES = {
 
 
 def read(path: Path) -> Resolved:
-    return resolve(["--cfg", str(ROOT / path)], load_options)
+    return resolve(["--cfg", str(ROOT / path)])
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
@@ -54,5 +53,5 @@ def test_the_unit_that_is_classified_fits_the_stream():
     module = load("conll2003")
     stream = module.build(ROOT / "tests/fixtures", module.Options(base_task_entity=2), 1)
     for unit, count in (("auto", 0), ("sentence-level", 1)):
-        config = resolve(["--cfg", "None", "--classification_type", unit], load_options).config
+        config = resolve(["--cfg", "None", "--classification_type", unit]).config
         assert len(check_stream(config, stream)) == count

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from main_CL import load_options, main, read_options
+from main_CL import main, read_options
 from models import METHODS
 from utils.config import GROUPS, Config
 from utils.options.parse import ConfigError, flatten, option_table, read_yaml, resolve, to_yaml
@@ -22,7 +22,7 @@ def read(tmp_path):
     """Resolve a YAML text and a command line."""
 
     def reader(text="", *argv):
-        return resolve(["--cfg", str(write(tmp_path, text)), *argv], load_options)
+        return resolve(["--cfg", str(write(tmp_path, text)), *argv])
 
     return reader
 
@@ -51,8 +51,8 @@ def test_the_default_file_is_read_and_none_reads_no_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config/biography_demo_task2").mkdir(parents=True)
     write(tmp_path, "lr: 0.25", "config/biography_demo_task2/SEQ.yaml")
-    assert resolve([], load_options).config.lr == 0.25
-    assert resolve(["--cfg", "None"], load_options).config.lr == Config.model_fields["lr"].default
+    assert resolve([]).config.lr == 0.25
+    assert resolve(["--cfg", "None"]).config.lr == Config.model_fields["lr"].default
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,7 @@ def test_the_saved_file_repeats_the_options(tmp_path, read):
     first = read(plain + quoted, *argv)
     assert flatten(first)["exp_prefix"] == "5e-6"
     saved = write(tmp_path, to_yaml(first), "saved.yaml")
-    second = resolve(["--cfg", str(saved)], load_options)
+    second = resolve(["--cfg", str(saved)])
     assert flatten(second) == flatten(first)
     assert {name: flatten(second)[name] for name in AWKWARD} == AWKWARD
     lines = saved.read_text(encoding="utf-8").splitlines()

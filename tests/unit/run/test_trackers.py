@@ -118,7 +118,6 @@ def test_wandb_without_a_key_is_offline_and_fast(start, monkeypatch):
 
 
 def test_the_key_is_in_no_file_of_the_run(tmp_path, monkeypatch):
-    from main_CL import load_options
     from utils.dataset import save_stream
     from utils.options.parse import resolve
     from utils.run import launch
@@ -133,7 +132,7 @@ def test_the_key_is_in_no_file_of_the_run(tmp_path, monkeypatch):
     argv = [word if i % 2 else f"--{word}" for i, word in enumerate(words)]
     for state in (tiny.AcceleratorState, tiny.GradientState, tiny.PartialState):
         state._reset_state()
-    results = launch.launch(resolve(["--cfg", "None", *argv], load_options), None)
+    results = launch.launch(resolve(["--cfg", "None", *argv]), None)
     assert results["R"][1][1] is not None
     (run,) = (tmp_path / "experiments" / "default-SEQ").iterdir()
     files = [path for path in run.rglob("*") if path.is_file()]
