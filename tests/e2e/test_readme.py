@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-
 from tests.documents import DOCS, DOCUMENTS
 from tests.e2e.test_cli import SMALL, run
 from tests.tiny import backbone_folder, micro_stream

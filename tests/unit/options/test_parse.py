@@ -257,7 +257,7 @@ def test_combinations_without_effect_are_refused(problems, options, expected):
         ("just words", "must be a list of lines `option: value`"),
         ("1: 2", "must be a list of lines `option: value`"),
         ("a: [1", "is not YAML"),
-        ("lr: 1\nlr: 2\n", "is not YAML: 'lr' stands there twice, line 1 and on"),
+        ("lr: 1\nlr: 2\n", "is not YAML: line 2: 'lr' is given twice"),
         ("lr: !!python/object/apply:os.system [echo]", "is not YAML"),
     ],
 )
