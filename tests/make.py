@@ -1,7 +1,7 @@
-"""Write what comes from the code: the tables in docs/, and the golden losses of the methods that are named.
+"""Write what comes from the code: the tables in docs/, and the golden values of the methods and data sets named.
 
-python -m tests.make              docs/options.md, methods.md and capabilities.md
-python -m tests.make METHOD ...   also the entries of these methods in tests/golden/losses.json
+python -m tests.make                          docs/options.md, methods.md and capabilities.md
+python -m tests.make METHOD|DATASET ...       also their entries in tests/golden/losses.json or streams.json
 """
 
 from __future__ import annotations
@@ -11,17 +11,21 @@ import sys
 
 from models import METHODS
 from tests import documents
-from tests.golden import make
+from tests.golden import make, streams
+from utils.preprocess import PREPROCESSORS
 
 
 def main(argv: list[str]) -> int:
     """Write the files; returns the exit code."""
     parser = argparse.ArgumentParser("python -m tests.make", description=__doc__.split("\n")[0])
-    parser.add_argument("methods", nargs="*", choices=[*METHODS, []], metavar="METHOD", help="methods to make again")
-    chosen = parser.parse_args(argv).methods
+    parser.add_argument("names", nargs="*", metavar="NAME", help="methods and data sets whose golden values are made")
+    names = parser.parse_args(argv).names
+    unknown = [name for name in names if name not in METHODS and name not in PREPROCESSORS]
+    if unknown:
+        parser.error(f"{', '.join(unknown)}: neither a method nor a data set")
     documents.write()
-    if chosen:
-        make.write(chosen)
+    make.write([name for name in names if name in METHODS])
+    streams.write([name for name in names if name in PREPROCESSORS])
     return 0
 
 

@@ -3,12 +3,11 @@
 import pytest
 import torch
 
-from models import METHODS
 from tests import tiny
 from tests.contract.test_methods import DROPOUT, predictions
 from utils.factory import load_method
 
-WITH_HEADS = [name for name in METHODS if "Linear" in load_method(name).heads]
+WITH_HEADS = [name for name in tiny.TESTED if "Linear" in load_method(name).heads]
 BACKBONES = ("bert_encoder", "neox")
 pytestmark = pytest.mark.parametrize("name", WITH_HEADS)
 

@@ -17,7 +17,7 @@ from utils.run import launch
 from utils.run.fit import DivergedError, fit
 from utils.storage.files import read_jsonl
 
-pytestmark = pytest.mark.parametrize("name", METHODS)
+pytestmark = pytest.mark.parametrize("name", tiny.TESTED)
 DROPOUT = {"info_per_steps": 1, "save_llm_ckpt_step_interval": 2}
 
 

@@ -5,6 +5,7 @@ Starting processes takes longer than a run of theirs, so each launch does many r
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -15,9 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from models import METHODS
 from tests.e2e.test_cli import call, run
-from tests.tiny import backbone_folder, class_stream, micro_stream, word_stream
+from tests.tiny import SETTINGS, TESTED, backbone_folder, class_stream, micro_stream, word_stream
 from utils.dataset import Stream, save_stream
 from utils.distributed.modes import WHOLE_WEIGHTS
 from utils.factory import load_method
@@ -97,6 +97,18 @@ VARIANTS |= {
     "til": f"{HEADS} --method LwF --il_mode TIL --Replay_buffer_ratio 0.5",
     "words": f"{HEADS} --dataset words --il_mode CIL --Replay_buffer_ratio 0.5",
 }
+
+
+def plain_variant(name: str) -> str:
+    """The options of a method that has no variant above: a scenario it supports, and what it cannot do without."""
+    method = load_method(name)
+    needed = {key: value for need in SETTINGS if need in method.needs for key, value in SETTINGS[need].items()}
+    options = {"method": name, "is_replay": False, "il_mode": min(method.scenarios & {"CIT"} or method.scenarios)}
+    return " ".join(f"--{key} {value}" for key, value in (options | needed).items())
+
+
+WITH_VARIANT = {"SEQ", *re.findall(r"--method (\S+)", " ".join(VARIANTS.values()))}
+VARIANTS |= {name: plain_variant(name) for name in TESTED if name not in WITH_VARIANT}
 FEW = ("batch level", "dataset level", "kept", "bfloat16", "LAMOL", "merged", "prompts", "slao", "learned", "best")
 RUNS = {
     "DDP": list(VARIANTS)[1:],
@@ -119,6 +131,13 @@ def can(name: str, mode: str) -> bool:
     """True if a variant may run in a mode."""
     kind = mode.split()[0]
     return kind in method_of(name).parallel and ("--classifier" not in VARIANTS[name] or kind in WHOLE_WEIGHTS)
+
+
+def variants(mode: str) -> list[str]:
+    """Those that are run in a mode; of a single method all that can."""
+    one = len(TESTED) == 1
+    chosen = VARIANTS if one else RUNS[mode]
+    return [name for name in chosen if can(name, mode) and (not one or method_of(name) is load_method(TESTED[0]))]
 
 
 def launch(words: list[str], **environment: str) -> subprocess.CompletedProcess:
@@ -280,7 +299,9 @@ def test_two_processes_are_one(one, options, tmp_path):
 )
 def test_two_processes_are_one_with(mode, one, options, tmp_path):
     """Every method that can run in a mode; and a run goes on in another number of processes, from inside a task."""
-    names = [name for name in RUNS[mode] if can(name, mode)]
+    names = variants(mode)
+    if not names:
+        pytest.skip("the method does not run in this mode")
     runs = {name: [*options(name), "--dump_path", str(tmp_path / name / "two")] for name in names}
     if "kept" in names:
         runs["resumed"] = ["--resume", str(cut(one("kept"), tmp_path / "from one"))]
@@ -302,7 +323,7 @@ def test_two_processes_are_one_with(mode, one, options, tmp_path):
 
 def test_every_method_runs_in_two_processes_of_every_mode_it_allows():
     tested = {mode: {method_of(name) for name in names if can(name, mode)} for mode, names in RUNS.items()}
-    for method in map(load_method, METHODS):
+    for method in map(load_method, TESTED):
         assert method in tested["DDP"]
         assert all(method in tested[mode] for mode in {"ZeRO-2", "FSDP2"} & method.parallel)
 

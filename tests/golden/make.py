@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 
 from models import METHODS
@@ -28,12 +28,12 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def names() -> list[str]:
-    """`METHOD: setting` of every curve; settings that a method excludes are left out."""
+def names(methods: Collection[str] = METHODS) -> list[str]:
+    """`METHOD: setting` of every curve of these methods; settings that a method excludes are left out."""
     return [
         f"{method}: {setting}"
         for method in METHODS
-        if load_method(method).trains
+        if method in methods and load_method(method).trains
         for setting, options in SETTINGS.items()
         if not load_method(method).excludes.keys() & options.keys()
     ]
@@ -51,7 +51,7 @@ def losses(name: str) -> list[float]:
         return tiny.run(Path(run), config.model_copy(update={"backbone": folder})).losses[:STEPS]
 
 
-def write(methods: Iterable[str] = METHODS) -> None:
+def write(methods: Collection[str] = METHODS) -> None:
     """Compute the curves of some methods again; those of other methods stay, those of no method go."""
     kept = read_json(FILE)
     made = {

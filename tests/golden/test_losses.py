@@ -2,7 +2,9 @@
 
 import pytest
 
+from models import METHODS
 from tests.golden.make import FILE, STEPS, losses, names
+from tests.tiny import TESTED
 from utils.storage.files import read_json
 
 
@@ -13,7 +15,7 @@ def test_every_method_has_curves():
 
 def cases():
     """Plain training of every method and every setting of SEQ; the rest in the long run of the tests."""
-    for name in names():
+    for name in names(METHODS.keys() & TESTED):
         quick = name.startswith("SEQ: ") or name.endswith(": plain")
         yield name if quick else pytest.param(name, marks=pytest.mark.slow)
 

@@ -30,7 +30,7 @@ def commands(language: str) -> list[str]:
     return list(dict.fromkeys(line for line in lines if line.startswith(starts) and line != "python -m pytest"))
 
 
-def test_generated_parts_are_up_to_date():
+def test_generated_documents_are_up_to_date():
     for name, make in DOCUMENTS.items():
         assert (DOCS / name).read_text(encoding="utf-8") == make() + "\n", f"docs/{name}: run python -m tests.make"
 
