@@ -1,8 +1,7 @@
 """A stream of tasks, in memory and on disk.
 
-On disk a stream is dataset/<name>/continual_data.json (the examples, one list per column) beside
-continual_config.json (what the preprocessor knows about the stream). It is checked once, here; everything
-after this file sees `Stream`.
+On disk a stream is dataset/<name>/continual_data.json (the examples, one list per column) and continual_config.json
+(facts that the preprocessor states). Both are checked here, once; all other code uses `Stream`.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ DATA_FILE = "continual_data.json"
 CONFIG_FILE = "continual_config.json"
 ID_COLUMNS = ("concept_id", "relation_id", "instance_id")
 COLUMN = (list, Texts)
-LEVELS = ("sentence-level", "word-level")  # what has a label: a text, or each of its words
+LEVELS = ("sentence-level", "word-level")  # one label per text, or per word
 OPTIONAL_COLUMNS = ("label_idx_cil", "label_idx_til", *ID_COLUMNS, "messages")
 
 
@@ -40,8 +39,8 @@ class Example:
     label_in_task: int | None = None  # class id inside the task
     ids: tuple[int, int, int] | None = None  # concept, relation, instance (concept_1k)
     task: int = 0  # position of the example's task in the stream
-    source: str = "task"  # "task" | "memory" | "pseudo" ...: which part a row plays in a method's loss
-    view: str = "answer"  # what is learned of it: "answer" after the question | "lm": question and answer
+    source: str = "task"  # "task" | "memory" | "pseudo" ...: the role of the row in a method's loss
+    view: str = "answer"  # the tokens with a loss: "answer" | "lm": question and answer
     messages: tuple[tuple[str, str], ...] | None = None  # a chat: (role, content); its last turn is the target
 
 
@@ -65,12 +64,12 @@ class Stream:
 
     @property
     def prompt_type(self) -> str | None:
-        """The template stated by the preprocessor; None if it states none (see utils.prompt.choose)."""
+        """The template stated by the preprocessor; None: none (see utils.prompt.choose)."""
         return self.config.get("PROMPT_TYPE")
 
     @property
     def il_mode(self) -> str | None:
-        """The scenario the stream was made for (CIT, IIL, ...); None if not stated."""
+        """The scenario of the stream (CIT, IIL, ...); None: not stated."""
         return self.config.get("IL_MODE")
 
     @property
@@ -80,7 +79,7 @@ class Stream:
 
     @property
     def dev_is_test(self) -> bool:
-        """True if tuning on dev would be tuning on test; looked up in the examples if not stated."""
+        """True if dev and test hold the same examples; compared here if not stated."""
         return self.config.get("DEV_IS_TEST", all(task.dev == task.test for task in self.tasks))
 
     def metric(self, k: int) -> str:
@@ -96,7 +95,7 @@ class Stream:
         return self._fact("MAX_SEQ_LENGTH", k, None)
 
     def chance(self, k: int) -> float | None:
-        """Expected score of guessing in task k, in 0..1; None: there is no such number."""
+        """Expected score of guessing in task k, in 0..1; None: not defined."""
         return self._fact("CHANCE", k, None)
 
     def _fact(self, key: str, k: int, default: Any) -> Any:
@@ -107,7 +106,7 @@ def encode(stream: Stream) -> dict[str, str]:
     """The files of a stream, name -> text; the same stream gives the same text on every machine.
 
     Raises:
-        UserError: the stream is not one that `load_stream` would accept.
+        UserError: `load_stream` would not accept the stream.
     """
     config = {"NUM_TASK": len(stream.tasks)} | stream.config | {"TASK_NAMES": [t.name for t in stream.tasks]}
     _check_config(config, len(stream.tasks), f"stream {stream.name}")
@@ -119,7 +118,7 @@ def encode(stream: Stream) -> dict[str, str]:
 
 
 def save_stream(stream: Stream, root: Path) -> Path:
-    """Write a stream under root/<name>, replacing what is there, and return that folder."""
+    """Write a stream to root/<name>, replacing any files there, and return that folder."""
     for name, text in encode(stream).items():
         write_text(root / stream.name / name, text)
     return root / stream.name
@@ -133,7 +132,7 @@ def load_stream(name: str, root: Path) -> Stream:
         root: The folder of all data sets.
 
     Raises:
-        UserError: the file is missing (with the command that makes it) or wrong (with the place).
+        UserError: a file is missing (names the command that makes it) or wrong (names the place).
     """
     path = root / name / DATA_FILE
     if not path.exists():
@@ -141,12 +140,12 @@ def load_stream(name: str, root: Path) -> Stream:
     data, config = read_large_json(path), read_json(path.with_name(CONFIG_FILE))
     _check_task_keys(data, path)
     _check_config(config, len(data), str(path.with_name(CONFIG_FILE)))
-    if word_tags.is_in(data["0"]):  # streams made elsewhere do not state their level
+    if word_tags.is_in(data["0"]):  # streams of the published code do not state their level
         config = {"CLASSIFICATION_TYPE": LEVELS[1]} | config
     if config.get("CLASSIFICATION_TYPE") == LEVELS[1]:
         data = {k: word_tags.join_splits(task, f"{path}, task {k}") for k, task in data.items()}
     names = config.get("TASK_NAMES") or [f"task {k}" for k in range(len(data))]
-    # A task's columns go as soon as it is read: a large stream is in memory once.
+    # The columns of a task are dropped once it is read: a large stream is in memory only once.
     return Stream(name, tuple(_read_task(data.pop(str(k)), k, names[k], path) for k in range(len(data))), config)
 
 
@@ -160,11 +159,11 @@ def _to_text(content: Any, indent: int | None) -> str:
     return json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _columns(examples: Sequence[Example]) -> dict[str, list]:
+def _columns(examples: Sequence[Example]) -> dict[str, list[Any]]:
     """One list per column; columns that no example fills are left out."""
-    columns: dict[str, list] = {"input": [e.input for e in examples], "target": [e.target for e in examples]}
+    columns: dict[str, list[Any]] = {"input": [e.input for e in examples], "target": [e.target for e in examples]}
     if examples and examples[0].ids is not None:
-        columns |= {name: [e.ids[i] for e in examples] for i, name in enumerate(ID_COLUMNS)}
+        columns |= dict(zip(ID_COLUMNS, map(list, zip(*(e.ids or () for e in examples), strict=True)), strict=True))
     if examples and examples[0].label is not None:
         columns["label_idx_cil"] = [e.label for e in examples]
         columns["label_idx_til"] = [e.label_in_task for e in examples]
@@ -187,7 +186,7 @@ def _read_task(task: Any, k: int, name: str, path: Path) -> TaskData:
 
 
 def _read_split(columns: dict[str, Any], k: int, where: str) -> Sequence[Example]:
-    """Rows of one split; columns that this program does not know are left alone."""
+    """Rows of one split; unknown columns are ignored."""
     _check_columns(columns, where)
     names = {"input": "input", "target": "target", "label": "label_idx_cil", "label_in_task": "label_idx_til"}
     cells = {name: columns[column] for name, column in names.items() if column in columns}
@@ -199,7 +198,7 @@ def _read_split(columns: dict[str, Any], k: int, where: str) -> Sequence[Example
 
 
 def _chat(chat: Any, where: str) -> tuple[tuple[str, str], ...] | None:
-    """A chat as (role, content) pairs; None where there is only a question."""
+    """A chat as (role, content) pairs; None for a plain question."""
     if chat is None:
         return None
     turns = chat if isinstance(chat, list) else []
@@ -221,7 +220,7 @@ def _check_columns(columns: dict[str, Any], where: str) -> None:
             raise UserError(f"{where}: {len(columns['input'])} inputs but {count} entries in {name!r}")
         expected = str if name in ("input", "target") else int
         if name == "messages" or (expected is str and isinstance(column, Texts)):
-            continue  # see _chat; or it can hold nothing else
+            continue  # _chat checks the former; Texts holds only texts
         row = next((i for i, cell in enumerate(column) if type(cell) is not expected), None)
         if row is not None:
             word = "a text" if expected is str else "an integer"
@@ -248,7 +247,7 @@ def _is_share(value: Any) -> bool:
     return value is None or (type(value) in (int, float) and 0 <= value <= 1)
 
 
-# Facts with one entry per task: name -> (test, what the test wants).
+# Facts with one entry per task: name -> (test, expected values).
 TASK_FACTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "TASK_NAMES": (lambda value: isinstance(value, str), "texts"),
     "METRIC": (lambda value: isinstance(value, str), "texts"),
@@ -257,7 +256,7 @@ TASK_FACTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "CHANCE": (_is_share, "numbers in 0..1 or null"),
     "CUR_NUM_CLASS": (_is_count, "integers of at least 1"),
 }
-# Facts of the whole stream: name -> (type, what is wanted).
+# Facts of the whole stream: name -> (type, expected value).
 STREAM_FACTS = {
     "PROMPT_TYPE": (str, "a text"),
     "IL_MODE": (str, "a text"),

@@ -1,12 +1,12 @@
-"""Mistakes of the user, told in one sentence."""
+"""Errors that the user can correct, and the signal to stop."""
 
 
 class UserError(Exception):
-    """Something the user can put right: names the file or option, what was expected, what was got, what to do.
+    """An error of the user, in one sentence: file or option, what was expected, what was got, what to do.
 
-    main_CL prints it without a traceback and exits with code 2.
+    main_CL prints the sentence without a traceback and exits with code 2.
     """
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: handled as Ctrl-C is, but for the exit code."""
+    """SIGTERM: handled like Ctrl-C, with a different exit code."""

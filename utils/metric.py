@@ -1,12 +1,12 @@
 """Continual-learning metrics: pure functions of the results matrix.
 
 R is a (K, K) float array for K tasks: R[i, j] is the score on task j after learning task i, in [0, 1].
-Rows are moments, columns are tasks, both counted from 0; NaN means "not evaluated". `base` is the (K,) row of
-scores before any training. A metric that needs a score that was not evaluated raises ValueError: it is
-undefined, not zero. Nothing above the diagonal is used, except by forward transfer.
+Each row is an evaluation point, each column a task, both counted from 0; NaN means "not evaluated". `base` is the
+(K,) row of scores before any training. A metric that needs a missing score raises ValueError: it is undefined, not
+zero. Only forward transfer uses scores above the diagonal.
 
 Several numbers in the literature share a name. The plain names here are the definitions of the papers that
-introduced them; what other papers or codes compute has a name of its own, so that tables can be compared.
+introduced them; definitions of other papers or codes have other names, so that tables can be compared.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def average_accuracy(R: Matrix) -> float:
 
 
 def average_incremental_accuracy(R: Matrix) -> float:
-    """Mean over moments of the mean score on the tasks learned so far (Rebuffi et al., 2017).
+    """Mean over evaluation points of the mean score on the tasks learned so far (Rebuffi et al., 2017).
 
     1/K sum_i ( 1/(i+1) sum_{j<=i} R[i, j] ).
 
@@ -115,7 +115,7 @@ def backward_transfer_negative_part(R: Matrix) -> float:
 
 
 def backward_transfer_all_pairs(R: Matrix) -> float:
-    """Mean change since a task was learned, over all later moments (BWT of Díaz-Rodríguez et al., 2018).
+    """Mean change since a task was learned, over all later evaluation points (BWT of Díaz-Rodríguez et al., 2018).
 
     2/(K(K-1)) sum_{1<=i<K} sum_{j<i} ( R[i, j] - R[j, j] ).
 
@@ -144,7 +144,7 @@ def forward_transfer(R: Matrix, base: Row) -> float:
 class Definition:
     """A metric as a row of a table: how it is computed and who defined it.
 
-    `is_change` tells differences of scores from mean scores: a difference needs to know which way is better.
+    `is_change`: True for a difference of scores, whose sign depends on whether higher is better; False for a mean.
     """
 
     function: Callable[..., float]
@@ -202,14 +202,14 @@ def summary(
 ) -> dict[str, float | None]:
     """Every metric of the table; None for those that are undefined (one task, missing scores).
 
-    Differences are taken in the direction of getting better, task by task: positive forgetting is a loss and
-    positive transfer a gain also where a lower score is better. Mean scores keep the units of the scores and
-    are None where some tasks are better high and others low, because their mean has no direction.
+    Differences are counted in the direction of improvement, task by task: positive forgetting is a loss and positive
+    transfer a gain, also where a lower score is better. Mean scores keep the units of the scores; they are None where
+    higher is better in some tasks and lower in others, because such a mean has no direction.
 
     Args:
         R: (K, K) scores.
-        base: (K,) scores before any training; None where they were not evaluated.
-        higher_is_better: one per task; None: all are.
+        base: (K,) scores before any training; None: they were not evaluated.
+        higher_is_better: One per task; None: true for all.
 
     >>> summary(np.array([[0.2, np.nan], [0.5, 0.1]]), higher_is_better=[False, False])["forgetting"]
     0.3
@@ -228,7 +228,7 @@ def summary(
     return values
 
 
-def _value_or_none(function: Callable[..., float], arguments: tuple) -> float | None:
+def _value_or_none(function: Callable[..., float], arguments: tuple[Matrix, ...]) -> float | None:
     try:
         return function(*arguments)
     except ValueError:
@@ -247,12 +247,12 @@ def _needs_two_tasks(R: Matrix) -> None:
 
 
 def _changes(R: Matrix) -> Row:
-    """(K,) change of each task's score from when it was learned to the end; zero for the last task."""
+    """(K,) change of each task's score since it was learned; zero for the last task."""
     return R[-1] - np.diag(R)
 
 
 def _mean(values: Row | list[float]) -> float:
-    """Mean that refuses NaN: a missing score must not become a smaller sample."""
+    """Mean; raises ValueError on NaN, because a missing score must not shrink the sample."""
     if np.isnan(values).any():
         raise ValueError(f"needs scores that were not evaluated: {np.asarray(values)}")
     return float(np.mean(values))

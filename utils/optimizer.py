@@ -1,4 +1,4 @@
-"""AdamW over the parameters that learn, and the learning rate of each step."""
+"""AdamW over the trainable parameters, and the learning rate of each step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from utils.config import Config
 
 @dataclass
 class Group:
-    """Parameters with one learning rate."""
+    """Parameters that share a learning rate and a weight decay."""
 
     parameters: list[nn.Parameter]
     lr: float
@@ -27,7 +27,7 @@ def make_optimizer(groups: list[Group], config: Config) -> torch.optim.AdamW:
 
 
 def schedule_factor(kind: str, step: int, steps: int, warmup_ratio: float, min_ratio: float) -> float:
-    """Share of the learning rate that step `step` (from 0) of `steps` uses.
+    """Factor on the learning rate at step `step` (from 0) of `steps`.
 
     Rises linearly over the first `warmup_ratio` of the steps, then stays (constant) or falls to `min_ratio`
     along a line (linear) or half a cosine (cosine).

@@ -1,7 +1,7 @@
-"""One seed for a run; every draw has its own generator, derived from that seed and from what it is for.
+"""One seed per run: every draw has a separate generator, derived from the seed and the purpose of the draw.
 
-No random state is carried along: the state at step n is a function of the seed and of n. So evaluating, logging or
-resuming can't change what is drawn next.
+No random state is carried along: the state at step n is a function of the seed and of n. Evaluating, logging or
+resuming therefore cannot change later draws.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def seed_for(*parts: object) -> int:
 
 
 def random_for(*parts: object) -> random.Random:
-    """Python generator for one purpose, the same on every platform."""
+    """A Python generator for one purpose, the same on every platform."""
     return random.Random(seed_for(*parts))
 
 

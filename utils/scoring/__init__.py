@@ -1,8 +1,7 @@
-"""How well predicted texts answer target texts, as numbers in [0, 1].
+"""Scores in [0, 1] of predicted texts against target texts.
 
-Every example has a score and every example counts; an empty answer gets the worst score there is (unless nothing was
-asked for). The value of a cell of the results matrix is the mean of its scores, or what the metric says
-(`Metric.corpus`).
+Every example has a score and counts; an empty prediction gets the worst score (unless the target is empty too). A cell
+of the results matrix is the mean of its scores, or the metric's corpus-level score (`Metric.corpus`).
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ __all__ = ["METRICS", "Metric", "aggregate", "exact_match", "find", "normalise",
 
 @dataclass(frozen=True)
 class Metric:
-    """A score of one prediction, in [0, 1], and which way it is better."""
+    """A score of one prediction in [0, 1], and whether higher is better."""
 
     name: str
-    score: Callable[[str, str, str], float]  # of prediction, target and source: the text of the question
+    score: Callable[[str, str, str], float]  # of prediction, target and source (the text of the question)
     higher_is_better: bool = True
     corpus: Callable[[Sequence[str], Sequence[str]], float | None] | None = None  # of all predictions and targets
 
@@ -56,7 +55,7 @@ METRICS |= {
 
 
 def find(metric: str) -> Metric:
-    """The metric of that name.
+    """The metric with this name.
 
     Raises:
         UserError: there is none.
@@ -74,14 +73,14 @@ def score(
     """The score of every example, in order; none is skipped.
 
     Args:
-        metric: Its name.
-        predictions: What was answered.
-        targets: What should have been.
-        sources: The texts of the questions, as the stream has them; only SARI looks at them.
+        metric: Name of the metric.
+        predictions: Predicted answers.
+        targets: Expected answers.
+        sources: Texts of the questions, as in the stream; only SARI uses them.
 
     Raises:
-        UserError: there is no metric of that name.
-        ValueError: not as many predictions as targets or sources.
+        UserError: there is no metric with this name.
+        ValueError: the numbers of predictions, targets and sources differ.
 
     >>> score("exact_match", ["Rome ", "Oslo"], ["rome", "Bern"])
     [1.0, 0.0]
@@ -101,9 +100,9 @@ def aggregate(metric: str, scores: Sequence[float], predictions: Sequence[str], 
     """The score of a cell of the results matrix.
 
     Args:
-        metric: Its name.
-        scores: Score of each example, as `score` gives them; at least one.
-        predictions: The same examples' predictions.
+        metric: Name of the metric.
+        scores: Score of each example, from `score`; at least one.
+        predictions: Predicted answers of the same examples.
         targets: Their targets.
 
     >>> aggregate("exact_match", [1.0, 0.0], ["Rome ", "Oslo"], ["rome", "Bern"])

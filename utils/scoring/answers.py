@@ -1,6 +1,6 @@
 """Scores of short answers: the same text, the same choice, the same number, the same words.
 
-All have the signature of `Metric.score`: prediction, target, source (not looked at here).
+All have the signature of `Metric.score`: prediction, target, source (not used here).
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import string
 from collections import Counter
 from fractions import Fraction
 
-# A sign counts unless something is joined to its left: "10-5" is 10 and then 5. Digits are limited so that no text
-# makes a number that takes long to compute with.
+# A sign counts unless a word character precedes it: "10-5" is 10 and then 5. The number of digits is limited, so that
+# no text makes a number that is slow to compute with.
 NUMBER = re.compile(
     r"(?:(?<!\w)(?P<sign>[-−+]))?(?:[$€£](?P<inner>[-−]?))?"
     r"(?P<digits>(?<!\d)(?<!\d\.)(?:\d{1,3}(?:,\d{3}){1,20}(?:\.\d{1,60})?(?!,?\d)|\d{1,60}(?:\.\d{1,60})?|\.\d{1,60})(?!\d))"
@@ -20,9 +20,9 @@ NUMBER = re.compile(
 
 
 def normalise(text: str) -> str:
-    r"""A text without white space at its ends and in lower case: what exact match compares.
+    r"""The text that exact match compares: lower case, without white space at the ends.
 
-    Nothing else is forgiven: punctuation, articles and inner spaces count.
+    Punctuation, articles and inner spaces count.
 
     >>> normalise("  New York\n")
     'new york'
@@ -44,8 +44,8 @@ def exact_match(prediction: str, target: str, source: str = "") -> float:
 def first_letter(prediction: str, target: str, source: str = "") -> float:
     r"""Choice accuracy: 1.0 if both texts begin with the same character, otherwise 0.0.
 
-    This is how TRACE scores ScienceQA, where a target is a letter, a line break and the reasons. As there, capital
-    and small letters differ, so that an answer like "a bit of both" is not choice A.
+    TRACE scores ScienceQA in this way: a target is a letter, a line break and the reasons. Case counts, as in TRACE, so
+    that an answer like "a bit of both" is not choice A.
 
     >>> first_letter("B", "B\nThe unit shows ..."), first_letter("b", "B"), first_letter("", "B")
     (1.0, 0.0, 0.0)
@@ -56,10 +56,10 @@ def first_letter(prediction: str, target: str, source: str = "") -> float:
 def numeric(prediction: str, target: str, source: str = "") -> float:
     """1.0 if the first number of the prediction is the target's number, otherwise 0.0.
 
-    The tasks (NumGLUE) ask for the bare result, so the first number is the answer and what is said after it does not
+    The tasks (NumGLUE) ask for the bare result, so the first number is the answer and the text after it does not
     count. A number may have a sign, a currency, thousands separators and a fraction; `12`, `12.0` and `$12` are
-    equal, and so are numbers that differ by rounding noise (1e-9 of their size). TRACE compares the texts instead; a
-    target that is not a number ("October") is compared like that here, by `exact_match`.
+    equal, and so are numbers that differ by rounding noise (1e-9 of their size). TRACE compares the texts instead, as
+    `exact_match` does here where the target is not a number ("October").
 
     >>> numeric("The answer is $1,200.", "1200"), numeric("1/2", "0.5"), numeric("12 or 13", "13")
     (1.0, 1.0, 0.0)
@@ -71,7 +71,7 @@ def numeric(prediction: str, target: str, source: str = "") -> float:
 
 
 def parse_number(text: str, whole: bool = False) -> Fraction | None:
-    """The first number in a text, exactly; None if there is none or, with `whole`, anything but one number.
+    """The exact value of the first number in a text; None if there is none or, with `whole`, if there is other text.
 
     >>> parse_number("about -1,250.5 kg"), parse_number("1 1/2"), parse_number("12 kg", whole=True)
     (Fraction(-2501, 2), Fraction(3, 2), None)
@@ -88,10 +88,10 @@ def parse_number(text: str, whole: bool = False) -> Fraction | None:
 
 
 def token_f1(prediction: str, target: str, source: str = "") -> float:
-    """F1 over words, each counted as often as it occurs, as SQuAD's official evaluation defines it.
+    """F1 over words, each counted as often as it occurs, as in SQuAD's official evaluation.
 
-    Lower case, without ASCII punctuation and English articles, words split at white space (so a Chinese text is one
-    word). If one of the texts has no words, 1.0 if the other has none either.
+    Words are split at white space (so a Chinese text is one word), in lower case, without ASCII punctuation and English
+    articles. If a text has no words, the score is 1.0 if the other has none either, otherwise 0.0.
 
     >>> token_f1("The Eiffel Tower, Paris", "eiffel tower")
     0.8

@@ -1,4 +1,4 @@
-"""Scores of longer texts by what prediction and target share: ROUGE-L, edit similarity, SARI, BLEU.
+"""Scores of longer texts by overlap: ROUGE-L, edit similarity, SARI, BLEU.
 
 All have the signature of `Metric.score`: prediction, target, source. Libraries are imported when first used.
 """
@@ -10,19 +10,20 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-# Chinese and Japanese characters are words of their own; other words are runs of letters and digits.
+# Each Chinese or Japanese character is a word; other words are runs of letters and digits.
 SIGNS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 WORD = re.compile(rf"[{SIGNS}]|[^\W_{SIGNS}]+")
 LITERAL = re.compile(r"<(?:STR|NUM|CHAR)_LIT:(.{0,200}?)>", re.DOTALL)
 EMPTY_LITERALS = {"<NUM_LIT>": "0", "<STR_LIT>": "", "<CHAR_LIT>": ""}
 LONGEST_NGRAM = 4
+Ngrams = Counter[tuple[str, ...]]
 
 
 def words(text: str) -> list[str]:
     """Words for ROUGE-L: lower case, in any script, without punctuation.
 
-    On ASCII texts these are the tokens of the package rouge-score; that one has no tokens for Chinese at all and
-    cuts German words at each umlaut.
+    On ASCII texts these are the tokens of the package rouge-score, which has no tokens for Chinese and splits German
+    words at each umlaut.
 
     >>> words("Für 3,5 Millionen!"), words("我爱ROUGE")
     (['für', '3', '5', 'millionen'], ['我', '爱', 'rouge'])
@@ -33,9 +34,9 @@ def words(text: str) -> list[str]:
 def rouge_l(prediction: str, target: str, source: str = "") -> float:
     """ROUGE-L F1: longest common subsequence of words over the whole texts (Lin 2004), no stemming.
 
-    The number of rouge-score's `rougeL` (not `rougeLsum`) on ASCII texts, but bit-parallel: rouge-score's table of all
-    pairs of words does not fit into memory for a transcript. The package `rouge`, which TRACE and the published code
-    use, counts distinct words per sentence; its numbers differ.
+    Equals rouge-score's `rougeL` (not `rougeLsum`) on ASCII texts, but is computed bit-parallel: rouge-score's table of
+    all pairs of words does not fit into memory for a transcript. The package `rouge`, which TRACE and the published
+    code use, counts distinct words per sentence; its numbers differ.
 
     >>> rouge_l("the cat sat", "the cat is here")
     0.5714285714285714
@@ -49,10 +50,10 @@ def rouge_l(prediction: str, target: str, source: str = "") -> float:
 
 
 def edit_similarity(prediction: str, target: str, source: str = "") -> float:
-    """Similarity of two lines of code: 2 M / T, M characters in common in order, of T characters in both.
+    """Similarity of two lines of code: 2 M / T, for M characters in common (in order) and T characters in both.
 
-    Both sides alike: literals of Py150 are put in place (see `fill_literals`), white space at the ends goes, capital
-    and small letters differ. It is the ratio of fuzzywuzzy with python-Levenshtein, without its rounding to percent.
+    In both lines, literals of Py150 are filled in (see `fill_literals`) and white space at the ends is removed; case
+    counts. This is the ratio of fuzzywuzzy with python-Levenshtein, without its rounding to percent.
 
     >>> edit_similarity("x = <NUM_LIT:1>", "x = 1"), edit_similarity("x = 12", "x = 1")
     (1.0, 0.9090909090909091)
@@ -63,7 +64,7 @@ def edit_similarity(prediction: str, target: str, source: str = "") -> float:
 
 
 def fill_literals(code: str) -> str:
-    """Code with its literals in place: a known one is itself, an unknown number is 0, an unknown text is empty.
+    """Code with the literals of Py150 filled in: known ones as they are, an unknown number as 0, an unknown text empty.
 
     >>> fill_literals("f ( '<STR_LIT:utf-8>' , <NUM_LIT> , '<STR_LIT>' )")
     "f ( 'utf-8' , 0 , '' )"
@@ -82,14 +83,14 @@ def sari_of(prediction: str, references: Sequence[str], source: str) -> float:
     """Quality of a simplification: are the right n-grams of the source kept, deleted, added? (Xu et al., TACL 2016)
 
     Mean over n = 1..4 of (F1 of keeping + precision of deleting + F1 of adding) / 3, on lower-case texts in
-    sacrebleu's 13a tokens. In detail as in Hugging Face evaluate, which published numbers come from: 0/0 is 1, and
-    where the source repeats an n-gram that the reference keeps, deleting the rest is not fully right, so that even a
-    prediction that equals the reference can get less than 1.
+    sacrebleu's 13a tokens. Details follow Hugging Face evaluate, the source of published numbers: 0/0 is 1, and where
+    the source repeats an n-gram that the reference keeps, deleting the repetitions is not fully right, so that even a
+    prediction that equals the reference can score less than 1.
 
     Args:
         prediction: The simplified text.
-        references: Texts that it could have been.
-        source: The text that was to be simplified.
+        references: Accepted simplifications.
+        source: The text to simplify.
     """
     tokenise = _tokeniser()
     source_words, prediction_words = tokenise(source), tokenise(prediction)
@@ -98,15 +99,15 @@ def sari_of(prediction: str, references: Sequence[str], source: str) -> float:
         _sari_of_ngrams(
             _ngrams(source_words, n, len(references)),
             _ngrams(prediction_words, n, len(references)),
-            sum((_ngrams(text, n) for text in reference_words), Counter()),
+            sum((_ngrams(text, n) for text in reference_words), Ngrams()),
         )
         for n in range(1, LONGEST_NGRAM + 1)
     ]
     return sum(parts) / len(parts)
 
 
-def _sari_of_ngrams(source: Counter, prediction: Counter, reference: Counter) -> float:
-    """The three parts for one n; source and prediction are counted once per reference."""
+def _sari_of_ngrams(source: Ngrams, prediction: Ngrams, reference: Ngrams) -> float:
+    """SARI for one n; source and prediction are counted once per reference."""
     kept, keepable = source & prediction, source & reference
     rightly = kept & reference
     keep = _f1(_share(rightly, kept), rightly.total() / keepable.total() if keepable else 1.0)
@@ -118,8 +119,8 @@ def _sari_of_ngrams(source: Counter, prediction: Counter, reference: Counter) ->
     return (keep + delete + add) / 3
 
 
-def _share(right: Counter, all_: Counter) -> float:
-    """Mean over the n-grams in `all_` of the share of their occurrences that is right; 1 if there are none."""
+def _share(right: Ngrams, all_: Ngrams) -> float:
+    """Mean over the n-grams in `all_` of the share of their occurrences that are right; 1 if there are none."""
     return sum(count / all_[gram] for gram, count in right.items()) / len(all_) if all_ else 1.0
 
 
@@ -127,7 +128,7 @@ def _f1(precision: float, recall: float) -> float:
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
-def _ngrams(tokens: list[str], n: int, times: int = 1) -> Counter:
+def _ngrams(tokens: list[str], n: int, times: int = 1) -> Ngrams:
     counts = Counter(zip(*(tokens[i:] for i in range(n)), strict=False))
     return Counter({gram: count * times for gram, count in counts.items()})
 
@@ -140,14 +141,14 @@ def _tokeniser() -> Callable[[str], list[str]]:
 
 
 def bleu(prediction: str, target: str, source: str = "") -> float:
-    """BLEU of one text (sacrebleu's sentence BLEU: 13a tokens, case counts, only n-gram orders that exist)."""
+    """Sentence BLEU of sacrebleu: 13a tokens, case counts, only n-gram orders that occur."""
     from sacrebleu import sentence_bleu
 
     return min(sentence_bleu(prediction, [target]).score / 100, 1.0)
 
 
 def corpus_bleu(predictions: Sequence[str], targets: Sequence[str]) -> float:
-    """BLEU of all texts together (sacrebleu's corpus BLEU); not the mean of their scores."""
+    """Corpus BLEU of sacrebleu over all texts; not the mean of their scores."""
     from sacrebleu import corpus_bleu as sacrebleu
 
     return min(sacrebleu(predictions, [targets]).score / 100, 1.0)

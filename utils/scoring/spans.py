@@ -1,4 +1,4 @@
-"""F1 over spans of words, for tagging: a text is one BIO tag per word, with spaces in between."""
+"""F1 over spans of words, for tagging: a text holds one BIO tag per word, separated by spaces."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def span_f1(prediction: str, target: str, source: str = "") -> float:
 
 
 def corpus_span_f1(predictions: Sequence[str], targets: Sequence[str]) -> float | None:
-    """Mean over the types of spans of their F1 in all sentences: seqeval's macro F1; None if there are no spans."""
+    """Macro F1 of seqeval: mean over the types of spans of their F1 in all sentences; None if there are no spans."""
     from seqeval.metrics import f1_score
 
     pairs = [_aligned(prediction, target) for prediction, target in zip(predictions, targets, strict=True)]
@@ -33,6 +33,6 @@ def corpus_span_f1(predictions: Sequence[str], targets: Sequence[str]) -> float 
 
 
 def _aligned(prediction: str, target: str) -> tuple[list[str], list[str]]:
-    """Tags of target and prediction, as many as the target has; what is missing or not a tag is outside."""
+    """Tags of target and prediction, as many as the target has; a missing or unknown tag counts as outside (O)."""
     wanted, got = ([tag if TAG.fullmatch(tag) else "O" for tag in text.split()] for text in (target, prediction))
     return wanted, [*got, *["O"] * len(wanted)][: len(wanted)]

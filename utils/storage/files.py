@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: written under a temporary name, synced, renamed."""
+"""Reading and writing files. A file is written under a temporary name, synced and renamed: it is whole or absent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from typing import Any
 
 from utils.errors import UserError
 
-NOT_JSON = (ValueError, RecursionError)  # the second: a thousand brackets; the first also: a number of 5000 digits
+NOT_JSON = (
+    ValueError,
+    RecursionError,
+)  # RecursionError: deeply nested brackets; ValueError also: a number of 5000 digits
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -22,7 +25,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """The same for what is no text."""
+    """Replace a binary file in one step, see `write_text`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(temporary, "wb") as file:
@@ -33,7 +36,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def is_file(path: Path) -> bool:
-    """As `Path.is_file`, which raises where a name is too long to be one."""
+    """Like `Path.is_file`, but False for a name that is too long for a file (`Path.is_file` raises)."""
     try:
         return path.is_file()
     except OSError:
@@ -41,16 +44,16 @@ def is_file(path: Path) -> bool:
 
 
 def remove_drafts(folder: Path) -> None:
-    """Remove what a killed program had begun to write under temporary names, folders (`.*.tmp`) included."""
+    """Remove the temporary files and folders (`.*.tmp`) of programs that were killed while writing."""
     for path in list(folder.rglob(".*.tmp")):
         if path.is_dir():
             shutil.rmtree(path)
         else:
-            path.unlink(missing_ok=True)  # it may have stood in a folder that is gone by now
+            path.unlink(missing_ok=True)  # the folder it was in may have been removed above
 
 
 def drop_torn_line(path: Path) -> None:
-    """Cut off what a killed program or a full disk left behind the last whole line."""
+    """Truncate an incomplete last line, left by a killed program or a full disk."""
     content = path.read_bytes()
     whole = content.rfind(b"\n") + 1
     if whole < len(content):
@@ -58,7 +61,7 @@ def drop_torn_line(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable (a rename is only safe once its folder is synced)."""
+    """Sync a folder to disk: a rename is durable only after that."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -67,12 +70,16 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
-    """Write JSON; NaN is refused because it is not JSON (use None)."""
+    """Write JSON.
+
+    Raises:
+        ValueError: the content holds NaN, which is not JSON (use None).
+    """
     write_text(path, json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
-    """Write one JSON object per line."""
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write one JSON object per line; errors as in `write_json`."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
@@ -94,7 +101,7 @@ def read_json(path: Path) -> Any:
     return content
 
 
-def read_jsonl(path: Path) -> list[dict]:
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Read one JSON object per line; errors as in `read_json`."""
     rows = []
     for number, line in enumerate(_read(path).split("\n"), start=1):

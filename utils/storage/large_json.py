@@ -1,27 +1,25 @@
-"""Read a large JSON file without ever holding its text, nor its texts as strings of their own."""
+"""Read a large JSON file in pieces, with its lists of texts packed (`Texts`): the whole text is never in memory."""
 
 from __future__ import annotations
 
 import json
 import re
-from json.decoder import scanstring
+from json.decoder import scanstring  # type: ignore[attr-defined]  # undocumented, so not in the stubs
 from pathlib import Path
 from typing import Any, TextIO
 
 from utils.storage.files import read_json
 from utils.storage.packed_columns import Texts
 
-LARGE = 64_000_000  # bytes from which the text is no longer read at once
-PIECE = 4_000_000  # characters that are read at a time
-_BLANKS = re.compile(r"[ \t\n\r]*")
+LARGE = 64_000_000  # bytes; smaller files are read at once
+PIECE = 4_000_000  # characters per read
+_NOT_BLANK = re.compile(r"[^ \t\n\r]")
 _NEXT_TEXT = re.compile(r'[ \t\n\r]*,[ \t\n\r]*"')
 _DECODER = json.JSONDecoder()
 
 
 def read_large_json(path: Path) -> Any:
-    """As `storage.files.read_json`, which also reads small files and words the errors: objects of lists in pieces.
-
-    A list of texts in a large file is `Texts`.
+    """Read JSON like `storage.files.read_json`; in a file of `LARGE` bytes or more a list of texts becomes `Texts`.
 
     Raises:
         UserError: the file is missing or is not JSON.
@@ -40,29 +38,30 @@ def read_large_json(path: Path) -> Any:
 
 
 class _Text:
-    """The part of a text that is being read."""
+    """The part of a file that is being parsed."""
 
     def __init__(self, file: TextIO):
         self.file, self.text, self.at = file, "", 0
 
     def more(self) -> bool:
-        """Drop what is read, and add a piece, at least as long as what is left; False at the end."""
+        """Drop the parsed part and read on, at least as much as is left; False at the end of the file."""
         left = self.text[self.at :]
         piece = self.file.read(max(PIECE, len(left)))
         self.text, self.at = left + piece, 0
         return bool(piece)
 
     def peek(self) -> str:
-        """The next character that is not blank; "" at the end."""
+        """The next character that is not blank, which stays unread; "" at the end."""
         while True:
-            self.at = _BLANKS.match(self.text, self.at).end()
-            if self.at < len(self.text):
-                return self.text[self.at]
+            if found := _NOT_BLANK.search(self.text, self.at):
+                self.at = found.start()
+                return found.group()
+            self.at = len(self.text)
             if not self.more():
                 return ""
 
     def take(self, allowed: str) -> str:
-        """That character, which must be one of these."""
+        """Read the next character that is not blank, which must be one of `allowed`."""
         found = self.peek()
         if found == "" or found not in allowed:
             raise json.JSONDecodeError(f"expected one of {allowed}", self.text, self.at)
@@ -70,7 +69,7 @@ class _Text:
         return found
 
     def value(self) -> Any:
-        """The next value, whole."""
+        """Read the next value."""
         self.peek()
         while True:
             try:
@@ -80,12 +79,12 @@ class _Text:
                     raise
                 continue
             if end == len(self.text) and self.more():
-                continue  # a number may go on in the next piece
+                continue  # the next piece may hold more digits of this number
             self.at = end
             return value
 
     def texts(self, found: Texts) -> None:
-        """The texts of a list that follow and are whole in what is in memory: the usual case, without detours."""
+        """Append the texts of a list that are complete in memory: the fast path."""
         while begin := _NEXT_TEXT.match(self.text, self.at):
             try:
                 value, self.at = scanstring(self.text, begin.end())
@@ -118,8 +117,8 @@ def _object(text: _Text) -> dict[str, Any]:
             return found
 
 
-def _list(text: _Text) -> list | Texts:
-    found: list | Texts = []
+def _list(text: _Text) -> list[Any] | Texts:
+    found: list[Any] | Texts = []
     text.take("[")
     if text.peek() == "]":
         text.take("]")

@@ -1,4 +1,4 @@
-"""Sequences that are small in memory and give out what they hold when it is asked for."""
+"""Sequences that keep their items packed and make an item when it is read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class _Sequence(Sequence[T]):
-    """Items by number; slices are tuples, and equal is what has equal items."""
+    """A sequence whose slices are tuples and which equals any sequence with equal items."""
 
     def _item(self, place: int) -> T:
         raise NotImplementedError
@@ -19,7 +19,7 @@ class _Sequence(Sequence[T]):
     def __getitem__(self, place: int) -> T: ...
     @overload
     def __getitem__(self, place: slice) -> tuple[T, ...]: ...
-    def __getitem__(self, place):
+    def __getitem__(self, place: int | slice) -> T | tuple[T, ...]:
         places = range(len(self))[place]
         return self._item(places) if isinstance(places, int) else tuple(map(self._item, places))
 
@@ -32,7 +32,7 @@ class _Sequence(Sequence[T]):
 
 
 class Texts(_Sequence[str]):
-    """Texts as one piece of UTF-8: a Python string of its own takes 49 bytes more than its letters.
+    """Texts as one piece of UTF-8; each Python string would take 49 bytes more than its characters.
 
     >>> texts = Texts()
     >>> texts.append("né")
@@ -45,7 +45,7 @@ class Texts(_Sequence[str]):
         self._bytes, self._ends = bytearray(), array("Q", [0])
 
     def append(self, text: str) -> None:
-        """Add a text; any that JSON can hold, half surrogate pairs included."""
+        """Add a text: any that JSON can hold, lone surrogates included."""
         self._bytes += text.encode("utf-8", "surrogatepass")
         self._ends.append(len(self._bytes))
 
@@ -60,8 +60,8 @@ class Rows(_Sequence[T], Generic[T]):
     """Rows of columns.
 
     Args:
-        make: Makes a row of its cells, given by the names of their columns.
-        columns: Name -> cells; all of one length.
+        make: Makes a row; gets one keyword argument per column.
+        columns: Name -> cells, all of the same length.
 
     >>> Rows(dict, {"a": [1, 2], "b": "xy"})[1]
     {'a': 2, 'b': 'y'}

@@ -1,4 +1,4 @@
-"""Word-level data: on disk lists of words and of tags, in memory two texts joined by single spaces."""
+"""Word-level data: lists of words and of tags on disk, two texts joined by single spaces in memory."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, Protocol
 
 from utils.errors import UserError
 
-COLUMNS = ("input", "label_idx_cil")  # words; their tags (texts in spite of the name, which is the published one)
+COLUMNS = ("input", "label_idx_cil")  # words, tags; the published name of the second: these are texts, not indices
 
 
 class _Pair(Protocol):
-    """An example: its words and its tags, joined."""
+    """An example: words and tags, each joined by spaces."""
 
     @property
     def input(self) -> str: ...
@@ -21,10 +21,10 @@ class _Pair(Protocol):
 
 
 def split_columns(examples: Iterable[_Pair]) -> dict[str, list[list[str]]]:
-    """The columns on disk.
+    """The columns of a stream on disk.
 
     Raises:
-        UserError: an example has not a tag for each word.
+        UserError: an example does not have one tag per word.
     """
     rows = [(_split(example.input), _split(example.target)) for example in examples]
     columns = {name: [row[i] for row in rows] for i, name in enumerate(COLUMNS)}
@@ -36,19 +36,19 @@ def join_columns(columns: dict[str, Any], where: str) -> dict[str, list[str]]:
     """Columns on disk as columns of texts, checked so that splitting these at spaces gives the lists back.
 
     Raises:
-        UserError: not two columns of lists with as many words as tags; says `where` and which row.
+        UserError: the columns are not lists with one tag per word; names `where` and the row.
     """
     words, tags = (columns.get(name) for name in COLUMNS)
     if not isinstance(words, list) or not isinstance(tags, list) or len(words) != len(tags):
         raise UserError(f"{where}: expected lists {COLUMNS[0]!r} and {COLUMNS[1]!r} of the same length")
     for row, (a, b) in enumerate(zip(words, tags, strict=True)):
         if not _is_words(a) or not _is_words(b) or len(a) != len(b):
-            raise UserError(f"{where}, row {row}: expected a list of words and a tag for each, all without spaces")
+            raise UserError(f"{where}, row {row}: expected a list of words and one tag per word, all without spaces")
     return {"input": [" ".join(row) for row in words], "target": [" ".join(row) for row in tags]}
 
 
 def join_splits(task: Any, where: str) -> Any:
-    """`join_columns` for each split of a task; what is no split is left for the reader to refuse."""
+    """`join_columns` for each split of a task; anything else is returned as it is, for the caller to check."""
     if not isinstance(task, dict):
         return task
     return {s: join_columns(c, f"{where}, {s}") if isinstance(c, dict) else c for s, c in task.items()}

@@ -180,8 +180,8 @@ def test_words_on_disk_texts_in_memory(tmp_path):
 
 
 CELLS = {
-    "row 0: expected a list of words and a tag for each": ([["a", "b"]], [["O"]]),
-    "row 1: expected a list of words and a tag for each": ([["a"], ["b c"]], [["O"], ["O"]]),
+    "row 0: expected a list of words and one tag per word": ([["a", "b"]], [["O"]]),
+    "row 1: expected a list of words and one tag per word": ([["a"], ["b c"]], [["O"], ["O"]]),
     "row 1: expected a list of words": ([["a"], "b"], [["O"], "O"]),
     "row 0: expected a list of words": ([[" "]], [["O"]]),
     "expected lists 'input' and 'label_idx_cil' of the same length": ([["a"]], []),
