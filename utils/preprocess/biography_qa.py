@@ -1,8 +1,10 @@
 """biography_qa (scenario CIT): questions about persons, whose blocks are the tasks.
 
-Task 0 asks about persons that the backbone has read biographies of: it is trained on some of them and tested
-on others, so that its score is knowledge got out, not answers learned. Later tasks teach new persons: they
-train on the whole block and are tested on its first persons.
+Task 0 asks about persons whose biographies the backbone has read: it trains on some of them and is tested on
+others, so that its score measures what the backbone can recall, not answers learned by heart. Later tasks teach new
+persons: they train on the whole block and are tested on its first persons. A stream of raw files is called
+biography_qa_task<n>, a stream of made-up persons biography_<preset>_task<n>, so that the published name means the
+published persons.
 """
 
 from __future__ import annotations
@@ -61,6 +63,22 @@ class Options(config.OptionGroup):
     only_first_task: bool = Field(False, description="Make a stream of the first block alone.")
 
 
+class Sizes(NamedTuple):
+    """Persons of each block. The names are those of the options, which these numbers complete."""
+
+    num_task: int
+    num_person: int
+    num_person_first_task: int
+    dev_persons_first: int
+    dev_persons_each: int | None  # None: there are no later blocks
+
+    @property
+    def each(self) -> int:
+        """Persons of each later block."""
+        later = self.num_task - 1
+        return (self.num_person - self.num_person_first_task) // later if later else 0
+
+
 class Block(NamedTuple):
     """Persons of one task, as half-open ranges of person ids."""
 
@@ -72,9 +90,13 @@ class Block(NamedTuple):
 class Source(NamedTuple):
     """Questions of each person, and where they come from."""
 
+    kind: str  # qa for raw files, otherwise the preset; part of the stream's name
+    sizes: Sizes
     persons: list[list[Question]]
     chance: float
     files: dict[str, str]  # name -> sha256
+    made_by: dict[str, Any]  # preset and seed
+    notes: list[str]
 
 
 def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
@@ -82,35 +104,33 @@ def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
 
     Args:
         raw_dir: Folder with biography_qa/qa/all.json, read if no preset is given. None: read dataset/ if it has
-            that file, and otherwise make up the persons of the preset demo.
+            that file, and otherwise make up the persons of the preset demo, which is printed.
         options: See Options.
         seed: Decides the made-up persons; raw files are taken in their own order.
 
     Raises:
-        UserError: the numbers do not go together, or the raw file is wrong or too short.
+        UserError: the numbers do not fit together, or the raw file is wrong or too short.
     """
     path = (raw_dir or DATASET_DIR) / RAW_FILE
-    is_raw = options.preset is None and (raw_dir is not None or path.exists())
-    options = _complete(options, "paper" if is_raw else options.preset or "demo")
-    blocks = _blocks(options)
-    read = _from_file(path, options.num_person) if is_raw else _made_up(options, seed)
-    tasks = tuple(_task(read.persons, block, k) for k, block in enumerate(blocks))
-    return Stream(
-        _stream_name(options, "qa" if is_raw else options.preset),
-        tasks,
-        _config(options, tasks, read, {"preset": None} if is_raw else {"seed": seed}),
-    )
+    if options.preset is None and (raw_dir is not None or path.exists()):
+        source = _from_file(path, options)
+    else:
+        if options.preset is None:
+            print(f"{path} is absent (dataset/README.md says where to get it): made-up persons, --preset demo")
+        source = _made_up(options.preset or "demo", options, seed)
+    tasks = tuple(_task(source.persons, block, k) for k, block in enumerate(_blocks(options, source.sizes)))
+    return Stream(_stream_name(options, source), tasks, _config(options, tasks, source))
 
 
-def _complete(options: Options, size: str) -> Options:
-    """The same options with every None that means "as the size says" replaced by its number."""
-    preset, later = PRESETS[size], options.num_task - 1
+def _sizes(options: Options, default_first: int, default_each: int, dev_share: float) -> Sizes:
+    """The numbers of the options; those that are None are replaced."""
+    later = options.num_task - 1
     if later == 0 and not options.only_first_task:
         raise UserError("--num-task: expected at least 2, got 1; for the first block alone use --only-first-task")
     if options.only_first_task and options.skip_first_task:
         raise UserError("--only-first-task and --skip-first-task leave no task; give one of them")
-    first = options.num_person_first_task or preset.first
-    total = options.num_person or first + later * preset.each
+    first = options.num_person_first_task or default_first
+    total = options.num_person or first + later * default_each
     if options.only_first_task:
         later, total = 0, first
     elif total <= first or (total - first) % later:
@@ -118,13 +138,13 @@ def _complete(options: Options, size: str) -> Options:
             f"--num-person {total}: expected --num-person-first-task ({first}) and a multiple of {later}, "
             f"so that each later task gets the same number of persons"
         )
-    each = (total - first) // later if later else 0
     held_out = first - _train_count(options, first)
-    sizes = {"num_task": later + 1, "num_person": total, "num_person_first_task": first}
-    sizes["dev_persons_first"] = _dev_count(options, "dev_persons_first", preset.dev_share, first, held_out or first)
-    if each:
-        sizes["dev_persons_each"] = _dev_count(options, "dev_persons_each", preset.dev_share, each, each)
-    return options.updated(**sizes, preset=size)
+    dev_first = _dev_count("dev-persons-first", options.dev_persons_first, dev_share, first, held_out or first)
+    if later == 0:
+        return Sizes(1, total, first, dev_first, options.dev_persons_each)
+    each = (total - first) // later
+    dev_each = _dev_count("dev-persons-each", options.dev_persons_each, dev_share, each, each)
+    return Sizes(later + 1, total, first, dev_first, dev_each)
 
 
 def _train_count(options: Options, first: int) -> int:
@@ -140,22 +160,22 @@ def _train_count(options: Options, first: int) -> int:
     return count
 
 
-def _dev_count(options: Options, name: str, share: float, block: int, available: int) -> int:
-    count = getattr(options, name) or min(available, max(1, round(share * block)))
+def _dev_count(name: str, given: int | None, share: float, block: int, available: int) -> int:
+    count = given or min(available, max(1, round(share * block)))
     if count > available:
-        raise UserError(f"--{name.replace('_', '-')}: expected at most {available} persons, got {count}")
+        raise UserError(f"--{name}: expected at most {available} persons, got {count}")
     return count
 
 
-def _blocks(options: Options) -> list[Block]:
-    first, train = options.num_person_first_task, _train_count(options, options.num_person_first_task)
+def _blocks(options: Options, sizes: Sizes) -> list[Block]:
+    first, each = sizes.num_person_first_task, sizes.each
+    train = _train_count(options, first)
     start = train if train < first else 0  # with nothing held out, dev and test are the first persons
-    dev = range(start, start + options.dev_persons_first)
+    dev = range(start, start + sizes.dev_persons_first)
     blocks = [] if options.skip_first_task else [Block(range(train), dev, f"persons 0-{first - 1}")]
-    for k in range(options.num_task - 1):
-        each = (options.num_person - first) // (options.num_task - 1)
+    for k in range(sizes.num_task - 1):
         ids = range(first + k * each, first + (k + 1) * each)
-        blocks.append(Block(ids, ids[: options.dev_persons_each], f"persons {ids[0]}-{ids[-1]}"))
+        blocks.append(Block(ids, ids[: sizes.dev_persons_each], f"persons {ids[0]}-{ids[-1]}"))
     return blocks
 
 
@@ -168,22 +188,46 @@ def _examples(persons: list[list[Question]], ids: Iterable[int], k: int) -> tupl
     return tuple(Example(prompt, answer, task=k) for i in ids for prompt, answer in persons[i])
 
 
-def _made_up(options: Options, seed: int) -> Source:
-    lists = read_lists(PRESETS[options.preset])
-    persons = [ask(person, lists) for person in make_persons(lists, options.num_person, seed)]
+def _made_up(name: str, options: Options, seed: int) -> Source:
+    preset = PRESETS[name]
+    sizes = _sizes(options, preset.first, preset.each, preset.dev_share)
+    lists = read_lists(preset)
+    persons = [ask(person, lists) for person in make_persons(lists, sizes.num_person, seed)]
     chance = sum(1 / n for n in lists.count().values()) / len(ATTRIBUTES)
-    return Source(persons, chance, {"biography_synth/lists.json": file_sha256(LISTS_FILE)})
+    files = {"biography_synth/lists.json": file_sha256(LISTS_FILE)}
+    return Source(name, sizes, persons, chance, files, {"preset": name, "seed": seed}, [])
 
 
-def _from_file(path: Path, count: int) -> Source:
-    """The first `count` persons; values that an attribute can take are those seen in them."""
+def _from_file(path: Path, options: Options) -> Source:
+    """The first persons of the file; values that an attribute can take are those seen in them."""
     raw = read_json(path)
-    if not isinstance(raw, dict) or len(raw) < count:
+    if not isinstance(raw, dict):
+        raise UserError(f'{path}: expected an object {{"0": person, "1": person, ..}}, got {str(raw)[:80]}')
+    first, each, notes = _published_or_fewer(options, len(raw))
+    sizes = _sizes(options, first, each, PRESETS["paper"].dev_share)
+    count = sizes.num_person
+    if len(raw) < count:
         raise UserError(f"{path}: got {len(raw)} persons, expected {count}; give --num-person[-first-task]")
     persons = [_read_person(raw.pop(str(i), None), f"{path}, person {i}") for i in range(count)]
     answers = [{person[a][1] for person in persons} for a in range(len(ATTRIBUTES))]
     chance = sum(1 / len(seen) for seen in answers) / len(ATTRIBUTES)
-    return Source(persons, chance, {RAW_FILE: file_sha256(path)})
+    return Source("qa", sizes, persons, chance, {RAW_FILE: file_sha256(path)}, {"preset": None}, notes)
+
+
+def _published_or_fewer(options: Options, available: int) -> tuple[int, int, list[str]]:
+    """Persons of the first and of each later block: as published, or in that proportion if the file has fewer.
+
+    The second case is said in a note. Options that give a number of persons switch it off.
+    """
+    paper, later = PRESETS["paper"], options.num_task - 1
+    wanted = paper.first + (0 if options.only_first_task else later * paper.each)
+    ratio = paper.first // paper.each
+    each = available // (ratio + later)
+    is_given = options.num_person is not None or options.num_person_first_task is not None
+    if available >= wanted or is_given or each == 0:
+        return paper.first, paper.each, []
+    note = f"{RAW_FILE} has {available} persons of the {wanted} published; sizes are in the published proportion"
+    return ratio * each, each, [note]
 
 
 def _read_person(row: Any, where: str) -> list[Question]:
@@ -197,28 +241,29 @@ def _read_person(row: Any, where: str) -> list[Question]:
     raise UserError(f"{where}: expected {wanted}, each with the texts prompt and answer, got {str(row)[:80]}")
 
 
-def _stream_name(options: Options, kind: str) -> str:
-    """biography_qa_task2 is made from raw files alone; made-up persons have the name of their preset."""
+def _stream_name(options: Options, source: Source) -> str:
+    """biography_qa_task<n> is made from raw files alone; made-up persons have the name of their preset."""
     if not options.only_first_task:
-        return f"biography_{kind}_task{options.num_task - options.skip_first_task}"
+        return f"biography_{source.kind}_task{options.num_task - options.skip_first_task}"
     ratio = options.train_ratio_first_task
-    return f"biography_{kind}_indomain_task1" + ("" if ratio is None else f"_ratio{ratio:.2f}")
+    return f"biography_{source.kind}_indomain_task1" + ("" if ratio is None else f"_ratio{ratio:.2f}")
 
 
-def _config(options: Options, tasks: tuple[TaskData, ...], read: Source, more: dict[str, Any]) -> dict[str, Any]:
-    count, later = len(tasks), options.num_task - 1
+def _config(options: Options, tasks: tuple[TaskData, ...], source: Source) -> dict[str, Any]:
+    count, sizes = len(tasks), source.sizes
+    notes = {"notes": source.notes} if source.notes else {}
     return {
         "NUM_TASK": count,
-        "NUM_PERSON": options.num_person,
-        "NUM_PERSON_FIRST_TASK": options.num_person_first_task,
-        "NUM_PERSON_EACH_TASK": (options.num_person - options.num_person_first_task) // later if later else 0,
+        "NUM_PERSON": sizes.num_person,
+        "NUM_PERSON_FIRST_TASK": sizes.num_person_first_task,
+        "NUM_PERSON_EACH_TASK": sizes.each,
         "TASK_NAMES": [task.name for task in tasks],
         "IL_MODE": "CIT",
         "PROMPT_TYPE": "none",
         "METRIC": ["exact_match"] * count,
         "MAX_NEW_TOKENS": [32] * count,
         "MAX_SEQ_LENGTH": [128] * count,
-        "CHANCE": [read.chance] * count,
+        "CHANCE": [source.chance] * count,
         "DEV_IS_TEST": True,
-        "SOURCE": {"files": read.files, "options": options.model_dump() | more},
+        "SOURCE": {"files": source.files, "options": options.model_dump() | sizes._asdict() | source.made_by} | notes,
     }

@@ -2,7 +2,7 @@
 
 The shape is that of the biographies of "Physics of Language Models: Part 3.1" (Allen-Zhu and Li, 2023): six
 attributes a person, drawn uniformly and independently, except that the company decides its city. Each stage
-(names, attributes, templates) has a random generator of its own, so that more biographies do not change the
+(names, attributes, templates) has a separate random generator, so that more biographies do not change the
 persons, and more persons do not change the first ones.
 """
 
@@ -25,8 +25,10 @@ from utils.storage.files import read_json
 
 LISTS_FILE = Path(__file__).parents[2] / "dataset/biography_synth/lists.json"
 ATTRIBUTES = ("birthday", "birth_city", "university", "major", "company_name", "company_city")
-MONTHS = ("January", "February", "March", "April", "May", "June")
-MONTHS += ("July", "August", "September", "October", "November", "December")
+MONTHS = (
+    *("January", "February", "March", "April", "May", "June"),
+    *("July", "August", "September", "October", "November", "December"),
+)
 DAYS = 28  # every month has them
 
 Question = tuple[str, str]  # prompt, answer
@@ -60,12 +62,13 @@ class Options(config.OptionGroup):
     preset: Literal["micro", "demo", "small", "paper"] = Field("demo", description="Size of lists and counts.")
     persons: int | None = Field(None, ge=1, description="Number of persons; none: as the preset says.")
     n_bio: int | None = Field(None, ge=1, description="Biographies of each person; none: as the preset says.")
-    permute: bool = Field(True, description="Give each biography its own order of sentences.")
+    permute: bool = Field(True, description="Draw another order of sentences for each biography.")
     fullname: bool = Field(True, description="Name the person in every sentence; false: in the first.")
 
 
-class Lists(NamedTuple):
-    """What persons are made of."""
+@dataclass(frozen=True, slots=True)
+class Lists:
+    """The values that persons are drawn from."""
 
     first: tuple[str, ...]
     middle: tuple[str, ...]
@@ -101,13 +104,15 @@ class Person:
 
 
 def read_lists(preset: Preset, path: Path = LISTS_FILE) -> Lists:
-    """The first entries of each list, as many as the preset wants."""
+    """The first entries of each list, as many as the preset takes."""
     raw = read_json(path)
     keys = ("first", "middle", "last", "city", "university", "major")
-    parts = [tuple(raw[k][:n]) for k, n in zip(keys, preset.names + preset.values[:3], strict=True)]
+    counts = (*preset.names, *preset.values[:3])
+    first, middle, last, city, university, major = (tuple(raw[k][:n]) for k, n in zip(keys, counts, strict=True))
     companies = tuple((c["name"], c["city"]) for c in raw["company"][: preset.values[3]])
     templates = {a: tuple(raw["templates"][a][: preset.templates]) for a in ATTRIBUTES}
-    return Lists(*parts, companies, templates, {a: raw["qa"][a] for a in ATTRIBUTES}, preset.years)
+    questions = {a: raw["qa"][a] for a in ATTRIBUTES}
+    return Lists(first, middle, last, city, university, major, companies, templates, questions, preset.years)
 
 
 def make_persons(lists: Lists, count: int, seed: int) -> list[Person]:
@@ -121,7 +126,7 @@ def make_persons(lists: Lists, count: int, seed: int) -> list[Person]:
 
 
 def ask(person: Person, lists: Lists) -> list[Question]:
-    """The six questions on a person, in the order of ATTRIBUTES; an answer begins with a space."""
+    """The six questions about a person, in the order of ATTRIBUTES; an answer begins with a space."""
     prompts = (lists.questions[a].replace("{P}", person.name) + "\nAnswer:" for a in ATTRIBUTES)
     return [(prompt, f" {value}") for prompt, value in zip(prompts, astuple(person)[1:], strict=True)]
 
@@ -143,12 +148,14 @@ def biographies(persons: Iterable[Person], lists: Lists, options: Options, seed:
 
 
 def write_raw(out_dir: Path, options: Options, seed: int, force: bool) -> list[str]:
-    """Write qa/all.json, biography/<kind>.json and meta.json under out_dir/biography_qa; says what was done.
+    """Write qa/all.json, biography/<kind>.json and meta.json under out_dir/biography_qa.
+
+    Returns one line a file: written or unchanged.
 
     Rows are written as they are made: the biographies of 200,000 persons take more than a gigabyte.
 
     Raises:
-        UserError: files with another content are there and `force` is not set.
+        UserError: files with other content exist and `force` is not set.
     """
     preset, folder = PRESETS[options.preset], out_dir / "biography_qa"
     lists = read_lists(preset)
@@ -214,7 +221,8 @@ def _names(lists: Lists, count: int, seed: int) -> Iterator[str]:
     total = len(lists.first) * len(lists.middle) * len(lists.last)
     if 2 * count > total:
         raise UserError(f"persons: expected at most {total // 2} (half of the {total} names), got {count}")
-    rng, drawn = random.Random(f"{seed}:names"), set()
+    rng = random.Random(f"{seed}:names")
+    drawn: set[str] = set()
     while len(drawn) < count:
         name = " ".join(_pick(rng, values) for values in (lists.first, lists.middle, lists.last))
         if name not in drawn:

@@ -82,7 +82,7 @@ def test_every_template_begins_with_the_person_and_ends_with_the_value():
         assert all(s.startswith("{P}") and s.endswith(" {V}.") and s.count("{") == 2 for s in sentences)
 
 
-def test_impossible_persons_are_told(tmp_path):
+def test_impossible_persons_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"persons: expected at most 144 \(half of the 288 names\), got 145"):
         synth(tmp_path, preset="micro", persons=145)
     with pytest.raises(UserError, match=r"--n-bio: expected at most 3 .*, got 4"):
@@ -133,14 +133,29 @@ def test_generated_files_and_generated_persons_give_the_same_stream(tmp_path):
     assert raw.config["SOURCE"]["options"]["preset"] is None and "seed" not in raw.config["SOURCE"]["options"]
 
 
-def test_without_raw_files_persons_are_made_up_unless_a_folder_is_named(tmp_path, monkeypatch):
+def test_without_raw_files_the_demo_is_made_and_that_is_printed_unless_a_folder_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert biography_qa.build(None, biography_qa.Options(), 1) == biography()
+    demo = biography()
+    assert not capsys.readouterr().out
+    made = biography_qa.build(None, biography_qa.Options(), 1)
+    assert made == demo and made.name == "biography_demo_task2"
+    assert capsys.readouterr().out.startswith("dataset/biography_qa/qa/all.json is absent")
     with pytest.raises(UserError, match=r"here/biography_qa/qa/all.json is missing"):
         biography(Path("here"))
     synth(tmp_path / "dataset", preset="micro")
     options = biography_qa.Options(num_person=12, num_person_first_task=8, **DEV)
-    assert biography_qa.build(None, options, 1).config["SOURCE"]["options"]["preset"] is None
+    made = biography_qa.build(None, options, 1)
+    assert made.config["SOURCE"]["options"]["preset"] is None and made.name == "biography_qa_task2"
+
+
+@pytest.mark.parametrize(("num_task", "first", "each"), [(2, 10, 2), (3, 5, 1)])
+def test_a_raw_file_with_fewer_persons_keeps_the_published_proportion_and_says_so(tmp_path, num_task, first, each):
+    stream = biography(synth(tmp_path, preset="micro"), num_task=num_task)
+    keys = ("NUM_PERSON", "NUM_PERSON_FIRST_TASK", "NUM_PERSON_EACH_TASK")
+    assert [stream.config[key] for key in keys] == [first + (num_task - 1) * each, first, each]
+    (note,) = stream.config["SOURCE"]["notes"]
+    assert f"has 12 persons of the {100_000 + 20_000 * (num_task - 1)} published" in note
+    assert "notes" not in biography(tmp_path, num_person=12, num_person_first_task=8, **DEV).config["SOURCE"]
 
 
 def test_an_explicit_preset_beats_raw_files(tmp_path):
@@ -188,8 +203,10 @@ def test_numbers_that_do_not_go_together(options, text):
 def test_wrong_raw_persons(tmp_path):
     path = tmp_path / "biography_qa/qa/all.json"
     synth(tmp_path, preset="micro")
-    with pytest.raises(UserError, match="got 12 persons, expected 120000; give --num-person"):
-        biography(tmp_path)
+    with pytest.raises(UserError, match="got 12 persons, expected 30; give --num-person"):
+        biography(tmp_path, num_person=30, num_person_first_task=20)
+    with pytest.raises(UserError, match="got 12 persons, expected 600000; give --num-person"):
+        biography(tmp_path, num_task=26)  # too few for a person in each task
     raw = json.loads(path.read_text(encoding="utf-8"))
     del raw["3"]["major"]
     path.write_text(json.dumps(raw), encoding="utf-8")
@@ -215,6 +232,7 @@ def test_dev_is_a_fortieth_of_large_blocks():
 def test_real_biography_qa(raw_dir):
     stream = biography(raw_dir, num_person=6000, num_person_first_task=3000)
     assert sizes(stream) == [(9000, 450, 450), (18000, 450, 450)]
+    assert sizes(biography(raw_dir)) == [(15000, 750, 750), (6000, 150, 150)]  # 6000 persons of the 120,000 published
     first = stream.tasks[0].train
     assert first[0].input == "What is the birth date of Lucy Damian Moscicki?\nAnswer:"
     assert [e.target for e in first[:6]] == [
