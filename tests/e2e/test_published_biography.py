@@ -46,7 +46,7 @@ def test_the_published_commands_train_on_the_raw_files(tmp_path, monkeypatch, ca
     biography_synth.write_raw(tmp_path / "dataset", biography_synth.Options(preset="micro"), 1, False)
     (tmp_path / "config").symlink_to(ROOT / "config")
     monkeypatch.chdir(tmp_path)
-    assert main("--dataset biography_qa --seed 1".split()) == 0
+    assert main(["--dataset", "biography_qa", "--seed", "1"]) == 0
     assert "biography_qa_task2: 2 tasks" in capsys.readouterr().out
     assert call([*COMMAND.split(), backbone_folder()]) == 0
     (folder,) = tmp_path.glob("experiments/published-SEQ/*")

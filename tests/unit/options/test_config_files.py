@@ -1,9 +1,12 @@
-"""Every YAML in config/ is a run that could start: options are valid and fit the stream."""
+"""Every YAML in config/ is a run that could start: options are valid and fit the stream; headers say what is known."""
 
+import itertools
+import re
 from pathlib import Path
 
 import pytest
 
+from tests.unit.options.published import PUBLISHED
 from utils.factory import check_capability, load_method
 from utils.options.parse import Resolved, resolve
 from utils.preprocess import load
@@ -55,3 +58,35 @@ def test_the_unit_that_is_classified_fits_the_stream():
     for unit, count in (("auto", 0), ("sentence-level", 1)):
         config = resolve(["--cfg", "None", "--classification_type", unit]).config
         assert len(check_stream(config, stream)) == count
+
+
+def header(path: Path) -> str:
+    """The comment above the first option, in one line, without options of commands."""
+    lines = (ROOT / path).read_text(encoding="utf-8").split("\n")
+    comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
+    text = " ".join(line.removeprefix("#").strip() for line in comment)
+    return re.sub(r'--[\w-]+ ("[^"]*"|\S+)|arXiv \S+', "", text)
+
+
+def figures(text: str) -> set[float]:
+    """Numbers that could be scores: percentages and decimals."""
+    return {float(number) for number in re.findall(r"(?<![\d.])(\d+\.\d+|\d+(?= %))", text)}
+
+
+def values(options: Resolved) -> set[float]:
+    """The numbers among a run's options, and their percentages."""
+    given = [*options.config.model_dump().values(), *options.method_options.model_dump().values()]
+    numbers = {x for x in given if isinstance(x, int | float)}
+    return numbers | {round(100 * x, 6) for x in numbers}
+
+
+def test_figures_in_headers_are_options_or_published_and_no_results_of_this_program():
+    for path in FILES:
+        text = header(path)
+        stated, *_ = re.split(r"(?=Hardware:|Cost:|Published|Not measured|Results:)", text)
+        published = "".join(re.findall(r"Published.*?(?=Not measured|Results:|$)", text))
+        assert figures(stated) <= values(read(path)), f"{path}: not an option of this file: {stated}"
+        assert figures(published) == set(PUBLISHED.get(path.with_suffix("").parts[1:], ())), f"{path}: {published}"
+        assert ("Results: experiments/README.md" in text) != ("Not measured here" in text), path
+        assert "Expect" not in text, path
+    assert set(PUBLISHED) <= {path.with_suffix("").parts[1:] for path in FILES}
