@@ -180,6 +180,12 @@ def _stop_ids(model: nn.Module, tokenizer) -> list[int]:
     return sorted({tokenizer.eos_token_id, *own})
 
 
+def stop_also_at(backbone: Backbone, token: int) -> None:
+    """End answers at one more token."""
+    backbone.stop_ids = sorted({*backbone.stop_ids, token})
+    adapters.innermost(backbone.model).generation_config.eos_token_id = backbone.stop_ids
+
+
 def _make_greedy(model: nn.Module, pad_id: int, stop_ids: list[int]) -> None:
     """Greedy decoding whatever the checkpoint asks for: Llama-2-chat, say, would sample."""
     from transformers import GenerationConfig

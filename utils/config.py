@@ -112,6 +112,12 @@ class StreamOptions(OptionGroup):
     max_seq_length_list: tuple[Count, ...] | None = Field(
         None, description="The same for each task; replaces max_seq_length."
     )
+    parse_special_tokens: bool = Field(
+        False, description="Text in data that is spelled like a special token (</s>) is that token, not text."
+    )
+    chat_date: Annotated[str, Field(pattern=r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|1\d|2[0-8])$")] = Field(
+        "2024-07-26", description="Day that chat templates write as today's, as YYYY-MM-DD (DD at most 28)."
+    )
 
 
 class BackboneOptions(OptionGroup):

@@ -1,8 +1,9 @@
 """From examples to batches of token ids.
 
-Prompt and answer are tokenised apart and joined, so the loss mask is exact with and without a BOS token. An
-over-long example loses prompt tokens from the left, never a token of its answer. Rows are padded on the left to the
-longest row of the batch. Shapes: B rows, T tokens.
+Prompt and answer are tokenised apart and joined, so the loss mask is exact with and without a BOS token. Text in data
+is text: what is spelled like a special token there does not become one. An over-long example loses prompt tokens from
+the left, never a token of its answer. Rows are padded on the left to the longest row of the batch. Shapes: B rows,
+T tokens.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import random
 from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from utils.dataset import Example
-from utils.prompt import encode_chat, render
+from utils.prompt import DEFAULT_DAY, ChatTemplate, SpecialTexts, render
 
 IGNORE = -100  # label of a position without a loss
 
@@ -81,10 +82,14 @@ class Encoder:
         tokenizer: The backbone's.
         prompt_type: See utils/prompt.py.
         ends: A prompt is a text of its own, which ends as the tokenizer ends a text: T5's with EOS, BERT's with SEP.
+        parse_special: What is spelled like a special token in data is that token; otherwise it is text.
+        day: What a chat template takes for today.
     """
 
-    def __init__(self, tokenizer, prompt_type: str, ends: bool = False):
-        self.tokenizer, self.ends = tokenizer, ends
+    def __init__(
+        self, tokenizer, prompt_type: str, ends: bool = False, parse_special: bool = False, day: str = DEFAULT_DAY
+    ):
+        self.tokenizer, self.ends, self.parse_special, self.day = tokenizer, ends, parse_special, day
         self.loss_on_prompts = False  # a method may learn to write the questions too
         self.render: Callable[[Example], tuple[str, str]] = partial(render, prompt_type=prompt_type)
         plain = tokenizer("x", add_special_tokens=False)["input_ids"]
@@ -93,6 +98,8 @@ class Encoder:
         self.bos: list[int] = list(special[:at])  # what the tokenizer puts in front of a text, often nothing
         self.end: list[int] = list(special[at + len(plain) :]) if ends else []  # and behind a prompt
         self._ids: dict[str, array] = {}
+        self._chats: dict[tuple[tuple[str, str], ...], Encoded] = {}
+        self._special, self._template = SpecialTexts(tokenizer), ChatTemplate(tokenizer, day)
 
     def __call__(self, examples: Sequence[Example], max_length: int | None) -> list[Encoded]:
         """Encode examples.
@@ -118,24 +125,78 @@ class Encoder:
     def forget(self) -> None:
         """Drop the cached token ids."""
         self._ids.clear()
+        self._chats.clear()
+
+    @property
+    def special(self) -> SpecialTexts:
+        """Texts like special tokens; methods may add tokens."""
+        if self._special.tokenizer is not self.tokenizer or self._special.size != len(self.tokenizer):
+            self._special = SpecialTexts(self.tokenizer)
+        return self._special
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The chat template."""
+        if self._template.tokenizer is not self.tokenizer:
+            self._template = ChatTemplate(self.tokenizer, self.day)
+        return self._template
+
+    @property
+    def turn_end(self) -> int:
+        """The token that ends an answer in a chat; EOS where the template writes no other."""
+        return self.special.encode([self.template.end])[0][-1] if self.template.end else self.tokenizer.eos_token_id
 
     def _rows(self, examples: Sequence[Example]) -> list[Encoded]:
         """Whole prompts without BOS and end, answers with EOS."""
-        texts = [None if e.messages else self.render(e) for e in examples]
+        texts = [None if e.messages else self.render(self._as_text(e)) for e in examples]
         new = sorted({text for pair in texts if pair for text in pair} - self._ids.keys())
         if new:
-            encoded = self.tokenizer(new, add_special_tokens=False)["input_ids"]
+            encoded = self.special.encode(new)
             self._ids.update((text, array("i", ids)) for text, ids in zip(new, encoded, strict=True))
         eos = self.tokenizer.eos_token_id
         return [
-            Encoded(self._ids[pair[0]], [*self._ids[pair[1]], eos]) if pair else self._chat(example)
+            self._without_bos(Encoded(self._ids[pair[0]], [*self._ids[pair[1]], eos])) if pair else self._chat(example)
             for pair, example in zip(texts, examples, strict=True)
         ]
 
+    def _as_text(self, example: Example) -> Example:
+        """The example without special tokens."""
+        if self.parse_special:
+            return example
+        hidden = {name: self.special.hide(getattr(example, name)) for name in ("input", "target")}
+        return example if (example.input, example.target) == (*hidden.values(),) else replace(example, **hidden)
+
     def _chat(self, example: Example) -> Encoded:
-        prompt, labelled, answer = encode_chat(self.tokenizer, example.messages)
-        skip = len(self.bos) if prompt[: len(self.bos)] == self.bos else 0  # `_cut` puts BOS in front
-        return Encoded(prompt[skip:], answer, [] if self.ends else [place - skip for place in labelled])
+        """A chat: its last answer, and earlier ones as labels in the prompt; each ends with the token of its turn."""
+        if example.messages not in self._chats:
+            hide = str if self.parse_special else self.special.hide
+            text, turns = self.template.split([(role, hide(content)) for role, content in example.messages])
+            # As in `render` a space before an answer belongs to it.
+            turns = [(len(text[:start].rstrip(" ")), end) for start, end in turns]
+            ids, places = self._ids_at(text[: turns[-1][1]], [at for turn in turns for at in turn])
+            *earlier, (start, end) = zip(places[::2], places[1::2], strict=True)
+            answer = ids[start:end] if self.template.end else [*ids[start:end], self.tokenizer.eos_token_id]
+            labelled = [place for turn in earlier for place in range(*turn)]
+            self._chats[example.messages] = Encoded(ids[:start], answer, [] if self.ends else labelled)
+        return self._without_bos(self._chats[example.messages], always=True)
+
+    def _ids_at(self, text: str, cuts: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Ids of a text and the places among them that belong to these places in the text; no token crosses a cut."""
+        ids: list[int] = []
+        places, before = [], 0
+        for cut in cuts:
+            whole, piece = self.special.encode([text[:cut], text[before:cut]])
+            ids = whole if whole[: len(ids)] == ids else ids + piece
+            places.append(len(ids))
+            before = cut
+        return ids, places
+
+    def _without_bos(self, row: Encoded, always: bool = False) -> Encoded:
+        """The row without the BOS that a chat template or a text in data begins with: `_cut` puts it in front."""
+        skip = len(self.bos)
+        if not skip or not (always or self.parse_special) or list(row.prompt[:skip]) != self.bos:
+            return row
+        return row._replace(prompt=row.prompt[skip:], labelled=[place - skip for place in row.labelled])
 
     def _cut(self, row: Encoded, max_length: int | None, answer_length: int) -> Encoded:
         """BOS and the last prompt tokens that fit; at least one token, so that the answer has a beginning."""

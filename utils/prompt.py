@@ -1,16 +1,25 @@
-r"""From a stored pair (input, target) to the text a model sees.
+r"""From a stored pair (input, target), or a stored chat, to the text a model sees.
 
 A template states the prompt; the answer is always one space and the stripped target. Prompts end without a
 space, so that the space belongs to the first answer token, as in the tokenizers of GPT-like models. The
 end-of-sequence token is added where text becomes tokens, not here.
+
+A chat is written by the chat template of the backbone's tokenizer. What a template writes around an answer is found by
+rendering chats with a mark in the place of the answer, so no template is known by name; see docs/chat-templates.md.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
-from typing import Any
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import date
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from utils.dataset import Example, Stream
 from utils.errors import UserError
@@ -63,7 +72,7 @@ def render(example: Example, prompt_type: str) -> tuple[str, str]:
 
 
 def choose(prompt_type: str, stream: Stream) -> str:
-    """The prompt type of a run: the option, or with "auto" what the stream states, or its name tells.
+    """The prompt type of a run: the option, or with "auto" what the stream states or, failing that, its name implies.
 
     Raises:
         UserError: unknown prompt type.
@@ -104,44 +113,238 @@ def _without_markers(text: str) -> str:
 
 
 Messages = Sequence[tuple[str, str]]  # (role, content), the last one by the assistant
+MARK = "\U0010cfff"  # in the place of an answer: a private character
+DEFAULT_DAY = "2024-07-26"
+SECONDS, CHARACTERS, BYTES = 5, 10_000_000, 2**30  # limits of one rendering: processor time, output, additional memory
 
 
-def encode_chat(tokenizer: Any, messages: Messages) -> tuple[list[int], list[int], list[int]]:
-    """Encode one chat.
+class Chat(NamedTuple):
+    """A chat as its template writes it."""
 
-    The template writes all special tokens, so nothing is added and none is doubled.
+    text: str
+    turns: tuple[tuple[int, int], ...]  # start and end in the text of each answer; the end-of-turn token belongs to it
 
-    Returns:
-        The ids before the last assistant turn, the places among them that belong to earlier assistant turns, and the
-        ids of the last turn, which end with EOS.
 
-    Raises:
-        UserError: the tokenizer has no chat template, or one that rewrites earlier turns as a chat goes on.
+class ChatTemplate:
+    """The chat template of a tokenizer.
+
+    Args:
+        tokenizer: The backbone's.
+        day: What the template takes for today, as YYYY-MM-DD.
     """
-    if not getattr(tokenizer, "chat_template", None):
-        raise UserError("dataset: it holds chats, but the backbone's tokenizer has no chat template; use a chat model")
-    labelled: list[int] = []
-    prompt: list[int] = []
-    answer: list[int] = []
-    whole: list[int] = []
-    for i, (role, _) in enumerate(messages):
-        if role == "assistant":
-            told = whole[: labelled[-1] + 1] if labelled else []
-            prompt = _ids(tokenizer, messages[:i], add_generation_prompt=True)
-            whole = _ids(tokenizer, messages[: i + 1], add_generation_prompt=False)
-            if prompt[: len(told)] != told or whole[: len(prompt)] != prompt:
-                raise UserError("dataset: the backbone's chat template rewrites earlier turns; use one turn per chat")
-            answer = _to_eos(whole[len(prompt) :], tokenizer.eos_token_id)
-            labelled += range(len(prompt), min(len(prompt) + len(answer), len(whole)))  # an added EOS is not in it
-    return prompt, [place for place in labelled if place < len(prompt)], answer
+
+    def __init__(self, tokenizer: Any, day: str = DEFAULT_DAY):
+        self.tokenizer, self.day = tokenizer, day
+
+    def split(self, messages: Messages) -> Chat:
+        """Write a chat and find the assistant's answers in it.
+
+        The text before an answer, with all that the template itself writes there (a header, an empty block of
+        thoughts), is the prompt. It cannot depend on the answer: it is the text before a mark in the answer's place or,
+        for an answer that holds its own thoughts, what the template writes to ask for an answer.
+
+        Raises:
+            UserError: there is no chat template, it fails, or it changes an answer.
+        """
+        text, turns = self._write(messages), []
+        for i, (role, content) in enumerate(messages):
+            if role == "assistant":
+                place = self._find(messages, i, text)
+                if place is None:
+                    raise UserError(
+                        f"dataset: the backbone's chat template changes the answer {content[:60]!r}, so that what is "
+                        "learned would not be what is compared" + "; use one turn per chat" * (i < len(messages) - 1)
+                    )
+                end = len(self.end) if text.startswith(self.end, place[1]) else 0
+                turns.append((place[0], place[1] + end))
+        return Chat(text, tuple(turns))
+
+    def _find(self, messages: Messages, i: int, text: str) -> tuple[int, int] | None:
+        """Start and end of the answer in message i."""
+        before, after = self._around([*messages[:i], ("assistant", MARK), *messages[i + 1 :]])
+        stop = len(text) - len(after)
+        heads = [before, self._write(messages[:i], ask=True)] if i == len(messages) - 1 else [before]
+        for head in heads if text.endswith(after) else ():
+            starts = text.startswith(head) and len(head) <= stop
+            if starts and text[len(head) : stop].strip() == messages[i][1].strip():
+                return len(head), stop
+        return None
+
+    @cached_property
+    def end(self) -> str:
+        """What the template writes after an answer, up to the token that ends the turn; "" if there is no such token.
+
+        It ends a turn if it follows the last answer of a chat as well as an earlier one, or if it is EOS: the header of
+        the next turn, which some templates always write, is no end.
+        """
+        last = self._around([("user", "a"), ("assistant", MARK)])[1]
+        try:
+            more = self._around([("user", "a"), ("assistant", MARK), ("user", "a"), ("assistant", "a")])[1]
+        except UserError:
+            more = last  # a template for one turn
+        tokens = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if str(token).strip()}
+        pattern = _any_of(tokens | {*self.tokenizer.all_special_tokens})
+        first, other = pattern.search(last), pattern.search(more)
+        if first is None or (first[0] != self.tokenizer.eos_token and (other is None or first[0] != other[0])):
+            return ""
+        return last[: first.end()]
+
+    def _around(self, messages: Messages) -> tuple[str, str]:
+        """What is written before and after the mark."""
+        written = self._write(messages)
+        if written.count(MARK) != 1:
+            raise UserError(
+                "dataset: the backbone's chat template does not write each answer exactly once, so its end cannot be "
+                "found; use another chat template"
+            )
+        before, _, after = written.partition(MARK)
+        return before, after
+
+    def _write(self, messages: Messages, ask: bool = False) -> str:
+        """The text of a chat; with `ask` also what the template writes to ask for an answer."""
+        words = self.tokenizer
+        if not getattr(words, "chat_template", None):
+            raise UserError(
+                "dataset: it holds chats, but the backbone's tokenizer has no chat template; use a chat model"
+            )
+        chat = [{"role": role, "content": content} for role, content in messages]
+        given = words.special_tokens_map | {"messages": chat, "add_generation_prompt": ask}
+        given |= {"tools": None, "documents": None, "strftime_now": date.fromisoformat(self.day).strftime}
+        try:
+            with _limited():
+                return _joined(_compiled(words.get_chat_template()).generate(given))
+        except Exception as error:  # a template is a program from elsewhere, which can raise anything
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            roles = ", ".join(role for role, _ in messages)[:60]
+            raise UserError(f"dataset: the backbone's chat template fails on a chat of {roles}: {reason}") from None
 
 
-def _ids(tokenizer: Any, messages: Messages, add_generation_prompt: bool) -> list[int]:
-    chat = [{"role": role, "content": content} for role, content in messages]
-    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=add_generation_prompt)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+def _joined(pieces: Iterator[str]) -> str:
+    kept, size = [], 0
+    for piece in pieces:
+        size += len(piece)
+        if size > CHARACTERS:
+            raise OverflowError(f"it writes more than {CHARACTERS:,} characters")
+        kept.append(piece)
+    return "".join(kept)
 
 
-def _to_eos(ids: list[int], eos: int) -> list[int]:
-    """The turn up to its first EOS; one is added where the template writes none."""
-    return [*ids[: ids.index(eos)], eos] if eos in ids else [*ids, eos]
+def _any_of(names: set[str]) -> re.Pattern[str]:
+    """Finds the names in a text, of those that begin alike the longest."""
+    return re.compile("|".join(re.escape(name) for name in sorted(names, key=lambda name: (-len(name), name))))
+
+
+@lru_cache(maxsize=8)
+def _compiled(source: str) -> Any:
+    """A template in jinja's sandbox, with what transformers offers to templates."""
+    import json
+
+    from jinja2 import Environment, TemplateError
+    from jinja2.ext import Extension
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """{% generation %} marks answers for other programs; it changes no text."""
+
+        tags = {"generation"}  # noqa: RUF012 (jinja's declaration)
+
+        def parse(self, parser):
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    def refuse(message: str) -> None:
+        raise TemplateError(message)
+
+    def tojson(value: Any, ensure_ascii: bool = False, **how: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, **how)
+
+    sandbox: Environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
+    )
+    sandbox.filters["tojson"] = tojson
+    sandbox.globals["raise_exception"] = refuse
+    return sandbox.from_string(source)
+
+
+@contextmanager
+def _limited() -> Iterator[None]:
+    """End what takes too much time (in the main thread, which alone gets signals) or memory (on Linux)."""
+
+    def interrupt(*_: Any) -> None:
+        raise TimeoutError(f"it takes more than {SECONDS} seconds")
+
+    with _memory_limited():
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        handler = signal.signal(signal.SIGPROF, interrupt)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            signal.signal(signal.SIGPROF, handler)
+
+
+@contextmanager
+def _memory_limited() -> Iterator[None]:
+    import resource
+
+    status = Path("/proc/self/statm")
+    if not status.exists():
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    most = int(status.read_text(encoding="utf-8").split()[0]) * resource.getpagesize() + BYTES
+    fitting = [limit for limit in (most, *before) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min(fitting), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+class SpecialTexts:
+    """Texts in data that are spelled like special tokens of a tokenizer, such as `</s>`.
+
+    They stay text: `hide` puts private characters in their place before a template adds special tokens, which are
+    tokens; `encode` puts the texts back and encodes them as text.
+    """
+
+    FIRST = 0x10D000  # in the last private plane
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer, self.size = tokenizer, len(tokenizer)
+        special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+        self.names = sorted(special | {*tokenizer.all_special_tokens})
+        self.firsts = {name[0] for name in self.names}
+        self.pattern = _any_of({*self.names})
+
+    def hide(self, text: str) -> str:
+        """The text without special tokens."""
+        if not self.names or self.firsts.isdisjoint(text):
+            return text
+        return self.pattern.sub(lambda found: chr(self.FIRST + self.names.index(found[0])), text)
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of the texts, without what the tokenizer adds in front or behind."""
+        hidden = [i for i, text in enumerate(texts) if self._holds_hidden(text)]
+        encoded = [list(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+        for i in hidden:
+            encoded[i] = self._pieces(texts[i])
+        return encoded
+
+    def _holds_hidden(self, text: str) -> bool:
+        return bool(text) and ord(max(text)) >= self.FIRST
+
+    def _pieces(self, text: str) -> list[int]:
+        """A text between special tokens is encoded alone, as the tokenizer itself does."""
+        ids: list[int] = []
+        shown = {self.FIRST + k: name for k, name in enumerate(self.names)}
+        for piece in re.split(f"({self.pattern.pattern})", text):
+            if piece in self.names:
+                ids.append(self.tokenizer.convert_tokens_to_ids(piece))
+            elif piece:
+                plain = self.tokenizer(piece.translate(shown), add_special_tokens=False, split_special_tokens=True)
+                ids += plain["input_ids"]
+        return ids

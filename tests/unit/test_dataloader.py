@@ -61,6 +61,31 @@ def test_a_tokenizer_that_ends_texts_itself_gets_one_eos_and_no_other_bos():
     assert tiny.BOS not in row.answer
 
 
+def test_what_is_spelled_like_a_special_token_is_text():
+    words = tiny.tokenizer(True)
+    example = Example("<bos>what ends <eos>?", "it is <eos> in Llama")
+    (row,) = Encoder(words, "none")([example], None)
+    assert list(row.prompt).count(tiny.BOS) == 1 and tiny.EOS not in row.prompt
+    assert list(row.answer).count(tiny.EOS) == 1
+    assert words.decode(row.prompt) == "<bos>" + example.input
+    assert words.decode(row.answer) == " " + example.target + "<eos>"
+    (parsed,) = Encoder(words, "none", parse_special=True)([example], None)
+    assert list(parsed.prompt).count(tiny.BOS) == 1, "BOS twice"
+    assert list(parsed.answer).count(tiny.EOS) == 2
+
+
+def test_tokens_that_a_method_writes_into_its_prompts_are_tokens():
+    words = tiny.tokenizer.__wrapped__()
+    maker = Encoder(words, "none")
+    words.add_tokens(["__ans__"], special_tokens=True)
+    maker.render = lambda example: (example.input + "__ans__", " " + example.target)
+    (row, plain) = maker([Example("an __ans__ or <eos>", "moo"), Example("cat", "moo")], None)
+    (ans,) = words("__ans__")["input_ids"]
+    assert list(row.prompt).count(ans) == 1 and row.prompt[-1] == ans
+    assert words.decode(row.prompt) == "an __ans__ or <eos>__ans__"
+    assert list(plain.prompt) == words("cat__ans__")["input_ids"]
+
+
 @pytest.mark.parametrize("bos", [False, True])
 @pytest.mark.parametrize("limit", [1, 2, 5, 7, 9, 12, 100])
 def test_an_over_long_example_loses_prompt_tokens_from_the_left(bos, limit):
@@ -103,7 +128,11 @@ def test_each_text_is_tokenised_once():
     words, calls = tiny.tokenizer(), []
 
     class Spy:
-        eos_token_id = words.eos_token_id
+        def __getattr__(self, name):
+            return getattr(words, name)
+
+        def __len__(self):
+            return len(words)
 
         def __call__(self, texts, **options):
             calls.extend([texts] if isinstance(texts, str) else texts)

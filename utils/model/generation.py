@@ -107,10 +107,12 @@ def _decide(
 def is_hopeless(beginning: str, target: str) -> bool:
     """True if no text that begins like this can be an exact match of the target.
 
+    Where characters are made of bytes, a character in the beginning can still become U+FFFD when further bytes follow.
+
     >>> is_hopeless(" Paris, Te", "paris"), is_hopeless(" PAR", "Paris"), is_hopeless(" Paris ", "Paris")
     (True, False, False)
     """
-    if "\ufffd" in beginning or "Σ" in beginning:
+    if "\ufffd" in beginning + target or "Σ" in beginning:
         return False  # half a character; or one whose lower case depends on what follows
     begun, wanted = beginning.lower().lstrip(), normalise(target)
     return not wanted.startswith(begun) and begun.rstrip() != wanted

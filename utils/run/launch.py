@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 
 from models.Base import Method
 from utils import probing
-from utils.backbone import find_source, kind, load_backbone
+from utils.backbone import find_source, kind, load_backbone, stop_also_at
 from utils.classifier import ClassEncoder, Classes
 from utils.config import Config
 from utils.dataloader import Encoder
@@ -127,7 +127,15 @@ def sketch(options: Resolved, method_class: type[Method], stream: Stream, accele
 def assemble(options: Resolved, method_class: type[Method], stream: Stream, backbone: Backbone) -> Method:
     """The method around this backbone."""
     config = options.config
-    encoder = Encoder(backbone.tokenizer, choose(config.prompt_type, stream), ends=backbone.kind != "decoder")
+    encoder = Encoder(
+        backbone.tokenizer,
+        choose(config.prompt_type, stream),
+        ends=backbone.kind != "decoder",
+        parse_special=config.parse_special_tokens,
+        day=config.chat_date,
+    )
+    if stream.tasks[0].train[0].messages and backbone.stop_ids:
+        stop_also_at(backbone, encoder.turn_end)
     if config.classifier is not None:
         encoder = ClassEncoder(encoder, Classes(stream), config.backbone_extract_token)
     method = method_class(config, options.method_options, backbone, encoder, stream)

@@ -184,6 +184,7 @@ def test_cases_by_hand():
         ("x", "", True),
         (" New  York", "New York", True),
         (" caf\ufffd", "café", False),
+        (" caf\u00e9", "caf\ufffd\ufffd\ufffd", False),
         (" ΟΔΟΣ", "οδος", False),
         (" ΟΔΟΣ", "οδοςα", False),
         (" parisian", "paris", True),
