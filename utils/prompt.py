@@ -115,7 +115,7 @@ def _without_markers(text: str) -> str:
 Messages = Sequence[tuple[str, str]]  # (role, content), the last one by the assistant
 MARK = "\U0010cfff"  # in the place of an answer: a private character
 DEFAULT_DAY = "2024-07-26"
-SECONDS, CHARACTERS, BYTES = 5, 10_000_000, 2**30  # limits of one rendering: processor time, output, additional memory
+SECONDS, CHARACTERS, BYTES = 5, 10_000_000, 2**28  # limits of one rendering: processor time, output, additional memory
 
 
 class Chat(NamedTuple):
