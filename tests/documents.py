@@ -1,7 +1,8 @@
-"""The documents that come from the code, docs/options.md, methods.md and capabilities.md: `python -m tests.make`."""
+"""The documents that come from the code, and README's table, which comes from runs: `python -m tests.make`."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from models import METHODS
@@ -9,8 +10,11 @@ from models.Base import Method
 from utils.config import GROUPS
 from utils.factory import load_method
 from utils.options.parse import option_table
+from utils.report.compare import compare_text
+from utils.report.results import build, group
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS, README = ROOT / "docs", ROOT / "README.md"
 MADE_BY = "<!-- Made by `python -m tests.make`; edit the code instead. -->"
 SCENARIOS = ("CIT", "CKE", "IIL", "CIL", "TIL")
 SETTINGS = ("is_replay", "freeze_parts", "PEFT_type")  # of the frame, with a column of their own
@@ -83,3 +87,13 @@ def write() -> None:
     DOCS.mkdir(exist_ok=True)
     for name, make in DOCUMENTS.items():
         (DOCS / name).write_text(make() + "\n", encoding="utf-8")
+
+
+def with_demo_table(text: str, runs: list[Path]) -> str:
+    """README with the scores of these runs as its table; seeds are pooled as `python -m utils.report` does."""
+    lines = compare_text(group([(run, build(run)) for run in runs])).splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("|"))
+    end = next(i for i in range(first, len(lines)) if not lines[i].startswith("|"))
+    table = "\n".join(lines[first:end])
+    pattern = r"(<!-- demo table -->\n).*?(<!-- end of demo table -->)"
+    return re.sub(pattern, lambda match: f"{match[1]}\n{table}\n\n{match[2]}", text, count=1, flags=re.S)

@@ -2,12 +2,14 @@
 
 python -m tests.make                          docs/options.md, methods.md and capabilities.md
 python -m tests.make METHOD|DATASET ...       also their entries in tests/golden/losses.json or streams.json
+python -m tests.make --demo RUN ...           also the table of README.md, from these run folders
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from models import METHODS
 from tests import documents
@@ -19,11 +21,16 @@ def main(argv: list[str]) -> int:
     """Write the files; returns the exit code."""
     parser = argparse.ArgumentParser("python -m tests.make", description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="methods and data sets whose golden values are made")
-    names = parser.parse_args(argv).names
+    parser.add_argument("--demo", nargs="+", type=Path, default=[], metavar="RUN", help="runs of README's table")
+    given = parser.parse_args(argv)
+    names = given.names
     unknown = [name for name in names if name not in METHODS and name not in PREPROCESSORS]
     if unknown:
         parser.error(f"{', '.join(unknown)}: neither a method nor a data set")
     documents.write()
+    if given.demo:
+        readme = documents.README.read_text(encoding="utf-8")
+        documents.README.write_text(documents.with_demo_table(readme, given.demo), encoding="utf-8")
     make.write([name for name in names if name in METHODS])
     streams.write([name for name in names if name in PREPROCESSORS])
     return 0

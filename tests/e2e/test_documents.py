@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.documents import DOCS, DOCUMENTS
+from tests.documents import DOCS, DOCUMENTS, with_demo_table
 from tests.e2e.test_cli import SMALL, run
 from tests.tiny import backbone_folder, micro_stream
 from utils.dataset import save_stream
@@ -109,6 +109,12 @@ def test_diagnosis_runs(kept, tmp_path, capsys):
         assert words[:3] == ["python", "-m", "utils.diagnose"] and words[4].startswith("experiments/")
         assert diagnose.main([words[3], str(kept), *words[5:], "--out", str(tmp_path)]) == 0
         assert (tmp_path / f"{words[3]}.png").is_file() and "SEQ on micro, seed 1" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_table_of_the_readme_comes_from_runs(kept):
+    filled = with_demo_table(README.read_text(encoding="utf-8"), [kept]).split("demo table -->")[1]
+    assert re.search(r"^\| SEQ +\| +1 \|", filled, re.M) and "until then" not in filled
 
 
 @pytest.mark.slow
