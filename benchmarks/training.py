@@ -129,8 +129,8 @@ def prepare(stream: Stream, folder: Path) -> Bench:
     with torch.no_grad():  # ids that the small tokenizer does not have never win
         backbone.model.get_output_embeddings().weight[len(backbone.tokenizer) :] = 0
     encoder = Encoder(backbone.tokenizer, stream.prompt_type or "none")
-    session = Session(config, make_accelerator(config), encoder, RunLog(folder, config, is_main=False), fit)
-    return Bench(SEQ(config, SEQ.Options(), backbone, encoder, stream), session, list(stream.tasks[0].train))
+    session = Session(config, make_accelerator(config), encoder, RunLog(config, is_main=False), fit)
+    return Bench(SEQ(session, SEQ.Options(), backbone, stream), session, list(stream.tasks[0].train))
 
 
 def train_tokenizer(stream: Stream) -> PreTrainedTokenizerFast:

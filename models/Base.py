@@ -74,16 +74,25 @@ class Method:
     trains: ClassVar[bool] = True  # False: no optimizer step is ever made
     state: ClassVar[tuple[str, ...]] = ()  # attributes that a resumed run needs: tensors and plain values
 
-    def __init__(self, config: Config, options: Any, backbone: Backbone, encoder: Encoder, stream: Stream):
-        self.config, self.options = config, options
-        self.backbone, self.encoder, self.stream = backbone, encoder, stream
+    def __init__(self, session: Session, options: Any, backbone: Backbone, stream: Stream):
+        self.session, self.options, self.backbone, self.stream = session, options, backbone, stream
+        config = session.config
         self.extra = nn.ModuleDict()  # modules of the method's own; they train and are saved with the model
         self.memory = Memory(config, stream.config.get("NUM_CLASS")) if config.is_replay else None
         self.newest: int | None = None  # the task learned last
         if config.classifier is not None:
             self.extra["heads"] = make_heads(config, stream, self.model)
         self.offered: list[Example] = []  # new rows of the step in progress, for a memory that follows each step
-        self.session: Session  # processes and log of the run; there from the first `before_task` on
+
+    @property
+    def config(self) -> Config:
+        """The options of the run."""
+        return self.session.config
+
+    @property
+    def encoder(self) -> Encoder:
+        """Turns examples into token ids."""
+        return self.session.encoder
 
     @property
     def model(self) -> nn.Module:

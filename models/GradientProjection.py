@@ -106,10 +106,9 @@ class GradientProjection(Method):
                 assign(begin, learning)
 
         seed = seed_for(self.config.seed, "direction", task.index, run)
-        config = self.config.updated(seed=seed, is_replay=False)
-        plain = Method(config, None, self.backbone, self.encoder, self.stream)
-        session, end = self.session.aside("direction", config), self.options.GradientProjection_end_step
-        session.fit(plain, task, on_step=keep, limit=end)
+        session = self.session.aside("direction", self.config.updated(seed=seed, is_replay=False))
+        plain = Method(session, None, self.backbone, self.stream)
+        session.fit(plain, task, on_step=keep, limit=self.options.GradientProjection_end_step)
         return begin
 
 

@@ -79,8 +79,8 @@ class L2KD(LAMOL):
         first = load_model(self.config)
         make_room(first, len(self.backbone.tokenizer))
         assign(self.named(), dict(first.named_parameters()))
-        alone = LAMOL(self.config, self.options, self.backbone, self.encoder, self.stream)
-        self.session.aside("teacher").fit(alone, task)
+        session = self.session.aside("teacher")
+        session.fit(LAMOL(session, self.options, self.backbone, self.stream), task)
 
     def _write_answers(self, task: Task) -> list[str]:
         """The model's greedy answers to the questions of the task, on every process."""

@@ -277,8 +277,8 @@ def make_config(method: str = "SEQ", **options: Any) -> Config:
 class Recorder(RunLog):
     """A log that keeps events and messages in memory."""
 
-    def __init__(self, folder: Path, config: Config):
-        super().__init__(folder, config, False)
+    def __init__(self, config: Config):
+        super().__init__(config, False)
         self.events: list[dict] = []
         self.messages: list[str] = []
 
@@ -291,9 +291,7 @@ class Recorder(RunLog):
     warning = info
 
 
-def make_session(
-    config: Config, folder: Path = Path(), prompt_type: str = "none", stream: Stream | None = None
-) -> Session:
+def make_session(config: Config, prompt_type: str = "none", stream: Stream | None = None) -> Session:
     """A fresh session on the CPU."""
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
@@ -301,7 +299,7 @@ def make_session(
     encoder = Encoder(tokenizer_of(family, bos == "True"), prompt_type, family in (*ENCODER_DECODERS, *ENCODERS))
     if config.classifier is not None:
         encoder = ClassEncoder(encoder, Classes(stream or micro_stream()), config.backbone_extract_token)
-    return Session(config, make_accelerator(config), encoder, Recorder(folder, config), fit)
+    return Session(config, make_accelerator(config), encoder, Recorder(config), fit)
 
 
 def make_method(
@@ -315,8 +313,7 @@ def make_method(
         session.encoder, "plain", session.encoder
     ).tokenizer = backbone.tokenizer  # one object, as in a real run: a method may add tokens to it
     own = method_class.Options(**OWN.get(config.method, {}) | options)
-    method = method_class(config, own, backbone, session.encoder, stream)
-    method.session = session
+    method = method_class(session, own, backbone, stream)
     method.setup()
     return method
 
@@ -368,12 +365,12 @@ def run(
         options: The method's own.
     """
     stream = stream or micro_stream()
-    session = make_session(config, folder, stream=stream)
+    session = make_session(config, stream=stream)
     method = make_method(session, stream, method_class, **options)
     write_json(folder / "facts.json", facts(config, stream))
     without_plots = mock.patch.object(summary, "write", _write_without_plots)
     with _interrupted(stop_after), without_plots, mock.patch.object(os, "fsync"), mock.patch.object(gc, "collect"):
-        results = Trainer(session, method, folder).run()
+        results = Trainer(method, folder).run()
     return Run(results, method, session.log)
 
 

@@ -6,12 +6,12 @@ Only the main process writes. Trackers are extras: whatever happens to them, the
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import logging
 import platform
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
@@ -29,35 +29,49 @@ PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "deepspee
 
 
 class RunLog:
-    """train.log for people, log.jsonl for programs, progress bars, and the trackers."""
+    """train.log for people, log.jsonl for programs, progress bars, and the trackers.
 
-    def __init__(self, folder: Path, config: Config, is_main: bool):
-        self.folder, self.is_main, self.tracker = folder, is_main, None
+    It exists before the run folder does: what the main process logs until `open` is kept and written then.
+    """
+
+    def __init__(self, config: Config, is_main: bool):
+        self.config, self.is_main, self.tracker = config, is_main, None
         self.step = 0  # optimizer steps of the whole run so far
-        self._started = time.monotonic()
-        self._events = None
+        self._events: TextIO | None = None
+        self._waiting: io.StringIO | None = io.StringIO() if is_main else None  # events until `open`
+        self._held = _HeldHandler()  # text until `open`
         self._text = logging.getLogger("main_CL")
         self._text.setLevel(logging.INFO)
         self._text.propagate = False
-        self._text.handlers = [logging.NullHandler()]
-        if is_main:
-            self._events = open(folder / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115 (lives as long as the run)
-            _lock(self._events, folder)
-            drop_torn_line(folder / "log.jsonl")
-            for handler in (
-                _BarHandler(),
-                _FileHandler(folder / config.logger_filename, encoding="utf-8"),
-            ):
-                handler.setFormatter(_Formatter())
-                self._text.addHandler(handler)
+        self._text.handlers = [self._held if is_main else logging.NullHandler()]
+
+    def open(self, folder: Path) -> None:
+        """Write to this run folder from now on; other processes than the main one write nothing.
+
+        Raises:
+            UserError: another process writes there.
+        """
+        if not self.is_main:
+            return
+        self._events = open(folder / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115 (lives as long as the run)
+        _lock(self._events, folder)
+        drop_torn_line(folder / "log.jsonl")
+        self._events.write(self._waiting.getvalue())
+        self._text.handlers = [_BarHandler(), _FileHandler(folder / self.config.logger_filename, encoding="utf-8")]
+        for handler in self._text.handlers:
+            handler.setFormatter(_Formatter())
+        for record in self._held.records:
+            self._text.handle(record)
+        self._waiting, self._held.records = None, []
 
     def event(self, kind: str, **fields: Any) -> None:
         """Append one JSON object to log.jsonl, and send its numbers to the trackers."""
-        if self._events is None:
+        file = self._events or self._waiting
+        if file is None:
             return
         row = {"event": kind, "time": datetime.now(UTC).isoformat(timespec="seconds"), "step": self.step}
-        self._events.write(json.dumps(row | fields, ensure_ascii=False) + "\n")
-        self._events.flush()
+        file.write(json.dumps(row | fields, ensure_ascii=False) + "\n")
+        file.flush()
         if self.tracker is not None:
             numbers = {k: v for k, v in fields.items() if isinstance(v, int | float) and not isinstance(v, bool)}
             self.tracker.log({f"{kind}/{name}": value for name, value in numbers.items()}, self.step)
@@ -85,6 +99,7 @@ class RunLog:
             if self._events is not None:
                 self._events.close()
         self._text.handlers, self._events, self.tracker = [logging.NullHandler()], None, None
+        self._waiting = None
 
 
 class Aside:
@@ -108,6 +123,17 @@ class Aside:
     def progress(self, title: str, total: int, done: int = 0) -> tqdm:
         """As `RunLog.progress`."""
         return self.log.progress(f"{self.name}: {title}", total, done)
+
+
+class _HeldHandler(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self):
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
 
 
 class _BarHandler(logging.Handler):

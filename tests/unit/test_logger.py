@@ -17,6 +17,12 @@ def config(tmp_path, **options):
     return make_config(dump_path=str(tmp_path), **options)
 
 
+def opened(tmp_path, is_main=True):
+    log = RunLog(config(tmp_path), is_main)
+    log.open(tmp_path)
+    return log
+
+
 def test_two_runs_of_one_second_have_two_folders(tmp_path, monkeypatch):
     class Still(datetime):
         @classmethod
@@ -69,7 +75,7 @@ def test_a_checkout_without_git_is_no_reason_to_stop(tmp_path, monkeypatch):
 
 
 def test_events_are_lines_of_json(tmp_path):
-    log = RunLog(tmp_path, config(tmp_path), True)
+    log = opened(tmp_path)
     log.event("train", loss=0.5, task=0)
     log.step = 7
     log.event("evaluate", cell="é", score=1.0)
@@ -84,7 +90,7 @@ def test_events_are_lines_of_json(tmp_path):
 
 def test_a_resumed_run_goes_on_in_the_same_files(tmp_path, capsys):
     for word in ("one", "two"):
-        log = RunLog(tmp_path, config(tmp_path), True)
+        log = opened(tmp_path)
         log.event(word)
         log.info(word)
         log.warning("careful")
@@ -97,7 +103,7 @@ def test_a_resumed_run_goes_on_in_the_same_files(tmp_path, capsys):
 
 
 def test_only_the_main_process_writes(tmp_path, capsys):
-    log = RunLog(tmp_path, config(tmp_path), False)
+    log = opened(tmp_path, is_main=False)
     log.event("train", loss=1.0)
     log.info("hello")
     log.progress("bar", 3).update()
@@ -106,8 +112,24 @@ def test_only_the_main_process_writes(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_what_is_logged_before_there_is_a_folder_is_written_then(tmp_path, capsys):
+    for is_main in (False, True):
+        log = RunLog(config(tmp_path), is_main)
+        log.event("early", number=1)
+        log.warning("careful")
+        assert capsys.readouterr().out == "" and not (tmp_path / "log.jsonl").exists()
+        log.open(tmp_path)
+        log.event("late")
+        log.info("there")
+        log.close()
+    assert [row["event"] for row in read_jsonl(tmp_path / "log.jsonl")] == ["early", "late"]
+    lines = [line.split("] ")[1] for line in (tmp_path / "train.log").read_text(encoding="utf-8").splitlines()]
+    assert lines == ["warning: careful", "there"]
+    assert capsys.readouterr().out.count("careful") == 1
+
+
 def test_closing_leaves_nothing_open(tmp_path):
-    log = RunLog(tmp_path, config(tmp_path), True)
+    log = opened(tmp_path)
     log.close()
     log.close()
     log.event("late")
@@ -117,11 +139,11 @@ def test_closing_leaves_nothing_open(tmp_path):
 
 
 def test_a_folder_in_use_is_refused(tmp_path):
-    first = RunLog(tmp_path, config(tmp_path), True)
+    first = opened(tmp_path)
     with pytest.raises(UserError, match="is in use by a process that still runs"):
-        RunLog(tmp_path, config(tmp_path), True)
+        opened(tmp_path)
     first.close()
-    RunLog(tmp_path, config(tmp_path), True).close()
+    opened(tmp_path).close()
 
 
 def test_numbers_go_to_the_trackers_with_the_step_of_the_run(tmp_path):
@@ -134,7 +156,7 @@ def test_numbers_go_to_the_trackers_with_the_step_of_the_run(tmp_path):
         def finish(self):
             sent.append("finished")
 
-    log = RunLog(tmp_path, config(tmp_path), True)
+    log = opened(tmp_path)
     log.tracker, log.step = Tracker(), 5
     log.event("train", loss=0.5, name="x", flag=True, task=2)
     log.close()

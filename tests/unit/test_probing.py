@@ -122,7 +122,7 @@ def test_features_do_not_depend_on_the_batch_nor_on_the_mode(made, size):
     method, _ = made
     examples = tiny.micro_stream().tasks[1].train
     plain = method.features(examples, 48)
-    method.config = tiny.make_config(evaluate_batch_size=size)
+    method.session.config = tiny.make_config(evaluate_batch_size=size)
     method.model.train()
     np.testing.assert_allclose(probing.extract(method, examples, 1), plain, atol=1e-5)
     assert method.model.training

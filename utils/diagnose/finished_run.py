@@ -13,7 +13,6 @@ from utils.logger import RunLog
 from utils.model.weights import Weights, snapshot
 from utils.options.parse import resolve
 from utils.run.checkpoint import Place, checkpoints
-from utils.run.fit import fit
 from utils.run.launch import build_method, check_backbone, make_accelerator, quieten, read_stream
 from utils.run.trainer import load
 from utils.session import Session
@@ -92,9 +91,8 @@ def open_run(folder: Path) -> Opened:
     quieten()
     check_backbone(config, method_class, stream.is_word_level)
     accelerator = make_accelerator(config)
-    method = build_method(options, method_class, stream, accelerator)
-    log = RunLog(folder, config, is_main=False)  # a silent log
-    method.session = Session(config, accelerator, method.encoder, log, fit)
+    silent = RunLog(config, is_main=False)
+    method = build_method(options, method_class, stream, accelerator, silent)
     return Opened(folder, method, method.session, places)
 
 

@@ -26,7 +26,6 @@ def choose(places: list[Place], every: int) -> list[Place]:
 
 def measure(run: Opened, places: list[Place], epochs: int, out: Path) -> Iterator[dict[str, Any]]:
     """One row for each checkpoint; predictions that are in `out` are not made again."""
-    run.method.config = run.method.config.updated(recovery_epochs=epochs)
     setting = f"{epochs}_epochs_{run.method.config.recovery_ratio:g}"
     for place in places:
         step = run.load(place)
@@ -35,7 +34,7 @@ def measure(run: Opened, places: list[Place], epochs: int, out: Path) -> Iterato
         row["learned_task"] = _score(run, out / "observed" / place.name, place.task)
         folder = out / setting / place.name
         if not (folder / "task_0.jsonl").exists():
-            relearn(run.method, run.session)
+            relearn(run.method, epochs)
         row["task_0_recovered"] = _score(run, folder, 0)
         yield row
 

@@ -60,22 +60,23 @@ def launch(options: Resolved, folder: Path | None) -> dict[str, Any]:
     quieten()
     check_backbone(config, method_class, stream.is_word_level)
     accelerator = make_accelerator(config)
+    log = RunLog(config, accelerator.is_main_process)
     if config.dry_run:
-        method = sketch(options, method_class, stream, accelerator)
+        method = sketch(options, method_class, stream, accelerator, log)
         if accelerator.is_main_process:
             print(dry_run.text(method, accelerator.num_processes))
         return {}
     with explained(folder):
-        method = build_method(options, method_class, stream, accelerator)
+        method = build_method(options, method_class, stream, accelerator, log)
         folder = _open_folder(options, stream, accelerator, folder)
+        log.open(folder)
     with explained(folder), termination_interrupts():
-        return _run(options, method, accelerator, folder)
+        return _run(options, method, accelerator, log, folder)
 
 
-def _run(options: Resolved, method: Method, accelerator: Accelerator, folder: Path) -> dict[str, Any]:
+def _run(options: Resolved, method: Method, accelerator: Accelerator, log: RunLog, folder: Path) -> dict[str, Any]:
     """Train and evaluate, with a log in the run folder."""
     config, launched = options.config, mode()
-    log = RunLog(folder, config, accelerator.is_main_process)
     try:
         log.info(f"run folder: {folder}")
         if launched is not None:
@@ -85,7 +86,7 @@ def _run(options: Resolved, method: Method, accelerator: Accelerator, folder: Pa
             kind = accelerator.distributed_type.value
             write_environment(folder, config, str(accelerator.device), accelerator.num_processes, kind, launched)
         log.tracker = start_tracker(accelerator, config, flatten(options), folder, log.warning)
-        results = Trainer(Session(config, accelerator, method.encoder, log, fit), method, folder).run()
+        results = Trainer(method, folder).run()
         if results:
             log.info("\n" + summary.table(results) + f"\nresults: {folder}/results.md")
         return results
@@ -104,28 +105,39 @@ def read_stream(config: Config) -> Stream:
     return jsonl.read_tasks([Path(name) for name in config.dataset_files], jsonl.Options(), seed=1)
 
 
-def build_method(options: Resolved, method_class: type[Method], stream: Stream, accelerator: Accelerator) -> Method:
+def build_method(
+    options: Resolved, method_class: type[Method], stream: Stream, accelerator: Accelerator, log: RunLog
+) -> Method:
     """The method around its backbone, ready to train."""
     config = options.config
     backbone = load_backbone(config)
     backbone.model.to(accelerator.device)
     if accelerator.device.type == "cpu" and backbone.model.num_parameters() < SMALL:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    return assemble(options, method_class, stream, backbone)
+    return assemble(options, method_class, stream, backbone, accelerator, log)
 
 
-def sketch(options: Resolved, method_class: type[Method], stream: Stream, accelerator: Accelerator) -> Method:
+def sketch(
+    options: Resolved, method_class: type[Method], stream: Stream, accelerator: Accelerator, log: RunLog
+) -> Method:
     """The method around a model that has shapes, but no weights; with them where it looks at them in its setup."""
     shapes = options.config.updated(backbone_random_init=True)
     try:
         with torch.device("meta"):
-            return assemble(options, method_class, stream, load_backbone(shapes))
+            return assemble(options, method_class, stream, load_backbone(shapes), accelerator, log)
     except (NotImplementedError, RuntimeError):  # a meta tensor has no values
-        return build_method(options, method_class, stream, accelerator)
+        return build_method(options, method_class, stream, accelerator, log)
 
 
-def assemble(options: Resolved, method_class: type[Method], stream: Stream, backbone: Backbone) -> Method:
-    """The method around this backbone."""
+def assemble(
+    options: Resolved,
+    method_class: type[Method],
+    stream: Stream,
+    backbone: Backbone,
+    accelerator: Accelerator,
+    log: RunLog,
+) -> Method:
+    """The method around this backbone, in the session of the run."""
     config = options.config
     encoder = Encoder(
         backbone.tokenizer,
@@ -138,7 +150,8 @@ def assemble(options: Resolved, method_class: type[Method], stream: Stream, back
         stop_also_at(backbone, encoder.turn_end)
     if config.classifier is not None:
         encoder = ClassEncoder(encoder, Classes(stream), config.backbone_extract_token)
-    method = method_class(config, options.method_options, backbone, encoder, stream)
+    session = Session(config, accelerator, encoder, log, fit)
+    method = method_class(session, options.method_options, backbone, stream)
     method.setup()
     freeze.select(method.model, config.freeze_parts, config.freeze_match)  # not first in the task that needs it
     return method

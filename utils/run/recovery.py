@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from models.Base import Method, Task
 from utils.config import per_task
-from utils.session import Session
 
 
 def task_of(method: Method, index: int) -> Task:
@@ -25,15 +24,16 @@ def task_of(method: Method, index: int) -> Task:
     )
 
 
-def relearn(method: Method, session: Session) -> None:
-    """Train the model, as it stands, on a part of task 0's training examples: plainly, whatever the method."""
+def relearn(method: Method, epochs: int) -> None:
+    """Train the model on a part of task 0's training examples again: plainly, whatever the method."""
     lr = per_task(method.config.lr_list, method.config.lr, 0)
     config = method.config.updated(freeze_parts=(), is_replay=False, lr=lr, lr_list=None)
-    plain = Method(config, None, method.backbone, session.encoder, method.stream)
+    session = method.session.aside("recovery", config)
+    plain = Method(session, None, method.backbone, method.stream)
     if method.classifier is not None:
         plain.extra["heads"] = method.classifier
     train = method.stream.tasks[0].train
     part = train[: max(1, round(config.recovery_ratio * len(train)))]
     number = len(method.stream.tasks)
-    task = replace(task_of(method, 0), index=number, name="recovery", train=part, epochs=config.recovery_epochs)
+    task = replace(task_of(method, 0), index=number, name="recovery", train=part, epochs=epochs)
     session.fit(plain, task)

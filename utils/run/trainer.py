@@ -24,7 +24,7 @@ from utils.run.cost import Cost
 from utils.run.early_stopping import Watch
 from utils.run.recovery import relearn, task_of
 from utils.seed import seed_torch
-from utils.session import Progress, Session
+from utils.session import Progress
 from utils.storage.files import read_jsonl, write_json
 
 TRAIN_SCORED = ("IIL", "CKE")  # scenarios that also score the questions that were trained on
@@ -33,13 +33,12 @@ TRAIN_SCORED = ("IIL", "CKE")  # scenarios that also score the questions that we
 class Trainer:
     """One run over one stream."""
 
-    def __init__(self, session: Session, method: Method, folder: Path):
-        self.session, self.method, self.folder = session, method, folder
-        self.config, self.stream = session.config, method.stream
-        method.session = session
+    def __init__(self, method: Method, folder: Path):
+        self.session, self.method, self.folder = method.session, method, folder
+        self.config, self.stream = method.config, method.stream
         self.moments: OptimizerState = {}
         self.cost = Cost(method, len(self.stream.tasks))
-        self.watch = Watch(method, session, folder)
+        self.watch = Watch(method, self.session, folder)
         self.saved_at = time.monotonic()
 
     def run(self) -> dict[str, Any]:
@@ -213,7 +212,7 @@ class Trainer:
         final model itself is in its checkpoint.
         """
         assign(self.method.named(), self.method.versions()[""] or {})
-        relearn(self.method, self.session)
+        relearn(self.method, self.config.recovery_epochs)
         # Not under the method's versions: these are other weights than the ones just trained.
         self.cost.evaluate(None, self._evaluate_task("recovery", 0))
 

@@ -174,7 +174,7 @@ def test_replay_and_recovery_combine(options, tmp_path):
 
 
 def test_joint_starts_again_from_the_first_adapter(tmp_path):
-    session = tiny.make_session(tiny.make_config("Joint", PEFT_type="LoRA"), tmp_path)
+    session = tiny.make_session(tiny.make_config("Joint", PEFT_type="LoRA"))
     method = tiny.make_method(session)
     first = tiny.snapshot(method)
     fit(method, tiny.make_task(), session)
@@ -184,7 +184,7 @@ def test_joint_starts_again_from_the_first_adapter(tmp_path):
 
 
 def test_a_teacher_is_as_small_as_the_adapter(tmp_path):
-    session = tiny.make_session(tiny.make_config(PEFT_type="LoRA", PEFT_lora_dropout=0.5), tmp_path)
+    session = tiny.make_session(tiny.make_config(PEFT_type="LoRA", PEFT_lora_dropout=0.5))
     method = tiny.make_method(session)
     teacher = tiny.weights.snapshot(method.learning(tiny.make_task()))
     assert all(adapters.owner(name) for name in teacher)

@@ -17,7 +17,7 @@ FAST = {"is_evaluate_init": False, "training_epochs": 1}
 
 
 def method_of(tmp_path, config=None, **options):
-    session = tiny.make_session(config or tiny.make_config("CLSER", **FAST), tmp_path)
+    session = tiny.make_session(config or tiny.make_config("CLSER", **FAST))
     method = tiny.make_method(session, **options)
     method.before_task(tiny.make_task())
     return method

@@ -20,9 +20,7 @@ from utils.run.fit import fit
 def method_of(tmp_path, index=0, **options):
     """A method that has learned the tasks up to `index`."""
     own = {name: value for name, value in options.items() if name.startswith("DERpp")}
-    session = tiny.make_session(
-        tiny.make_config("DERpp", **{k: v for k, v in options.items() if k not in own}), tmp_path
-    )
+    session = tiny.make_session(tiny.make_config("DERpp", **{k: v for k, v in options.items() if k not in own}))
     method = tiny.make_method(session, **own)
     for task in map(tiny.make_task, range(index + 1)):
         method.before_task(task)
@@ -172,7 +170,7 @@ def test_the_previous_model_teaches_all_logits_from_the_second_task_on(tmp_path)
 def test_logits_are_dropped_with_their_example_saved_and_counted(tmp_path):
     method = method_of(tmp_path, index=1)
     state = method.state_dict()
-    other = tiny.make_method(tiny.make_session(method.config, tmp_path))
+    other = tiny.make_method(tiny.make_session(method.config))
     other.load_state_dict(unpack(*pack(state)))
     assert list(other.memory.notes) == list(method.memory.rows())
     for row, note in other.memory.notes.items():

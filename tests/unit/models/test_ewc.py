@@ -84,7 +84,7 @@ def test_only_the_published_estimate_depends_on_the_batch_size():
     found = {}
     for kind in ("sample", "batch"):
         for size in (2, 6):
-            method.config = method.config.model_copy(update={"batch_size": size})
+            method.session.config = method.config.model_copy(update={"batch_size": size})
             method.options = EWC.Options(EWC_fisher=kind)
             found[kind, size] = sum(f.sum().item() for f in method._fisher(task, method.learning(task)).values())
     assert found["sample", 2] == pytest.approx(found["sample", 6], rel=1e-5)
@@ -111,7 +111,7 @@ def test_a_few_examples_are_drawn_with_the_seed(monkeypatch):
     assert len(drawn) == 10
     assert drawn[:5] == drawn[5:]
     assert len({row for rows in drawn for row in rows}) == 5
-    method.config = method.config.model_copy(update={"seed": 2})
+    method.session.config = method.config.model_copy(update={"seed": 2})
     assert not tiny.same(a, method._fisher(task, method.learning(task)))
 
 

@@ -32,7 +32,7 @@ TEXT = {"LAMOL_use_ans_token": False, "LAMOL_ans_split_token": "Answer:"}
 
 
 def make(folder, name="LAMOL", config=None, **options):
-    session = tiny.make_session(config or tiny.make_config(name), folder)
+    session = tiny.make_session(config or tiny.make_config(name))
     return tiny.make_method(session, **options)
 
 
@@ -154,7 +154,7 @@ def test_the_loss_by_hand(tmp_path):
 def test_without_writing_it_is_sequential_fine_tuning_on_its_own_format(tmp_path):
     class Formatted(SEQ):
         def setup(self):
-            other = LAMOL(self.config, LAMOL.Options(), self.backbone, self.encoder, self.stream)
+            other = LAMOL(self.session, LAMOL.Options(), self.backbone, self.stream)
             other.setup()
 
     made = []
@@ -370,7 +370,7 @@ def test_distillation_by_hand(tmp_path):
 
 def test_the_teacher_is_the_model_before_the_task_and_stands_still(tmp_path):
     config = tiny.make_config("LAMOL_KD", backbone=tiny.backbone_folder(dropout=0.1))
-    session = tiny.make_session(config, tmp_path)
+    session = tiny.make_session(config)
     with mock.patch.object(tiny, "make_session", lambda *_: session):
         method = with_pseudo(tmp_path, "LAMOL_KD", task := tiny.make_task(1))
     assert tiny.same(method.teacher, tiny.snapshot(method))

@@ -20,7 +20,7 @@ SMALL = {"PCLL_latent_size": 8}
 
 
 def make(folder, config=None, **options):
-    session = tiny.make_session(config or tiny.make_config("PCLL"), folder)
+    session = tiny.make_session(config or tiny.make_config("PCLL"))
     return tiny.make_method(session, **SMALL | options)
 
 

@@ -188,7 +188,7 @@ def test_adaptercl_learns_every_token_of_a_text(tmp_path):
             seen.append((terms["answer"].item(), theirs.item()))
             return terms
 
-    session = tiny.make_session(tiny.make_config("AdapterCL"), tmp_path)
+    session = tiny.make_session(tiny.make_config("AdapterCL"))
     method = tiny.make_method(session, None, Watched)
     fit(method, tiny.make_task(), session)
     ours, theirs = zip(*seen, strict=True)
@@ -321,7 +321,7 @@ def test_the_basis_holds_the_share_with_as_few_directions_as_possible(wanted):
 
 
 def test_inflora_is_not_felt_where_earlier_tasks_were(tmp_path):
-    session = tiny.make_session(tiny.make_config("InfLoRA", lr=1e-1), tmp_path)
+    session = tiny.make_session(tiny.make_config("InfLoRA", lr=1e-1))
     method = tiny.make_method(session, InfLoRA_threshold=0.9)
     for index in range(2):
         method.before_task(tiny.make_task(index))
@@ -346,7 +346,7 @@ def test_inflora_is_refused_outside_the_layers(outer):
 
 
 def test_inflora_trains_b_alone_and_counts_real_tokens(tmp_path):
-    session = tiny.make_session(tiny.make_config("InfLoRA", evaluate_batch_size=5), tmp_path)
+    session = tiny.make_session(tiny.make_config("InfLoRA", evaluate_batch_size=5))
     method, task = tiny.make_method(session), tiny.make_task()
     method.before_task(task)
     before = tiny.snapshot(method)

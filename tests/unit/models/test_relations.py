@@ -126,7 +126,7 @@ def test_herding_runs_on_the_model_s_own_features(trained):
 def test_features_are_of_prompts_cut_as_in_training(tmp_path):
     """A prompt longer than the model has positions is cut, not a crash; padding and batches do not matter."""
     config = tiny.make_config(backbone=tiny.backbone_folder("gpt2"), evaluate_batch_size=3)
-    method = tiny.make_method(tiny.make_session(config, tmp_path))
+    method = tiny.make_method(tiny.make_session(config))
     examples = [Example("cow " * 400, "moo"), *tiny.micro_stream().tasks[0].train]
     found = method.features(examples, 20)
     assert found.shape == (13, 32)
@@ -157,7 +157,7 @@ def test_freezing_everything_is_an_error(trained):
 
 def test_frozen_parts_have_no_gradients_and_no_moments(tmp_path):
     options = {"freeze_parts": ("layers 0", "embeddings"), "freeze_from_task": 0, "keep_optimizer_state": True}
-    session = tiny.make_session(tiny.make_config(**options), tmp_path)
+    session = tiny.make_session(tiny.make_config(**options))
     method, sizes = tiny.make_method(session), []
 
     def look(*_):
@@ -217,7 +217,7 @@ def test_carrying_the_optimizer_on_matters_from_the_second_task(watched):
 
 def test_carried_moments_are_those_of_one_long_optimizer(tmp_path):
     """Two tasks with carried moments are two epochs of one AdamW, step count included."""
-    session = tiny.make_session(tiny.make_config(keep_optimizer_state=True), tmp_path)
+    session = tiny.make_session(tiny.make_config(keep_optimizer_state=True))
     method, moments = tiny.make_method(session), {}
     for index in range(2):
         moments = fit(method, tiny.make_task(index), session, None, moments)
@@ -346,7 +346,7 @@ def test_learning_and_forgetting_are_seen_in_the_matrix(trained):
 
 @pytest.mark.parametrize("limit", [0.5, None])
 def test_clipping_limits_the_norm_of_the_whole_gradient(tmp_path, limit):
-    session = tiny.make_session(tiny.make_config(max_grad_norm=limit), tmp_path)
+    session = tiny.make_session(tiny.make_config(max_grad_norm=limit))
     method, norms, step = tiny.make_method(session), [], torch.optim.AdamW.step
 
     def spy(self, *args, **kwargs):
@@ -363,7 +363,7 @@ def test_clipping_limits_the_norm_of_the_whole_gradient(tmp_path, limit):
 
 
 def test_no_gradient_is_left_from_step_to_step(tmp_path):
-    session = tiny.make_session(tiny.make_config(gradient_accumulation_steps=2), tmp_path)
+    session = tiny.make_session(tiny.make_config(gradient_accumulation_steps=2))
     method, start = tiny.make_method(session), []
 
     def loss(model, batch, task):
@@ -378,7 +378,7 @@ def test_no_gradient_is_left_from_step_to_step(tmp_path):
 def test_a_step_of_the_loop_is_a_step_by_hand(tmp_path):
     """One step over twelve rows in three parts, against the mean over all answer tokens and AdamW."""
     config = tiny.make_config(batch_size=12, gradient_accumulation_steps=3, lr=1e-2, weight_decay=0.1)
-    session = tiny.make_session(config, tmp_path)
+    session = tiny.make_session(config)
     ours, plain = tiny.make_method(session), tiny.make_method(session)
     seen = {}
 
@@ -407,7 +407,7 @@ def test_a_step_of_the_loop_is_a_step_by_hand(tmp_path):
 def test_the_schedule_spans_a_task(tmp_path):
     rates = []
     config = tiny.make_config(lr_scheduler="linear", lr=1.0, warmup_ratio=0.34, info_per_steps=1, training_epochs=2)
-    session = tiny.make_session(config, tmp_path)
+    session = tiny.make_session(config)
     method = tiny.make_method(session)
     with mock.patch.object(fit_module, "set_learning_rate", lambda *a: rates.append(a[2:]) or 1e-5):
         fit(method, tiny.make_task(epochs=2), session)
