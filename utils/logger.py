@@ -31,21 +31,21 @@ PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "deepspee
 class RunLog:
     """train.log for people, log.jsonl for programs, progress bars, and the trackers.
 
-    It exists before the run folder does: what the main process logs until `open` is kept and written then.
+    It exists before the run folder does: what the main process logs until `write_to` is kept and written then.
     """
 
     def __init__(self, config: Config, is_main: bool):
         self.config, self.is_main, self.tracker = config, is_main, None
         self.step = 0  # optimizer steps of the whole run so far
         self._events: TextIO | None = None
-        self._waiting: io.StringIO | None = io.StringIO() if is_main else None  # events until `open`
-        self._held = _HeldHandler()  # text until `open`
+        self._waiting: io.StringIO | None = io.StringIO() if is_main else None  # events until `write_to`
+        self._held = _HeldHandler()  # text until `write_to`
         self._text = logging.getLogger("main_CL")
         self._text.setLevel(logging.INFO)
         self._text.propagate = False
         self._text.handlers = [self._held if is_main else logging.NullHandler()]
 
-    def open(self, folder: Path) -> None:
+    def write_to(self, folder: Path) -> None:
         """Write to this run folder from now on; other processes than the main one write nothing.
 
         Raises:

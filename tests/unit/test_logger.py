@@ -19,7 +19,7 @@ def config(tmp_path, **options):
 
 def opened(tmp_path, is_main=True):
     log = RunLog(config(tmp_path), is_main)
-    log.open(tmp_path)
+    log.write_to(tmp_path)
     return log
 
 
@@ -118,7 +118,7 @@ def test_what_is_logged_before_there_is_a_folder_is_written_then(tmp_path, capsy
         log.event("early", number=1)
         log.warning("careful")
         assert capsys.readouterr().out == "" and not (tmp_path / "log.jsonl").exists()
-        log.open(tmp_path)
+        log.write_to(tmp_path)
         log.event("late")
         log.info("there")
         log.close()

@@ -69,7 +69,7 @@ def launch(options: Resolved, folder: Path | None) -> dict[str, Any]:
     with explained(folder):
         method = build_method(options, method_class, stream, accelerator, log)
         folder = _open_folder(options, stream, accelerator, folder)
-        log.open(folder)
+        log.write_to(folder)
     with explained(folder), termination_interrupts():
         return _run(options, method, accelerator, log, folder)
 

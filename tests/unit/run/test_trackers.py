@@ -153,7 +153,7 @@ def test_a_failing_tracker_does_not_change_the_log(tmp_path):
         end_training = log
 
     log, told = RunLog(tiny.make_config(), True), []
-    log.open(tmp_path)
+    log.write_to(tmp_path)
     log.tracker = Tracker(Broken(), told.append)
     for _ in range(3):
         log.event("train", loss=1.0)
