@@ -8,7 +8,7 @@ import pytest
 
 from utils.dataformat_preprocess import main, support_dataset_list
 from utils.dataset import load_stream
-from utils.preprocess import GENERATORS, PREPROCESSORS, load
+from utils.preprocess import GENERATORS, PREPROCESSORS, biography_synth, load
 
 ROOT = Path(__file__).parents[3]
 FIXTURES = ROOT / "tests/fixtures"
@@ -107,9 +107,17 @@ def test_shell_script(tmp_path):
 
     first, wrong = run(), run("nope", "biography_demo_task6")
     assert first.returncode == 0, first.stderr
+    assert "biography_qa_task2: skipped, dataset/biography_qa/qa/all.json is absent" in first.stdout
     assert "concept_1k_task10: skipped" in first.stdout and "biography_demo_task2: written" in first.stdout
     assert wrong.returncode == 2 and "unknown stream 'nope'" in wrong.stderr
     assert not (tmp_path / "dataset/biography_demo_task6").exists()
     for name in ("continual_data.json", "continual_config.json"):  # the stream shipped is the stream made
         made, shipped = (root / "dataset/biography_demo_task2" / name for root in (tmp_path, ROOT))
         assert made.read_bytes() == shipped.read_bytes()
+    named = run("biography_qa_task2")
+    assert named.returncode == 0 and "dataset/biography_qa/qa/all.json is absent" in named.stdout
+    assert "biography_demo_task2: unchanged" in named.stdout and not (tmp_path / "dataset/biography_qa_task2").exists()
+    biography_synth.write_raw(tmp_path / "dataset", biography_synth.Options(preset="micro"), 1, False)
+    raw = run("biography_qa_task2")
+    assert raw.returncode == 0 and "has 12 persons of the 120000 published" in raw.stdout
+    assert "dataset/biography_qa_task2: written" in raw.stdout
