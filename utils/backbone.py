@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from utils.config import Config
 from utils.errors import UserError
 from utils.model import adapters
-from utils.model.architecture import Backbone, kind_of
+from utils.model.architecture import Backbone, Model, kind_of
 from utils.seed import seed_torch
 from utils.storage.files import is_file
+
+if TYPE_CHECKING:  # seconds to import: not for --help
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 HUB_TIMEOUT_SECONDS = 5
 LONGEST_NAME = 200  # of a model on the hub it is 96
@@ -64,22 +67,22 @@ def load_backbone(config: Config) -> Backbone:
     return Backbone(model, tokenizer, pad_id, stop_ids)
 
 
-def load_model(config: Config) -> nn.Module:
-    """The model alone, with the weights it has before any task; with its first adapter, if it shall have one."""
+def load_model(config: Config) -> Model:
+    """The model alone, with its weights before any task and, if `PEFT_type` is set, its first adapter."""
     model = adapters.wrap(_load_base(config), config)
     if config.gradient_checkpointing:
         _checkpoint_layers(adapters.innermost(model))
     return model
 
 
-def _checkpoint_layers(net: nn.Module) -> None:
+def _checkpoint_layers(net: PreTrainedModel) -> None:
     """In train mode only. Not reentrant: that would need inputs with gradients, and lose those of adapters."""
     if not net.supports_gradient_checkpointing:
         raise UserError(f"gradient_checkpointing: {type(net).__name__} cannot do that; leave it out")
     net.activation_checkpointing_enable({"use_reentrant": False})
 
 
-def _load_base(config: Config) -> nn.Module:
+def _load_base(config: Config) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
     families = {"encoder-decoder": AutoModelForSeq2SeqLM, "encoder": AutoModelForMaskedLM}
@@ -95,7 +98,7 @@ def _load_base(config: Config) -> nn.Module:
     return model.base_model if family is AutoModelForMaskedLM else model
 
 
-def _load_whole(family: type, source: str, **options: Any) -> nn.Module:
+def _load_whole(family: Any, source: str, **options: Any) -> PreTrainedModel:
     """A model all of whose weights are in the files; the library would draw those that are not."""
     model, found = family.from_pretrained(source, output_loading_info=True, **options)
     if found["missing_keys"]:
@@ -103,7 +106,7 @@ def _load_whole(family: type, source: str, **options: Any) -> nn.Module:
     return model
 
 
-def _load_encoder(config: Config, source: str, **options: Any) -> nn.Module:
+def _load_encoder(config: Config, source: str, **options: Any) -> PreTrainedModel:
     """The layers alone, without a pooler: no method trains a head that fills masks, and many checkpoints have none."""
     from transformers import AutoModelForMaskedLM
     from transformers.utils import logging
@@ -126,19 +129,19 @@ def kind(config: Config) -> str:
     return kind_of(_shape(config))
 
 
-def _shape(config: Config):
+def _shape(config: Config) -> PreTrainedConfig:
     """The model's own configuration."""
     from transformers import AutoConfig
 
     return _fetch(AutoConfig.from_pretrained, config)
 
 
-def load_first_weights(model: nn.Module, config: Config) -> None:
+def load_first_weights(model: Model, config: Config) -> None:
     """Give the model the weights again that it had before any task."""
     model.load_state_dict(load_model(config).state_dict())
 
 
-def _fetch(load, config: Config, **options):
+def _fetch(load: Callable[..., Any], config: Config, **options: Any) -> Any:
     source = find_source(config)
     if config.backbone_revision is not None:
         options["revision"] = config.backbone_revision
@@ -171,7 +174,7 @@ def hub_answers() -> bool:
     return True
 
 
-def _stop_ids(model: nn.Module, tokenizer) -> list[int]:
+def _stop_ids(model: Model, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokenizer's EOS and those of the model's generation config (chat models have several)."""
     own = adapters.innermost(model).generation_config.eos_token_id
     own = [] if own is None else own if isinstance(own, list) else [own]
@@ -186,7 +189,7 @@ def stop_also_at(backbone: Backbone, token: int) -> None:
     adapters.innermost(backbone.model).generation_config.eos_token_id = backbone.stop_ids
 
 
-def _make_greedy(model: nn.Module, pad_id: int, stop_ids: list[int]) -> None:
+def _make_greedy(model: Model, pad_id: int, stop_ids: list[int]) -> None:
     """Greedy decoding whatever the checkpoint asks for: Llama-2-chat, say, would sample."""
     from transformers import GenerationConfig
 

@@ -1,8 +1,9 @@
-"""Adapters of the peft library: small parts in or before a base model whose own weights never change.
+"""Adapters of the peft library: small trainable parts in or before a frozen base model.
 
-A model with adapters is a `PeftModel`; peft names, saves and loads them. What is done differently here, and why: peft
-runs a model with virtual tokens without positions, so that padding on the left would shift the text; and it makes
-adapters trainable when they are switched on. Shapes: B rows, T tokens, v virtual tokens.
+A model with adapters is a `PeftModel`; peft names, saves and loads them. This file deviates from peft in two points:
+peft runs a model with virtual tokens without positions, so that padding on the left would shift the text; and peft
+makes adapters trainable when it activates them, which only utils/run/fit.py decides here. Shapes: B rows, T tokens, v
+virtual tokens.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +22,16 @@ from torch import Tensor, nn
 
 from utils.config import Config
 from utils.errors import UserError
-from utils.model.architecture import kind_of
+from utils.model.architecture import Model, kind_of
 from utils.seed import seed_torch
 
-FIRST = "default"  # peft saves an adapter of this name beside the model, others in folders of their own
+if TYPE_CHECKING:  # seconds to import: not for --help
+    from peft import PeftConfig, PeftModel
+    from peft.tuners.tuners_utils import BaseTuner
+    from transformers import PreTrainedModel
+    from typing_extensions import TypeIs
+
+FIRST = "default"  # peft saves the adapter of this name in the folder itself, others in subfolders
 TASK_TYPES = {"decoder": "CAUSAL_LM", "encoder": "FEATURE_EXTRACTION", "encoder-decoder": "SEQ_2_SEQ_LM"}
 FITTING = {  # kinds of adapters for each kind of model
     "decoder": ("LoRA", "IA3", "Bottleneck", "PromptTuning", "PrefixTuning"),
@@ -34,8 +41,8 @@ FITTING = {  # kinds of adapters for each kind of model
 _OWNED = re.compile(r"(?:^|\.)(?:lora_\w+|ia3_l|bottleneck_\w+|prompt_encoder)\.(\w+)(?:\.|$)")
 
 
-def wrap(model: nn.Module, config: Config) -> nn.Module:
-    """A model from transformers with one fresh adapter; the model itself if none is asked for.
+def wrap(model: PreTrainedModel, config: Config) -> Model:
+    """A model from transformers with one fresh adapter; the model itself if `PEFT_type` is not set.
 
     Raises:
         UserError: peft can't put this kind of adapter into this model.
@@ -53,12 +60,12 @@ def wrap(model: nn.Module, config: Config) -> nn.Module:
     except ValueError as error:
         reason = str(error).split("\n")[0] + ("; see PEFT_lora_target_modules" if config.PEFT_type == "LoRA" else "")
         raise UserError(f"PEFT_type: {config.PEFT_type} does not fit {type(model).__name__}: {reason}") from None
-    wrapped.words = model.config.vocab_size  # a method may add some
+    wrapped.words = model.config.vocab_size  # when `save` is called a method may have added some
     return wrapped
 
 
-def _recipe(config: Config, model: nn.Module):
-    """The options, as peft wants them."""
+def _recipe(config: Config, model: PreTrainedModel) -> PeftConfig:
+    """The options as a configuration of peft."""
     import peft
 
     kind: dict[str, Any] = {"task_type": TASK_TYPES[kind_of(model.config)]}
@@ -90,52 +97,60 @@ def _recipe(config: Config, model: nn.Module):
     )
 
 
-def has_adapters(model: nn.Module) -> bool:
-    """True if the model is one of peft's."""
+def has_adapters(model: Model) -> TypeIs[PeftModel]:
+    """True if the model is a `PeftModel`."""
     return hasattr(model, "get_base_model")
 
 
-def innermost(model: nn.Module) -> nn.Module:
-    """The transformers model, inside what peft has put around it; adapters in its layers are part of it."""
-    return model.get_base_model() if has_adapters(model) else model
+def innermost(model: Model) -> PreTrainedModel:
+    """The transformers model inside a `PeftModel`, with the adapters in its layers; any other model itself."""
+    return cast("PreTrainedModel", model.get_base_model()) if has_adapters(model) else model
 
 
-def add(model: nn.Module, name: str, seed: int) -> None:
-    """One more adapter, like those that are there; not yet active."""
+def _adapted(model: Model) -> PeftModel:
+    if not has_adapters(model):
+        raise TypeError(f"expected a model with adapters, got {type(model).__name__}")
+    return model
+
+
+def add(model: Model, name: str, seed: int) -> None:
+    """Add an adapter with the configuration of the first one; it is not active."""
     seed_torch(seed, "adapter", name)
-    recipe = copy.deepcopy(next(iter(model.peft_config.values())))
+    adapted = _adapted(model)
+    recipe = copy.deepcopy(next(iter(adapted.peft_config.values())))
     with _unchanged_flags(model):
-        model.add_adapter(name, recipe)
+        adapted.add_adapter(name, recipe)
 
 
-def rename(model: nn.Module, old: str, new: str, seed: int) -> None:
-    """A fresh adapter of another name in the place of one."""
+def rename(model: Model, old: str, new: str, seed: int) -> None:
+    """Replace an adapter by a fresh one with another name."""
     add(model, new, seed)
     use(model, [new])
-    model.delete_adapter(old)
+    _adapted(model).delete_adapter(old)
 
 
-def names(model: nn.Module) -> list[str]:
+def names(model: Model) -> list[str]:
     """The adapters, oldest first."""
-    return list(model.peft_config)
+    return list(_adapted(model).peft_config)
 
 
-def active(model: nn.Module) -> list[str]:
-    """The adapters in use; several: their sum."""
-    return list(model.active_adapters)
+def active(model: Model) -> list[str]:
+    """The active adapters; the outputs of several are summed."""
+    return list(_adapted(model).active_adapters)
 
 
-def use(model: nn.Module, chosen: Sequence[str]) -> None:
-    """Make these the active adapters; which parameters learn stays as it is."""
+def use(model: Model, chosen: Sequence[str]) -> None:
+    """Make these the active adapters, without changing which parameters are trainable."""
+    adapted = _adapted(model)
     with _unchanged_flags(model):
-        model.set_adapter(chosen[0])
+        adapted.set_adapter(chosen[0])
         if len(chosen) > 1:  # only adapters inside layers can be summed
-            model.base_model.set_adapter(list(chosen))
+            cast("BaseTuner", adapted.base_model).set_adapter(list(chosen))
 
 
 @contextmanager
-def using(model: nn.Module, *chosen: str) -> Iterator[None]:
-    """Let other adapters be the active ones inside the `with`."""
+def using(model: Model, *chosen: str) -> Iterator[None]:
+    """Activate other adapters inside the `with`."""
     before = active(model)
     use(model, chosen)
     try:
@@ -145,8 +160,8 @@ def using(model: nn.Module, *chosen: str) -> Iterator[None]:
 
 
 @contextmanager
-def _unchanged_flags(model: nn.Module) -> Iterator[None]:
-    """peft's functions also switch gradients on and off; fit.py alone decides that."""
+def _unchanged_flags(model: Model) -> Iterator[None]:
+    """Undo what peft does to `requires_grad` inside the `with`: only fit.py decides what is trainable."""
     flags = [(w, w.requires_grad) for w in model.parameters()]
     try:
         yield
@@ -156,36 +171,36 @@ def _unchanged_flags(model: nn.Module) -> Iterator[None]:
 
 
 def owner(name: str) -> str | None:
-    """The adapter that a parameter belongs to; None: the base.
+    """The adapter that a parameter belongs to; None: the base model.
 
     >>> owner("layers.0.q.lora_A.task_1.weight"), owner("layers.0.q.base_layer.weight")
     ('task_1', None)
     """
     found = _OWNED.search(name)
-    return found and found[1]
+    return found[1] if found else None
 
 
-def factors(model: nn.Module, side: str, adapter: str) -> dict[str, nn.Parameter]:
-    """LoRA's A (r, D_in) or B (D_out, r) of one adapter, by the name of the layer it is in."""
+def factors(model: Model, side: str, adapter: str) -> dict[str, nn.Parameter]:
+    """LoRA's A (r, D_in) or B (D_out, r) of one adapter, by the name of the layer."""
     end = f".lora_{side}.{adapter}.weight"
     return {name.removesuffix(end): w for name, w in model.named_parameters() if name.endswith(end)}
 
 
 def need_lora(config: Config) -> list[str]:
-    """The problem of a method about LoRA's factors with another kind of adapter."""
+    """The problem of a method that works on LoRA's factors with another kind of adapter; empty: none."""
     kind = config.PEFT_type
     return [f"PEFT_type: method {config.method} needs LoRA, got {kind}"] if kind not in (None, "LoRA") else []
 
 
-def resting(model: nn.Module) -> set[str]:
-    """Names of the parameters that never learn now: the base and every adapter that is not active."""
+def resting(model: Model) -> set[str]:
+    """Names of the frozen parameters of a model with adapters: the base and every inactive adapter."""
     if not has_adapters(model):
         return set()
     return {name for name, _ in model.named_parameters() if owner(name) not in active(model)}
 
 
-def inputs(model: nn.Module, ids: Tensor, mask: Tensor) -> dict[str, Any]:
-    """What `innermost` is given for rows of text; virtual tokens come before the text and its padding.
+def inputs(model: Model, ids: Tensor, mask: Tensor) -> dict[str, Any]:
+    """The inputs of `innermost` for rows of text; virtual tokens come before the text and its padding.
 
     Args:
         model: Any model.
@@ -207,29 +222,30 @@ def inputs(model: nn.Module, ids: Tensor, mask: Tensor) -> dict[str, Any]:
     return {"inputs_embeds": torch.cat([prompt.to(words.dtype), words], dim=1), "attention_mask": mask}
 
 
-def generate(model: nn.Module, given: dict[str, Any], **options: Any) -> Tensor:
-    """New tokens (B, N) that the innermost model generates after what it is given, see `inputs`."""
+def generate(model: Model, given: dict[str, Any], **options: Any) -> Tensor:
+    """New tokens (B, N) that the innermost model generates from its inputs, see `inputs`."""
     net = innermost(model)
-    if "past_key_values" in given:  # generate() takes what is in a cache for the beginning of its ids
+    if "past_key_values" in given:  # generate() counts the tokens in a cache as the beginning of the ids
         ids, mask = given["input_ids"], given["attention_mask"]
         given = given | {"input_ids": F.pad(ids, (mask.shape[1] - ids.shape[1], 0))}
-    output = net.generate(**given, **options)
+    writer: Any = net  # a model that generates is also a GenerationMixin
+    output: Tensor = writer.generate(**given, **options)
     if net.config.is_encoder_decoder:
-        return output[:, 1:]  # it begins with the start token
+        return output[:, 1:]  # without the start token
     return output[:, given["input_ids"].shape[1] :] if "input_ids" in given else output
 
 
-def save(model: nn.Module, folder: Path) -> None:
-    """Write a model; of one with adapters the adapters alone, and the embeddings if tokens were added."""
+def save(model: Model, folder: Path) -> None:
+    """Write a model; with adapters only these, and the embeddings if tokens were added."""
     if not has_adapters(model):
         model.save_pretrained(folder)
         return
     resized = innermost(model).config.vocab_size != model.words
-    model.save_pretrained(folder, save_embedding_layers=resized)
+    model.save_pretrained(str(folder), save_embedding_layers=resized)
 
 
-def fingerprint(model: nn.Module) -> str | None:
-    """What tells one base from another, as it is not saved: its tensors begin like this. None: no adapters."""
+def fingerprint(model: Model) -> str | None:
+    """Digest of the first values of each tensor of the base model, which is not saved; None: no adapters."""
     if not has_adapters(model):
         return None
     digest = hashlib.sha256()
@@ -239,8 +255,8 @@ def fingerprint(model: nn.Module) -> str | None:
     return digest.hexdigest()
 
 
-def load(model: nn.Module, folder: Path) -> None:
-    """Give a model exactly the adapters that `save` wrote, whichever it has."""
+def load(model: Model, folder: Path) -> None:
+    """Give a model exactly the adapters that `save` wrote, whatever adapters it has."""
     from peft import set_peft_model_state_dict
     from peft.utils.save_and_load import load_peft_weights
 
@@ -253,4 +269,4 @@ def load(model: nn.Module, folder: Path) -> None:
     use(model, [next(reversed(saved))])
     for name in names(model):
         if name not in saved:
-            model.delete_adapter(name)
+            _adapted(model).delete_adapter(name)

@@ -1,22 +1,24 @@
-"""What kind a model is, told by its own configuration."""
+"""The types of models that this program runs, and their kinds: decoder, encoder, encoder-decoder."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from torch import nn
+if TYPE_CHECKING:  # seconds to import: not for --help
+    from peft import PeftModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+Model: TypeAlias = "PreTrainedModel | PeftModel"  # without and with adapters
 
 KINDS = ("decoder", "encoder", "encoder-decoder")
 
 
-def kind_of(shape: PretrainedConfig) -> str:
-    """One of KINDS: a decoder writes, an encoder reads in both directions, an encoder-decoder has one of each.
+def kind_of(shape: PreTrainedConfig) -> str:
+    """One of KINDS: a decoder generates text, an encoder reads in both directions, an encoder-decoder has both parts.
 
-    An encoder is what transformers can train to fill masks, unless its configuration says that it is a decoder.
+    A model counts as an encoder if transformers has it as a masked language model and its configuration does not call
+    it a decoder.
 
     Args:
         shape: The `config` of a model.
@@ -33,7 +35,7 @@ def kind_of(shape: PretrainedConfig) -> str:
 class Backbone:
     """A language model with its tokenizer."""
 
-    model: nn.Module
+    model: Model
     tokenizer: Any
     pad_id: int
     stop_ids: list[int]  # generation ends at any of these

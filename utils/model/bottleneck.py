@@ -1,18 +1,18 @@
-"""Bottleneck adapters, a kind that peft does not have, told to peft as one of its own.
+"""Bottleneck adapters, which peft does not have, registered with peft as a tuner.
 
-One stands behind the feed-forward part F of each block (Pfeiffer et al., EACL 2021; Houlsby et al., ICML 2019, put one
-behind attention as well). With the block's width d and the bottleneck's size s,
+One adapter follows the feed-forward part F of each block (Pfeiffer et al., EACL 2021; Houlsby et al., ICML 2019, add
+one after attention as well). With the block's width d and the bottleneck's size s,
 
     h = F(x),   y = h + U relu(D h + a) + b,   D (s, d), U (d, s)
 
-U and b start at 0, so that a fresh adapter changes nothing. Importing this file is what tells peft; after that its own
-`PeftModel.from_pretrained` loads what was saved.
+U and b start at 0, so that a fresh adapter changes nothing. Importing this file registers the tuner; after that
+`PeftModel.from_pretrained` loads saved adapters.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING, PeftConfig
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 from transformers.pytorch_utils import Conv1D
 
+from utils.model.architecture import Model
 from utils.model.freeze import blocks
 
 KIND = "BOTTLENECK"  # in adapter_config.json
@@ -28,19 +29,19 @@ KIND = "BOTTLENECK"  # in adapter_config.json
 
 @dataclass
 class BottleneckConfig(PeftConfig):
-    """What peft saves in adapter_config.json."""
+    """The configuration that peft saves in adapter_config.json."""
 
     size: int = 50
     target_modules: list[str] | None = None
 
     def __post_init__(self):
-        """Say of what kind it is."""
+        """Set the type of the adapter."""
         super().__post_init__()
         self.peft_type = KIND
 
 
 class Bottleneck(nn.Module, BaseTunerLayer):
-    """The last linear layer of a block, with adapters behind it."""
+    """The last linear layer of a block, followed by adapters."""
 
     adapter_layer_names = ("bottleneck_down", "bottleneck_up")
 
@@ -53,7 +54,7 @@ class Bottleneck(nn.Module, BaseTunerLayer):
         self.add(name, size)
 
     def add(self, name: str, size: int) -> None:
-        """A fresh adapter."""
+        """Add a fresh adapter."""
         d = width(self.get_base_layer())
         self.bottleneck_down[name], self.bottleneck_up[name] = nn.Linear(d, size), nn.Linear(size, d)
         for w in self.bottleneck_up[name].parameters():
@@ -69,31 +70,40 @@ class Bottleneck(nn.Module, BaseTunerLayer):
 
     def _change(self, h: Tensor, name: str) -> Tensor:
         down, up = self.bottleneck_down[name], self.bottleneck_up[name]
-        return up(relu(down(h.to(down.weight.dtype)))).to(h.dtype)
+        return up(relu(down(h.to(down.get_parameter("weight").dtype)))).to(h.dtype)
 
 
 class BottleneckModel(BaseTuner):
-    """What peft wraps a model in."""
+    """The wrapper of peft around a model."""
 
     prefix = "bottleneck_"
     tuner_layer_cls = Bottleneck
     target_module_mapping: dict[str, Any] = {}  # noqa: RUF012 (peft's declaration); no table: `places` looks
 
-    def _create_and_replace(self, config, adapter_name, target, target_name, parent, current_key, **_: Any) -> None:
+    def _create_and_replace(
+        self,
+        peft_config: PeftConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        size = cast(BottleneckConfig, peft_config).size
         if isinstance(target, Bottleneck):
-            target.add(adapter_name, config.size)
-            return
-        self._replace_module(parent, target_name, Bottleneck(target, adapter_name, config.size), target)
+            target.add(adapter_name, size)
+        else:
+            self._replace_module(parent, target_name, Bottleneck(target, adapter_name, size), target)
 
 
-def places(model: nn.Module) -> list[str]:
-    """Names of the layers that adapters stand behind: the last linear one of each block.
+def places(model: Model) -> list[str]:
+    """Names of the layers that adapters follow: the last linear layer of each block.
 
-    Whatever its names, a block ends its feed-forward part with a linear layer of the model's width, and that part
-    comes last.
+    In every architecture the feed-forward part comes last in a block and ends with a linear layer of the model's width.
 
     Raises:
-        ValueError: a block does not.
+        ValueError: a block does not end in this way.
     """
     names = {module: name for name, module in model.named_modules()}
     found = [[module for module in block.modules() if width(module)] for block in blocks(model)]
@@ -103,12 +113,17 @@ def places(model: nn.Module) -> list[str]:
 
 
 def width(module: nn.Module) -> int:
-    """Columns that a linear layer gives; 0: it is none."""
+    """Outputs of a linear layer; 0: the module is not linear."""
     if isinstance(module, Conv1D):  # GPT-2's
         return module.nf
     return module.out_features if isinstance(module, nn.Linear) else 0
 
 
-PEFT_TYPE_TO_CONFIG_MAPPING[KIND] = BottleneckConfig
-PEFT_TYPE_TO_TUNER_MAPPING[KIND] = BottleneckModel
-PEFT_TYPE_TO_PREFIX_MAPPING[KIND] = BottleneckModel.prefix
+# The keys of these tables are an enum of peft, which cannot be extended; it compares equal to texts.
+_ENTRIES: tuple[tuple[dict[Any, Any], Any], ...] = (
+    (PEFT_TYPE_TO_CONFIG_MAPPING, BottleneckConfig),
+    (PEFT_TYPE_TO_TUNER_MAPPING, BottleneckModel),
+    (PEFT_TYPE_TO_PREFIX_MAPPING, BottleneckModel.prefix),
+)
+for _table, _entry in _ENTRIES:
+    _table[KIND] = _entry

@@ -1,17 +1,18 @@
-"""Run a model on batches: what it gives to the next tokens, and its hidden states.
+"""Run a model on batches: logits of the next tokens, and hidden states.
 
-A batch looks the same for every model: prompt and answer in one row, padded on the left. A decoder reads the rows as
-they are. An encoder-decoder (T5 and its kind) reads the prompts and writes the answers; `split` takes the rows apart
-for it. An encoder (BERT and its kind) reads the rows with their padding moved to the right, where its positions
-expect it. Shapes: B rows, T tokens of a row, S of a prompt, K answer columns, P virtual tokens, V vocabulary, D hidden
-size.
+A batch has the same form for every model: prompt and answer in one row, padded on the left. A decoder reads the rows
+as they are. An encoder-decoder (such as T5) reads the prompts and writes the answers; `split` separates them. An
+encoder (such as BERT) reads the rows with their padding moved to the right, as its positions require.
+
+Shapes: B rows, T tokens of a row, S of a prompt, K answer columns, P virtual tokens, V vocabulary, D hidden size.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,14 +20,14 @@ from torch import Tensor, nn
 
 from utils.dataloader import IGNORE, Batch
 from utils.model import adapters
-from utils.model.architecture import kind_of
+from utils.model.architecture import Model, kind_of
 from utils.model.weights import eval_mode
 
 if TYPE_CHECKING:
-    from transformers import Cache  # seconds to import: not for --help
+    from transformers import Cache, PreTrainedModel  # seconds to import: not for --help
 
 
-def answer_logits(model: nn.Module, batch: Batch, prompt: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def answer_logits(model: Model, batch: Batch, prompt: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Run the model; the head scores only the columns that hold answers.
 
     With a vocabulary of 50,000 and short answers the head would otherwise be most of the work.
@@ -41,15 +42,15 @@ def answer_logits(model: nn.Module, batch: Batch, prompt: Tensor | None = None) 
     """
     if adapters.innermost(model).config.is_encoder_decoder:
         output, written = _translate(model, batch, prompt)
-        order = (written != IGNORE).int().argsort(dim=1, stable=True)  # to the last columns, where they are in a batch
+        order = (written != IGNORE).int().argsort(dim=1, stable=True)  # to the last columns, as in a batch
         return output.logits.take_along_dim(order[..., None], 1), written.gather(1, order)
     length = min(batch.answer_length, batch.labels.shape[1] - (prompt is None))
     logits = forward(model, batch, prompt, logits_to_keep=length + 1)[:, -length - 1 : -1]
     return logits, batch.labels[:, -length:]
 
 
-def forward(model: nn.Module, batch: Batch, prompt: Tensor | None = None, logits_to_keep: int = 0) -> Tensor:
-    """A decoder's logits (B, P + T, V), or only the last `logits_to_keep` columns where the model can do that.
+def forward(model: Model, batch: Batch, prompt: Tensor | None = None, logits_to_keep: int = 0) -> Tensor:
+    """A decoder's logits (B, P + T, V), or only the last `logits_to_keep` columns if the model supports that.
 
     Positions count from the first token that is not padding, as in generation; models with absolute positions would
     otherwise see shifted ones.
@@ -61,12 +62,12 @@ def forward(model: nn.Module, batch: Batch, prompt: Tensor | None = None, logits
 
 
 def _inputs(
-    model: nn.Module, net: nn.Module, batch: Batch, prompt: Tensor | None = None, **options: Any
+    model: Model, net: PreTrainedModel, batch: Batch, prompt: Tensor | None = None, **options: Any
 ) -> dict[str, Any]:
-    """What `net`, a part of the model, is given; options that its forward does not know are left out."""
+    """Inputs of `net`, the model or its layers; options that its forward does not accept are left out."""
     options |= {"use_cache": False}
     if prompt is not None and len(prompt) > 1 and _can_read_ahead(net):
-        # The last one stays with the texts: what is predicted after it has to be among the outputs.
+        # The last one stays with the texts: the prediction after it must be among the outputs.
         given = text_inputs(model, batch, prompt[-1:])
         options |= {"past_key_values": _read_ahead(net, prompt[:-1], len(batch.examples)), "use_cache": True}
         given["attention_mask"] = F.pad(given["attention_mask"], (len(prompt) - 1, 0), value=1)
@@ -74,14 +75,14 @@ def _inputs(
         given = text_inputs(model, batch, prompt)
     columns = given["input_ids" if "input_ids" in given else "inputs_embeds"].shape[1]
     positions = (given["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)[:, -columns:]
-    if kind_of(adapters.innermost(model).config) == "decoder":  # an encoder counts by itself
+    if kind_of(adapters.innermost(model).config) == "decoder":  # an encoder numbers its positions itself
         options["position_ids"] = positions
     accepted = inspect.signature(net.forward).parameters
     return given | {name: value for name, value in options.items() if name in accepted}
 
 
-def _can_read_ahead(net: nn.Module) -> bool:
-    """True if rows that begin alike can share what the model makes of their beginning."""
+def _can_read_ahead(net: PreTrainedModel) -> bool:
+    """True if rows with the same beginning can share its keys and values."""
     config = net.config
     return (
         kind_of(config) == "decoder"
@@ -91,8 +92,8 @@ def _can_read_ahead(net: nn.Module) -> bool:
     )
 
 
-def _drops_out(net: nn.Module) -> bool:
-    """True if some part leaves out values at random in training, each row others."""
+def _drops_out(net: PreTrainedModel) -> bool:
+    """True if the model uses dropout in training, which differs from row to row."""
     return any(
         (isinstance(part, nn.Dropout) and part.p > 0)
         or any("dropout" in name and isinstance(value, float) and value > 0 for name, value in vars(part).items())
@@ -100,24 +101,25 @@ def _drops_out(net: nn.Module) -> bool:
     )
 
 
-def _read_ahead(net: nn.Module, prompt: Tensor, rows: int) -> Cache:
-    """Keys and values of virtual tokens that all rows begin with: computed once instead of in each row."""
-    embedding = net.get_input_embeddings().weight
-    cache = net.base_model(inputs_embeds=prompt.to(embedding.dtype)[None], use_cache=True).past_key_values
+def _read_ahead(net: PreTrainedModel, prompt: Tensor, rows: int) -> Cache:
+    """Keys and values of the virtual tokens that all rows begin with: computed once instead of once per row."""
+    words = net.get_input_embeddings().get_parameter("weight")
+    cache: Cache = net.base_model(inputs_embeds=prompt.to(words.dtype)[None], use_cache=True).past_key_values
     cache.batch_repeat_interleave(rows)
     return cache
 
 
-def _translate(model: nn.Module, batch: Batch, prompt: Tensor | None = None, **options: Any) -> tuple[Any, Tensor]:
+def _translate(model: Model, batch: Batch, prompt: Tensor | None = None, **options: Any) -> tuple[Any, Tensor]:
     """Output of an encoder-decoder that reads prompts and writes answers, and the labels (B, K) of its columns."""
     net, (_, _, labels) = adapters.innermost(model), split(batch)
-    written = net.prepare_decoder_input_ids_from_labels(labels)
+    shift_right = cast("Callable[..., Tensor]", net.prepare_decoder_input_ids_from_labels)  # of encoder-decoders only
+    written = shift_right(labels)
     output = net(**text_inputs(model, batch, prompt), decoder_input_ids=written, use_cache=False, **options)
     return output, labels
 
 
-def text_inputs(model: nn.Module, batch: Batch, prompt: Tensor | None = None) -> dict[str, Any]:
-    """What the innermost model reads: the rows of the batch; if it is an encoder-decoder, their prompts.
+def text_inputs(model: Model, batch: Batch, prompt: Tensor | None = None) -> dict[str, Any]:
+    """Inputs of the innermost model: the rows of the batch; of an encoder-decoder, their prompts.
 
     Args:
         model: Any model, with or without adapters.
@@ -135,7 +137,9 @@ def text_inputs(model: nn.Module, batch: Batch, prompt: Tensor | None = None) ->
     return _with_prompt(net, ids, mask, prompt, padding_last=kind != "decoder")
 
 
-def _with_prompt(net: nn.Module, ids: Tensor, mask: Tensor, prompt: Tensor, padding_last: bool) -> dict[str, Tensor]:
+def _with_prompt(
+    net: PreTrainedModel, ids: Tensor, mask: Tensor, prompt: Tensor, padding_last: bool
+) -> dict[str, Tensor]:
     text = net.get_input_embeddings()(ids)
     embeddings = torch.cat([prompt.to(text.dtype).expand(len(ids), -1, -1), text], dim=1)
     mask = torch.cat([mask.new_ones(len(ids), len(prompt)), mask], dim=1)
@@ -144,7 +148,7 @@ def _with_prompt(net: nn.Module, ids: Tensor, mask: Tensor, prompt: Tensor, padd
 
 
 def split(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """What an encoder-decoder reads and writes: prompts (B, S), their mask, labels (B, K); all padded on the right."""
+    """Inputs and labels of an encoder-decoder: prompts (B, S), their mask, labels (B, K); all padded on the right."""
     is_label = batch.labels != IGNORE
     is_prompt = (batch.attention_mask == 1) & ~is_label
     longest = int(is_prompt.sum(dim=1).max())
@@ -153,10 +157,11 @@ def split(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     return batch.input_ids.gather(1, order), is_prompt.long().gather(1, order), labels[:, : batch.answer_length]
 
 
-def token_states(model: nn.Module, batch: Batch, prompt: Tensor | None = None) -> Tensor:
+def token_states(model: Model, batch: Batch, prompt: Tensor | None = None) -> Tensor:
     """(B, T, D): last layer's hidden states of a decoder or an encoder, in the columns of the batch."""
     net, columns = adapters.innermost(model), batch.input_ids.shape[1]
-    states = net.base_model(**_inputs(model, net.base_model, batch, prompt)).last_hidden_state
+    layers = cast("PreTrainedModel", net.base_model)
+    states = layers(**_inputs(model, layers, batch, prompt)).last_hidden_state
     virtual = states.shape[1] - columns  # they come first
     if kind_of(net.config) == "decoder":
         return states[:, virtual:]
@@ -164,8 +169,8 @@ def token_states(model: nn.Module, batch: Batch, prompt: Tensor | None = None) -
     return states.take_along_dim(places[..., None], 1)
 
 
-def labelled_states(model: nn.Module, batch: Batch, prompt: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Hidden states where rows have class labels, with gradients: what a classifier reads.
+def labelled_states(model: Model, batch: Batch, prompt: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Hidden states at the class labels of the rows, with gradients: the input of a classifier.
 
     Args:
         model: Any model.
@@ -185,15 +190,15 @@ def labelled_states(model: nn.Module, batch: Batch, prompt: Tensor | None = None
 
 
 @torch.no_grad()
-def features(model: nn.Module, batch: Batch, extract: str = "last_token") -> Tensor:
+def features(model: Model, batch: Batch, extract: str = "last_token") -> Tensor:
     """(B, D) float32: last layer's hidden state of a text, in eval mode; for herding and probes.
 
-    Of an encoder-decoder it is the decoder's before the first token of the answer: it has seen the prompt too.
+    In an encoder-decoder it is the decoder's state before the first token of the answer, which has read the prompt.
 
     Args:
-        model: Any model; left in the mode it was found in.
+        model: Any model; its mode is restored.
         batch: Prompts without answers.
-        extract: The token whose state it is: "last_token", or "cls_token", an encoder's first.
+        extract: The token whose state is taken: "last_token", or "cls_token", the first of an encoder.
     """
     with eval_mode(model):
         if adapters.innermost(model).config.is_encoder_decoder:
@@ -209,7 +214,7 @@ def _padding(batch: Batch) -> Tensor:
     return batch.input_ids.shape[1] - batch.attention_mask.sum(dim=1, keepdim=True)
 
 
-def _first_written(model: nn.Module, batch: Batch, prompt: Tensor | None = None) -> Tensor:
-    """(B, 1, D): what an encoder-decoder's decoder makes of its start token."""
+def _first_written(model: Model, batch: Batch, prompt: Tensor | None = None) -> Tensor:
+    """(B, 1, D): the state of an encoder-decoder's decoder at its start token."""
     unanswered = replace(batch, labels=torch.full_like(batch.labels, IGNORE))
     return _translate(model, unanswered, prompt, output_hidden_states=True)[0].decoder_hidden_states[-1][:, :1]

@@ -1,6 +1,6 @@
-"""Choose the parts of a model that do not learn (Zheng et al., ICLR 2025, Freeze).
+"""Choose the parts of a model to freeze (Zheng et al., ICLR 2025, Freeze).
 
-Parts are found through the model's own accessors, so one name fits every architecture:
+Parts are found through the accessors of transformers, so one name fits every architecture:
 
     embeddings       the input embedding
     head             the output layer (the same tensor as the embedding where weights are tied)
@@ -13,11 +13,12 @@ Parts are found through the model's own accessors, so one name fits every archit
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch import nn
 
 from utils.errors import UserError
+from utils.model.architecture import Model
 
 _BLOCKS = re.compile(r"(layers|attention|mlp) (\d+)(?:-(\d+))?")
 # Names of a block's own children; whole, because the norm between them is called post_attention_layernorm.
@@ -34,19 +35,19 @@ def matches(name: str, component: str) -> bool:
     return f".{component}." in f".{name}."
 
 
-def select(model: nn.Module, parts: tuple[str, ...], match: str = "component") -> set[str]:
+def select(model: Model, parts: tuple[str, ...], match: str = "component") -> set[str]:
     """Names of the parameters that belong to any of the parts.
 
     Args:
         model: A transformers model.
         parts: See the module's docstring.
-        match: "component", or "substring" for the published code's reading, in which every part is looked for
-            as a piece of the parameter's name (`layers.1` also hits `layers.10`).
+        match: "component", or "substring" as in the published code, where a part matches every parameter whose name
+            contains it (`layers.1` also matches `layers.10`).
 
     Raises:
         UserError: a part matches nothing; a silent no-op would be a wrong experiment.
     """
-    found = set()
+    found: set[str] = set()
     for part in parts:
         hits = _substring(model, part) if match == "substring" else _component(model, part)
         if not hits:
@@ -59,13 +60,13 @@ def select(model: nn.Module, parts: tuple[str, ...], match: str = "component") -
     return found
 
 
-def writer(model: nn.Module) -> set[str]:
-    """Names of the parameters that only turn states into words; none where embedding and head are one matrix."""
+def writer(model: Model) -> set[str]:
+    """Names of the parameters of the language-model head; empty if embedding and head are tied."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     return _names(model, [head]) - _names(model, [model.get_input_embeddings()])
 
 
-def blocks(model: nn.Module) -> nn.ModuleList:
+def blocks(model: Model) -> nn.ModuleList:
     """The model's transformer blocks: its largest list of modules of one class; of an encoder-decoder, both lists.
 
     Raises:
@@ -83,8 +84,8 @@ def _largest_list(model: nn.Module) -> nn.ModuleList:
     return max(lists, key=lambda module: sum(w.numel() for w in module.parameters()))
 
 
-def describe(model: nn.Module) -> str:
-    """Which blocks learn, for the log: `trainable: embeddings, layers 3-11 of 12, head (12,345 parameters)`."""
+def describe(model: Model) -> str:
+    """Which blocks are trainable, for the log: `trainable: embeddings, layers 3-11 of 12, head (12,345 parameters)`."""
     layers = blocks(model)
     learning = [i for i, block in enumerate(layers) if all(w.requires_grad for w in block.parameters())]
     partly = [i for i, block in enumerate(layers) if any(w.requires_grad for w in block.parameters())]
@@ -102,15 +103,15 @@ def describe(model: nn.Module) -> str:
     return f"trainable: {', '.join(words) or ('other parts' if count else 'nothing')} ({count:,} parameters)"
 
 
-def _component(model: nn.Module, part: str) -> set[str]:
+def _component(model: Model, part: str) -> set[str]:
     if part == "embeddings":
         return _names(model, [model.get_input_embeddings()])
     if part == "head":
         return _names(model, [model.get_output_embeddings()])
-    if block := _BLOCKS.fullmatch(part):
-        kind, first, last = block[1], int(block[2]), int(block[3] or block[2])
+    if found := _BLOCKS.fullmatch(part):
+        kind, first, last = found[1], int(found[2]), int(found[3] or found[2])
         chosen = list(blocks(model))[first : last + 1]
-        if len(chosen) < last - first + 1:  # a layer that is not there
+        if len(chosen) < last - first + 1:  # a layer that does not exist
             return set()
         if kind == "layers":
             return _names(model, chosen)
@@ -128,11 +129,11 @@ def _children(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, child
 
 
-def _substring(model: nn.Module, part: str) -> set[str]:
+def _substring(model: Model, part: str) -> set[str]:
     return {name for name, _ in model.named_parameters() if part in name}
 
 
-def _names(model: nn.Module, modules: list[nn.Module | None]) -> set[str]:
+def _names(model: Model, modules: Sequence[nn.Module | None]) -> set[str]:
     inside = {id(w) for module in modules if module is not None for w in module.parameters()}
     return {name for name, w in model.named_parameters() if id(w) in inside}
 

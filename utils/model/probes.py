@@ -1,9 +1,9 @@
-"""Four probes: simple classifiers fitted on the frozen features of a model, to see what it still tells apart.
+"""Four probes: simple classifiers fitted on the frozen features of a model, to measure what it still separates.
 
-All of them look at standardised features: z = (x - mean) / std, dimension by dimension. A few dimensions of a language
-model's hidden states are a hundred times as large as the others and would decide every distance. In this mean, this
-std and the mean of the losses (CE: cross-entropy) below all classes weigh alike, however many rows they have. m_c is
-the exact mean of class c, s = 16.
+All of them use standardised features: z = (x - mean) / std, dimension by dimension, because a few dimensions of a
+language model's hidden states are a hundred times as large as the others and would decide every distance. Mean, std
+and the mean losses (CE: cross-entropy) below weight all classes equally, however many rows they have. m_c is the mean
+of class c, s = 16.
 
     LinearProb           argmax_c w_c z + b_c     minimises mean CE of w z + b, + |W|^2 / 2N
     CosineLinearProb     argmax_c cos(w_c, z)     minimises mean CE of s cos(w, z)
@@ -12,7 +12,7 @@ the exact mean of class c, s = 16.
 
 Zheng et al. (ACL 2024) probe raw features, with 20 epochs of Adam at 1e-3 for the first two.
 
-Nothing is drawn at random: the minima are found by L-BFGS from a fixed start, so the same features give the same probe.
+Nothing is random: L-BFGS starts from a fixed point, so the same features give the same probe.
 Shapes: N rows, D features, C classes.
 """
 
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor
 
-SCALE = 16.0  # s: how far apart cosines can push two classes
+SCALE = 16.0  # s: scale of the cosines in the loss
 MOST_STEPS = 200  # of L-BFGS
 
 Rows = NDArray[np.float32]
@@ -37,7 +37,7 @@ Rows = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Probe:
-    """A fitted probe: argmax_c of weight_c z + bias_c; that z is not of unit length does not change who wins."""
+    """A fitted probe: argmax_c of weight_c z + bias_c; for cosine probes the length of z does not matter."""
 
     classes: NDArray[np.int64]  # (C,) ids
     mean: NDArray[np.float64]  # (D,)
@@ -46,7 +46,7 @@ class Probe:
     bias: NDArray[np.float64]  # (C,)
 
     def predict(self, features: Rows) -> list[int]:
-        """The class of each of N rows; of classes that are equally near the first."""
+        """The class of each of N rows; the first of several with the same score."""
         z = (features.astype(np.float64) - self.mean) / self.std
         return self.classes[(z @ self.weight.T + self.bias).argmax(axis=1)].tolist()
 
@@ -57,13 +57,13 @@ def fit_probes(features: Rows, labels: Sequence[int], device: torch.device | Non
     Args:
         features: (N, D).
         labels: N ids of classes; a class may have a single row.
-        device: Where the minima are looked for; None: the CPU.
+        device: Where the minima are computed; None: the CPU.
     """
     x, (classes, y) = features.astype(np.float64), np.unique(labels, return_inverse=True)
     weights = equal_weights(y)
     mean = np.average(x, axis=0, weights=weights)
     std = np.sqrt(np.average((x - mean) ** 2, axis=0, weights=weights))
-    std[std <= 1e-6 * abs(mean)] = np.inf  # a dimension that never changes, but for rounding, tells nothing
+    std[std <= 1e-6 * abs(mean)] = np.inf  # a dimension that is constant up to rounding carries no information
     z = (x - mean) / std
     means = class_means(z, y)
     device = device or torch.device("cpu")
@@ -108,7 +108,7 @@ def linear(z: Tensor, y: Tensor, weights: Tensor, classes: int) -> tuple[NDArray
 
 
 def cosine_linear(z: Tensor, y: Tensor, weights: Tensor, means: Tensor) -> NDArray[np.float64]:
-    """Unit vectors (C, D) whose cosines tell the classes apart; the search starts at the class means."""
+    """Unit vectors (C, D) whose cosines separate the classes; the search starts at the class means."""
     directions = F.normalize(z, dim=1)
 
     def loss(W: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ def cosine_linear(z: Tensor, y: Tensor, weights: Tensor, means: Tensor) -> NDArr
 
 
 def equal_weights(y: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(N,): what each row weighs so that all classes weigh alike, and a row 1 on average.
+    """(N,): weight of each row, such that all classes have the same weight and the mean weight is 1.
 
     >>> equal_weights(np.array([0, 0, 0, 1])).round(2).tolist()
     [0.67, 0.67, 0.67, 2.0]
@@ -133,7 +133,7 @@ def weighted_loss(logits: Tensor, y: Tensor, weights: Tensor) -> Tensor:
 
 
 def minimum(loss: Callable[[Tensor], Tensor], start: Tensor) -> NDArray[np.float64]:
-    """Where a function of one tensor is smallest, by L-BFGS from `start`."""
+    """The minimum of a function of one tensor, by L-BFGS from `start`."""
 
     def value_and_gradient(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         point = torch.from_numpy(flat).to(start.device).view_as(start).requires_grad_()
@@ -148,7 +148,7 @@ def minimum(loss: Callable[[Tensor], Tensor], start: Tensor) -> NDArray[np.float
 
 
 def stratified(labels: Sequence[int], most: int | None, rng: random.Random) -> list[int]:
-    """Places of at most so many rows of each class, in their order; None: all.
+    """Indices of at most `most` rows of each class, in order; None: all.
 
     >>> stratified([7, 7, 7, 8], 2, random.Random(0))
     [1, 2, 3]

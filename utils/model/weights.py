@@ -1,8 +1,8 @@
 """Other weights for the same model: teachers, anchors, averages, merged models.
 
-A copy is a dict of tensors by parameter name, not a second module: only what learns is copied, it is saved and resumed
-like any tensor, and `borrowed` puts it into the model for as long as it is needed. With a frozen base and adapters a
-teacher is therefore as small as an adapter.
+A copy is a dict of tensors by parameter name, not a second module: only trainable parameters are copied, they are saved
+and resumed like any tensor, and `borrowed` puts them into the model while they are needed. With a frozen base and
+adapters a teacher is therefore as small as an adapter.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ def snapshot(parameters: Mapping[str, Tensor]) -> Weights:
 
 @torch.no_grad()
 def assign(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
-    """Give the parameters these values, for good."""
+    """Copy these values into the parameters."""
     for name, value in weights.items():
         parameters[name].copy_(value)
 
 
 @contextmanager
 def borrowed(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let the model have other weights inside the `with`; without gradients.
+    """Exchange weights of the model inside the `with`; without gradients.
 
-    Its own come back bit for bit, and gradients of earlier passes through them stay right: the tensors change places,
-    nothing is written over. Autocast keeps rounded copies of the parameters, which would stay: they are dropped.
+    The weights are restored bit for bit, and gradients of earlier passes through them stay correct, because tensors
+    are swapped, not overwritten. Rounded copies of the parameters that autocast caches are dropped.
     """
     own = {name: parameters[name].data for name in weights}
     try:
@@ -51,7 +51,7 @@ def borrowed(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tenso
 
 @contextmanager
 def eval_mode(*modules: nn.Module) -> Iterator[None]:
-    """Switch dropout off inside the `with`; afterwards every module is in the mode it was found in."""
+    """Set eval mode inside the `with` and restore the mode of every module afterwards."""
     modes = [(inner, inner.training) for module in modules for inner in module.modules()]
     for module in modules:
         module.eval()
