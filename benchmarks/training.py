@@ -1,11 +1,11 @@
-"""How much faster the project's training loop and evaluation are than the plain ones.
+"""Speed of the training loop and of the evaluation, against plain ones.
 
     python -m benchmarks.training [--rounds 3] [--threads 1]          about five minutes on one core
 
 The model has the shape of Pythia-70m (random weights, 6 layers, width 512, 8 heads, 50,304 tokens) and reads real
-questions of Concept-1K where they lie beside the checkout, otherwise those of biography_demo_task2. Plain and own way
-alternate on the same examples; what is printed is the median of the paired ratios and their range. Checked on the
-way: both ways have the same loss, and every example has the same score whichever way it was found out.
+questions of Concept-1K if they are in ../shared/data, otherwise those of biography_demo_task2. The plain way and ours
+alternate on the same examples; the median of the paired ratios and their range are printed. Both ways must have the
+same loss, and every example the same score.
 
 "Plain" is what the published code does: every row padded to max_seq_length (32), the head on all columns, every
 answer generated with 10 new tokens. Training and evaluation batches hold 32 rows both ways.
@@ -71,7 +71,7 @@ class Bench:
         return self.session.encoder(examples, WIDTH)
 
     def task(self, examples: Sequence[Example], epochs: int = 1) -> Task:
-        """What `fit` is told to learn."""
+        """The task that `fit` trains on."""
         return Task(0, "bench", tuple(examples), epochs, WIDTH, NEW_TOKENS)
 
 

@@ -9,7 +9,7 @@ from models import METHODS
 from utils.options.parse import read_yaml
 
 ROOT = Path(__file__).parents[1]
-# Imports point down: a file may import files of rows further up, and of its own folder. A folder is one row.
+# Imports point down: a file may import from rows further up and from its folder. A folder is one row.
 LAYERS = [
     ["utils", "models", "utils.errors", "utils.seed", "utils.metric"],  # models: the table of methods
     ["utils.storage", "utils.config"],

@@ -1,6 +1,6 @@
-"""Whatever the input, a run begins or there is one clear error: no traceback, no code from data, no file elsewhere.
+"""Any input starts a run or ends in one clear error: no traceback, no code run from data, no file written elsewhere.
 
-The examples are drawn, but always the same ones; what they have found is below as plain tests.
+The examples are drawn, always the same ones; the faults they found are plain tests below.
 """
 
 import json
@@ -30,12 +30,12 @@ FIXTURES = Path(__file__).parents[2] / "fixtures"
 
 
 def few_and_many(few: int, many: int):
-    """Two sizes of a property test: of the quick tests, and of a search that still finds things to mend."""
-    return pytest.mark.parametrize("examples", [few, pytest.param(many, marks=pytest.mark.long)])
+    """Numbers of examples of a property test: in the quick tests, and in the slow ones, which still find faults."""
+    return pytest.mark.parametrize("examples", [few, pytest.param(many, marks=pytest.mark.slow)])
 
 
-def told(call, *arguments):
-    """The result, or None after an error in words."""
+def outcome(call, *arguments):
+    """The result, or None after an error with a clear message."""
     try:
         return call(*arguments)
     except UserError as error:
@@ -45,13 +45,13 @@ def told(call, *arguments):
         return None
 
 
-@few_and_many(60, 3000)
+@few_and_many(15, 3000)
 def test_yaml_files(tmp_path, examples):
     file, again = tmp_path / "a.yaml", tmp_path / "b.yaml"
 
     def check(text):
         file.write_bytes(text.encode("utf-8", "surrogatepass"))
-        found = told(resolve, ["--cfg", str(file)])
+        found = outcome(resolve, ["--cfg", str(file)])
         if found is not None:
             stays_inside(found.config)
             again.write_text(to_yaml(found), encoding="utf-8")
@@ -67,19 +67,19 @@ def stays_inside(config: Config) -> None:
         assert inside.resolve().parent == Path("/root"), name
 
 
-@few_and_many(40, 2000)
+@few_and_many(10, 2000)
 def test_command_lines(tmp_path, examples, capsys):
     words = st.one_of(names.map("--{}".format), st.sampled_from(YAML_VALUES), st.text(max_size=8))
 
     def check(argv):
         if not {"-h", "--help"} & set(argv):  # it ends the program, and well
-            told(read_options, ["--cfg", "None", *argv])
+            outcome(read_options, ["--cfg", "None", *argv])
 
     holds(check, examples, argv=st.lists(words, max_size=5))
 
 
 @pytest.mark.parametrize("stream", [tiny.micro_stream(), tiny.class_stream(), tiny.word_stream()], ids=lambda s: s.name)
-@few_and_many(25, 1500)
+@few_and_many(8, 1500)
 def test_streams(tmp_path, stream, examples):
     files = {name: text.encode() for name, text in encode(stream).items()}
 
@@ -89,7 +89,7 @@ def test_streams(tmp_path, stream, examples):
         for name, content in files.items():
             spoilt = data.draw(spoilt_file(content, ".json")) if name == chosen else content
             (tmp_path / "s" / name).write_bytes(spoilt)
-        told(begin, tmp_path)
+        outcome(begin, tmp_path)
 
     holds(check, examples, data=st.data())
 
@@ -108,7 +108,7 @@ def begin(root: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in PREPROCESSORS if n not in ("biography_qa", "jsonl")])
-@few_and_many(8, 400)
+@few_and_many(3, 400)
 def test_raw_files(tmp_path, name, examples, capsys):
     shutil.copytree(FIXTURES / name, tmp_path / "raw" / name)
     files = sorted(p for p in (tmp_path / "raw").rglob("*") if p.is_file())
@@ -130,7 +130,7 @@ def ends_well(code: int, capsys) -> None:
     assert (errors.startswith("error: ") and errors.count("\n") == 1) if code else not errors, errors
 
 
-@few_and_many(40, 2000)
+@few_and_many(10, 2000)
 def test_files_of_ones_own(tmp_path, examples):
     contents = [(FIXTURES / "jsonl/sums.jsonl").read_bytes()]
     chat = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "label": "x"}
@@ -140,14 +140,14 @@ def test_files_of_ones_own(tmp_path, examples):
 
     def check(content):
         file.write_bytes(content)
-        stream = told(jsonl.read_tasks, [file], jsonl.Options(), 1)
+        stream = outcome(jsonl.read_tasks, [file], jsonl.Options(), 1)
         if stream is not None:
             encode(stream)
 
     holds(check, examples, content=st.one_of(*(spoilt_file(content, ".jsonl") for content in contents)))
 
 
-@few_and_many(25, 300)
+@few_and_many(8, 300)
 def test_models_of_others(tmp_path, examples):
     source = Path(tiny.backbone_folder())
     contents = {path.name: path.read_bytes() for path in sorted(source.iterdir())}
@@ -160,12 +160,12 @@ def test_models_of_others(tmp_path, examples):
         spoilt = data.draw(st.one_of(spoilt_file(contents[name], Path(name).suffix), st.none()))
         path = tmp_path / "model" / name
         path.unlink() if spoilt is None else path.write_bytes(spoilt)
-        told(load_backbone, config)
+        outcome(load_backbone, config)
 
     holds(check, examples, data=st.data())
 
 
-@few_and_many(25, 1500)
+@few_and_many(8, 1500)
 def test_run_folders(tmp_path, examples):
     facts = {
         "name": "a", "stream": "s", "method": "SEQ", "seed": 1, "il_mode": "CIT", "backbone": "b",
@@ -178,7 +178,7 @@ def test_run_folders(tmp_path, examples):
     def check(facts, rows):
         (tmp_path / "facts.json").write_text(json.dumps(facts))
         cell.write_text("\n".join(map(json.dumps, rows)))
-        told(build, tmp_path)
+        outcome(build, tmp_path)
 
     holds(check, examples, facts=st.one_of(st.just(facts), spoilt_json(facts)), rows=spoilt_json(rows))
 
