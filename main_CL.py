@@ -5,22 +5,25 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from utils.errors import Terminated, UserError
+from utils.errors import UserError, exit_code, termination_interrupts
 from utils.options.parse import ConfigError, Resolved, fail, resolve
 from utils.storage.files import is_file
 
 
 def main(argv: list[str]) -> int:
-    """Run the program; returns its exit code: 0 done, 2 told in a sentence, 130 interrupted, 143 terminated."""
+    """Run the program; returns its exit code: 0 done, 2 an error of the user, 130 interrupted, 143 terminated."""
     try:
         options, folder = read_options(argv)
-        from utils.run.launch import launch  # slow to import: not for --help or a wrong option
+        with termination_interrupts():
+            from utils.run.launch import launch  # slow to import: not for --help or a wrong option
 
-        launch(options, folder)
+            launch(options, folder)
     except UserError as error:
         return fail(error)
     except KeyboardInterrupt as error:
-        return 143 if isinstance(error, Terminated) else 130  # launch has told how to go on
+        if not error.args:  # else it was logged how the run is resumed
+            print("interrupted before the run began; give the same command again", file=sys.stderr)
+        return exit_code(error)
     return 0
 
 

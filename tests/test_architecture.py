@@ -11,7 +11,7 @@ from utils.options.parse import read_yaml
 ROOT = Path(__file__).parents[1]
 # Imports point down: a file may import from rows further up and from its folder. A folder is one row.
 LAYERS = [
-    ["utils", "models", "utils.errors", "utils.seed", "utils.metric"],  # models: the table of methods
+    ["utils", "models", "utils.errors", "utils.seed", "utils.metric", "utils.progress"],  # models: the table of methods
     ["utils.storage", "utils.config"],
     ["utils.scoring", "utils.dataset"],
     ["utils.prompt"],

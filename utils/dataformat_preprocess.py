@@ -23,9 +23,10 @@ from pydantic import BaseModel, Field, ValidationError
 
 from utils import config
 from utils.dataset import SPLITS, Stream, TaskData, encode
-from utils.errors import UserError
+from utils.errors import UserError, exit_code, termination_interrupts
 from utils.preprocess import GENERATORS, PREPROCESSORS, load
 from utils.preprocess.shared.raw import DATASET_DIR
+from utils.progress import working
 from utils.storage.files import write_text
 
 support_dataset_list = [*PREPROCESSORS, *GENERATORS]
@@ -52,12 +53,16 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: list[str]) -> int:
-    """Run the command; returns the exit code (0, or 2 for a mistake of the user)."""
+    """Run the command; returns the exit code: 0 done, 2 an error of the user, 130 or 143 interrupted."""
     try:
-        print("\n".join(_run(argv)))
+        with termination_interrupts():
+            print("\n".join(_run(argv)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt as error:
+        print("interrupted; files are written whole or not at all: give the same command again", file=sys.stderr)
+        return exit_code(error)
     return 0
 
 
@@ -75,9 +80,12 @@ def _run(argv: list[str]) -> list[str]:
     given = _parse(argv, [Options, module.Options], final=True)
     general, special = _validate(Options, given), _validate(module.Options, given)
     if name in GENERATORS:
-        return _write_raw(general, special, module)
-    stream = module.build(general.raw_dir, special, general.seed)
-    return _save(_adapt(stream, general), general.out_dir or DATASET_DIR, general.force)
+        with working(f"{name}: writing raw files"):
+            return _write_raw(general, special, module)
+    with working(f"{name}: reading the raw files and dealing them to tasks"):
+        stream = _adapt(module.build(general.raw_dir, special, general.seed), general)
+    with working(f"{stream.name}: writing"):
+        return _save(stream, general.out_dir or DATASET_DIR, general.force)
 
 
 def _write_raw(general: Options, special: BaseModel, module) -> list[str]:

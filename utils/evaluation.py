@@ -43,6 +43,19 @@ class Cell(NamedTuple):
     in_full: bool = False  # answers are generated even where it is clear beforehand that they are wrong
 
 
+def check_finite(method: Method) -> None:
+    """Refuse weights that are no numbers: every answer would be wrong, and no score would say why.
+
+    Raises:
+        UserError: a parameter holds NaN or an infinite value.
+    """
+    for name, weight in method.named().items():
+        if not torch.isfinite(weight).all():
+            raise UserError(
+                f"backbone: {name} holds NaN or infinite values, so the model cannot answer; load other weights"
+            )
+
+
 def evaluate(method: Method, session: Session, cell: Cell) -> float:
     """Score in [0, 1] of one cell; its predictions are in `cell.file` afterwards."""
     if not cell.file.exists():
@@ -107,7 +120,7 @@ def _answer(method: Method, session: Session, cell: Cell, examples: list[Example
     rows = encoder.for_prediction(examples, cell.max_length)
     answers: list[Answer | None] = [None] * len(rows)
     by_length = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt) + len(rows[i].answer))
-    bar = session.log.progress(f"evaluate task {cell.task}", len(rows))
+    bar = session.log.progress(_title(cell), len(rows), unit="questions")
     task_id = cell.task if config.il_mode == "TIL" else None
     by_text = cell.in_full or not method.is_plain or find(cell.metric).name != "exact_match"
     if config.evaluation_mode == "verify" and not by_text:
@@ -126,6 +139,11 @@ def _answer(method: Method, session: Session, cell: Cell, examples: list[Example
         bar.update(len(chosen))
     bar.close()
     return answers
+
+
+def _title(cell: Cell) -> str:
+    """Moment and questions, which name the folder and the file of the predictions."""
+    return f"{cell.file.parent.name}: {cell.file.stem}"
 
 
 def _chunks(indices: list[int], size: int) -> list[list[int]]:

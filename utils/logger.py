@@ -1,6 +1,6 @@
-"""The run folder: what a run was told, what it did, where it stands.
+"""The run folder: the options of a run, what it did, how far it is.
 
-Only the main process writes. Trackers are extras: whatever happens to them, the run goes on.
+Only the main process writes. Logs and trackers are extras: whatever happens to them, the run continues.
 """
 
 from __future__ import annotations
@@ -10,22 +10,39 @@ import io
 import json
 import logging
 import platform
+import re
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from tqdm import tqdm
+from torch import Tensor
 
 from utils.config import Config
 from utils.errors import UserError
+from utils.progress import Bar, has_bar, say
 from utils.storage.files import drop_torn_line, write_json
 
+_TRAINED = re.compile(r'\{"event": "train", "time": "[^"]*", "step": (\d+),')
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "deepspeed", "numpy", "scikit-learn")
+
+
+@dataclass
+class Window:
+    """Sums of the loss terms over the optimizer steps since the last line of training."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)  # by term, () float each
+    count: int = 0
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        """Another step."""
+        self.sums = {name: value + self.sums[name] if name in self.sums else value for name, value in terms.items()}
+        self.count += 1
 
 
 class RunLog:
@@ -37,6 +54,8 @@ class RunLog:
     def __init__(self, config: Config, is_main: bool):
         self.config, self.is_main, self.tracker = config, is_main, None
         self.step = 0  # optimizer steps of the whole run so far
+        self.window = Window()
+        self._logged = -1  # the last step with a "train" event before the run was resumed
         self._events: TextIO | None = None
         self._waiting: io.StringIO | None = io.StringIO() if is_main else None  # events until `write_to`
         self._held = _HeldHandler()  # text until `write_to`
@@ -56,8 +75,9 @@ class RunLog:
         self._events = open(folder / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115 (lives as long as the run)
         _lock(self._events, folder)
         drop_torn_line(folder / "log.jsonl")
+        self._logged = _last_trained(folder / "log.jsonl")
         self._events.write(self._waiting.getvalue())
-        self._text.handlers = [_BarHandler(), _FileHandler(folder / self.config.logger_filename, encoding="utf-8")]
+        self._text.handlers = [_StdoutHandler(), _FileHandler(folder / self.config.logger_filename, encoding="utf-8")]
         for handler in self._text.handlers:
             handler.setFormatter(_Formatter())
         for record in self._held.records:
@@ -65,35 +85,45 @@ class RunLog:
         self._waiting, self._held.records = None, []
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Append one JSON object to log.jsonl, and send its numbers to the trackers."""
+        """Append one JSON object to log.jsonl, and send its numbers to the trackers.
+
+        A resumed run repeats the steps since its checkpoint; what was logged of their training is not logged again.
+        """
         file = self._events or self._waiting
-        if file is None:
+        if file is None or (kind == "train" and self.step <= self._logged):
             return
         row = {"event": kind, "time": datetime.now(UTC).isoformat(timespec="seconds"), "step": self.step}
-        file.write(json.dumps(row | fields, ensure_ascii=False) + "\n")
-        file.flush()
+        try:
+            file.write(json.dumps(row | fields, ensure_ascii=False, default=_plain) + "\n")
+            file.flush()
+        except OSError as error:  # a full disk; Python keeps the line and writes it with the next one
+            self.warning(f"log.jsonl cannot be written: {error.strerror}")
         if self.tracker is not None:
             numbers = {k: v for k, v in fields.items() if isinstance(v, int | float) and not isinstance(v, bool)}
             self.tracker.log({f"{kind}/{name}": value for name, value in numbers.items()}, self.step)
 
     def info(self, text: str) -> None:
-        """Tell the user."""
+        """Print and log a line."""
         self._text.info(text)
 
     def warning(self, text: str) -> None:
-        """Tell the user something that may be wrong."""
+        """Print and log something that may be wrong."""
         self._text.warning(text)
 
-    def progress(self, title: str, total: int, done: int = 0) -> tqdm:
-        """A bar with the time left; silent when nobody looks."""
-        quiet = not self.is_main or not sys.stderr.isatty()
-        return tqdm(total=total, initial=done, desc=title, disable=quiet, leave=False, dynamic_ncols=True)
+    def progress_line(self, text: str) -> None:
+        """Log how far the run is; printed only where no bar shows it."""
+        self._text.info(text, extra={"is_progress": True})
+
+    def progress(self, title: str, total: int, done: int = 0, unit: str | None = None) -> Bar:
+        """A bar with the time left on a terminal; with `unit`, such as "questions", also lines now and then."""
+        line = None if unit is None else self.progress_line
+        return Bar(title, total, unit or "steps", line, done, quiet=not self.is_main)
 
     def close(self) -> None:
         """Close files and trackers."""
         if self.tracker is not None:
             self.tracker.finish()
-        with suppress(OSError):  # a full disk, which was told when it was met
+        with suppress(OSError):  # a full disk, which was reported when it was met
             for handler in self._text.handlers:
                 handler.close()
             if self._events is not None:
@@ -103,10 +133,10 @@ class RunLog:
 
 
 class Aside:
-    """The log of training beside the run, such as a teacher's: told apart, and its steps are not steps of the run."""
+    """The log of training besides the run's own, such as a teacher's: its lines are marked, its steps do not count."""
 
-    def __init__(self, log: RunLog, name: str):
-        self.log, self.name, self.step = log, name, 0
+    def __init__(self, log: RunLog | Aside, name: str):
+        self.log, self.name, self.step, self.window = log, name, 0, Window()
 
     def event(self, kind: str, **fields: Any) -> None:
         """As `RunLog.event`."""
@@ -120,9 +150,13 @@ class Aside:
         """As `RunLog.warning`."""
         self.log.warning(f"{self.name}: {text}")
 
-    def progress(self, title: str, total: int, done: int = 0) -> tqdm:
+    def progress_line(self, text: str) -> None:
+        """As `RunLog.progress_line`."""
+        self.log.progress_line(f"{self.name}: {text}")
+
+    def progress(self, title: str, total: int, done: int = 0, unit: str | None = None) -> Bar:
         """As `RunLog.progress`."""
-        return self.log.progress(f"{self.name}: {title}", total, done)
+        return self.log.progress(f"{self.name}: {title}", total, done, unit)
 
 
 class _HeldHandler(logging.Handler):
@@ -136,17 +170,16 @@ class _HeldHandler(logging.Handler):
         self.records.append(record)
 
 
-class _BarHandler(logging.Handler):
+class _StdoutHandler(logging.Handler):
     """Prints to stdout without tearing a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with suppress(OSError):  # nobody reads any more: `python main_CL.py | head`
-            tqdm.write(self.format(record), file=sys.stdout)
-            sys.stdout.flush()
+        if not (getattr(record, "is_progress", False) and has_bar()):
+            say(self.format(record))
 
 
 class _FileHandler(logging.FileHandler):
-    """Without the traceback of the library where a disk is full: the next event meets it too, and that is told."""
+    """Without the library's traceback where a disk is full: the next checkpoint reports that."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
@@ -164,8 +197,20 @@ class _Formatter(logging.Formatter):
         return super().format(record)
 
 
+def _plain(value: Any) -> Any:
+    """A number of numpy or torch as a plain one; anything else as text."""
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def _last_trained(path: Path) -> int:
+    """The last optimizer step of which a log.jsonl holds the training; -1: none."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        found = [_TRAINED.match(line) for line in file]
+    return max((int(match[1]) for match in found if match), default=-1)
+
+
 def _lock(file: TextIO, folder: Path) -> None:
-    """Keep a second process out of the folder for as long as the file is open; a killed process lets go by itself.
+    """Keep other processes out of the folder as long as the file is open; the lock of a killed process is released.
 
     Raises:
         UserError: another process has it open.
@@ -173,7 +218,7 @@ def _lock(file: TextIO, folder: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError(f"resume: {folder} is in use by a process that still runs; wait, or stop that one") from None
+        raise UserError(f"resume: {folder} is in use by a process that still runs; wait for it or stop it") from None
     except OSError:
         return  # a file system without locks
 
@@ -195,13 +240,13 @@ def make_run_folder(config: Config) -> Path:
         except (OSError, ValueError) as error:  # the second: a NUL in the name
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"dump_path: cannot make {root / name}: {reason}") from None
-    raise UserError(f"dump_path: a hundred runs were started in {root} this second; wait a moment")
+    raise UserError(f"dump_path: 100 runs were started in {root} within one second; wait a moment")
 
 
 def environment(
     config: Config, device: str, processes: int, distributed: str = "NO", mode: str | None = None
 ) -> dict[str, Any]:
-    """What another person needs to know to repeat the run."""
+    """What another person needs to repeat the run."""
     return {
         "command": " ".join([Path(sys.executable).name, *sys.argv]),
         "commit": _git("rev-parse", "HEAD"),

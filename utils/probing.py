@@ -1,7 +1,7 @@
 """Is it the backbone that forgets, or the head? (Zheng et al., "Learn or Recall?", ACL 2024)
 
-After each task, and before the first, the features of every task are extracted from the model as it stands - seen
-tasks and unseen ones - and probes (utils/model/probes.py) are fitted on training examples and scored on test ones.
+After each task, and before the first, the features of every task, seen or not, are extracted from the model as it is,
+and probes (utils/model/probes.py) are fitted on training examples and scored on test ones.
 *Observed* accuracy is what the model answers; *probing* accuracy is what its features would still allow a new head
 to answer. Where the first falls and the second stays, the head has forgotten; where both fall, the backbone has.
 
@@ -27,16 +27,17 @@ from utils.report.probing import PROBES, accuracies
 from utils.seed import random_for
 from utils.session import Session
 from utils.storage.files import write_bytes, write_jsonl
+from utils.storage.moment import Moment
 
 Answers = dict[str, list[int]]  # by probe: a class for each test example
 
 
 def refuse(config: Config, stream: Stream) -> list[str]:
-    """Why `is_probing` can't be; empty if it can, or is not asked for."""
+    """Why `is_probing` cannot be used; empty if it can, or is not set."""
     if not config.is_probing:
         return []
     if config.il_mode not in ("CIL", "TIL"):
-        return [f"is_probing: probes tell classes apart, so il_mode CIL or TIL is needed; got {config.il_mode}"]
+        return [f"is_probing: probes separate classes, so il_mode must be CIL or TIL; got {config.il_mode}"]
     if stream.is_word_level:
         return [f"is_probing: {stream.name} is word-level, and features of single words can't be probed; leave it out"]
     if any(example.label is None for task in stream.tasks for example in (*task.train, *task.test)):
@@ -44,31 +45,32 @@ def refuse(config: Config, stream: Stream) -> list[str]:
     return []
 
 
-def probe(method: Method, session: Session, folder: Path, moment: str, seen: int) -> None:
+def probe(method: Method, session: Session, folder: Path, moment: Moment, seen: int) -> None:
     """Extract, fit, ask and write down one moment.
 
     Args:
-        method: Its model is probed as it stands.
+        method: Its model is probed as it is.
         session: Options, processes, log.
         folder: The run's.
-        moment: Name of the moment.
-        seen: Tasks learned so far.
+        moment: When.
+        seen: How many tasks have been learned.
     """
     tasks = range(len(method.stream.tasks))
-    files = [folder / "probing" / moment / f"task_{j}.jsonl" for j in tasks]
+    files = [moment.probing(folder, j) for j in tasks]
     if not all(file.exists() for file in files):
         chosen = [_chosen(method.stream.tasks[j].train, j, session.config) for j in tasks]
         train = [extract(method, chosen[j], j) for j in tasks]
         test = [extract(method, method.stream.tasks[j].test, j) for j in tasks]
         if session.accelerator.is_main_process:
             if session.config.save_features:
-                _save(folder / "features" / moment, chosen, train, [task.test for task in method.stream.tasks], test)
+                asked = [task.test for task in method.stream.tasks]
+                _save(folder / "features" / moment.folder, chosen, train, asked, test)
             labels = [[example.label for example in examples] for examples in chosen]
             answers = ask(train, labels, test, session.config.il_mode == "CIL", session.accelerator.device)
             for j, file in enumerate(files):
                 write_jsonl(file, _rows(method.stream.tasks[j].test, answers[j]))
         session.accelerator.wait_for_everyone()
-    _announce(session, folder, moment, seen)
+    _announce(session, folder, moment, len(tasks), seen)
 
 
 def extract(method: Method, examples: Sequence[Example], task: int) -> Rows:
@@ -124,10 +126,10 @@ def _save(folder: Path, chosen: list, train: list[Rows], asked: list, test: list
         write_bytes(folder / f"task_{j}.safetensors", save(arrays))
 
 
-def _announce(session: Session, folder: Path, moment: str, seen: int) -> None:
-    found = accuracies(folder, moment, len(list((folder / "probing" / moment).glob("task_*.jsonl"))))
+def _announce(session: Session, folder: Path, moment: Moment, tasks: int, seen: int) -> None:
+    found = accuracies(folder, moment, tasks)
     means = {f"{name}_Acc_Task_All": fmean(scores) for name, scores in found.items()}
     means |= {f"{name}_Acc_Task_Seen": fmean(scores[:seen]) for name, scores in found.items() if seen}
     words = [f"{title} {100 * means[f'{name}_Acc_Task_All']:.1f}" for name, title in PROBES.items()]
-    session.log.info(f"{moment}: probing accuracy on all tasks: {', '.join(words)}")
-    session.log.event("probing", moment=moment, **means)
+    session.log.info(f"{moment.folder}: probing accuracy on all tasks: {', '.join(words)}")
+    session.log.event("probing", moment=moment.folder, **means)

@@ -1,25 +1,40 @@
 """Many runs by one command: `python -m utils.sweep config/biography_demo_task2/*.yaml --seeds 1 2 3 --jobs 2`.
 
-Each YAML file with each seed is one run of main_CL.py, in a process of its own. Runs that are finished are not
-repeated and runs that were cut off are resumed, so the command can be given again until all is done. At the end
-`utils.report` sets them side by side in FOLDER/compare.md, FOLDER being <dump_path>/<prefix>.
+Each YAML file with each seed is one run of main_CL.py, in a process of its own. Finished runs are not repeated and
+interrupted runs are resumed, so the command can be given again until all is done. At the end `utils.report` compares
+them in FOLDER/compare.md, FOLDER being <dump_path>/<prefix>; FOLDER/<name>-seed<k>.out holds what a run printed.
+
+Where there are GPUs each run has one of its own, as far as there are enough. With --launch each run is started by
+`accelerate launch` with these words, and the GPUs are divided among the runs at a time.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import fcntl
 import os
+import shlex
+import signal
+import socket
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.errors import UserError
-from utils.report import summary
+from utils.errors import UserError, exit_code, termination_interrupts
+from utils.options.parse import clean_name
+from utils.progress import SECONDS, duration, say_with_time
+from utils.report.__main__ import main as report
 from utils.storage.files import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
+LOOK_SECONDS = 0.2  # between two looks at the runs
+GRACE_SECONDS = 60  # for a run to end after SIGTERM
+DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 class Job(NamedTuple):
@@ -30,26 +45,50 @@ class Job(NamedTuple):
     prefix: str
     root: Path  # dump_path
     options: tuple[str, ...]  # further words for main_CL.py
+    launcher: tuple[str, ...] | None = None  # words for `accelerate launch`; None: plain Python
 
     @property
-    def exp_prefix(self) -> str:
-        """The same YAML name in two folders makes two experiments."""
-        return f"{self.prefix}-{self.cfg.parent.name}"
+    def name(self) -> str:
+        """Of the run; the same YAML name in two folders makes two experiments."""
+        return clean_name(f"{self.prefix}-{self.cfg.parent.name}-{self.cfg.stem}")
+
+    @property
+    def output(self) -> Path:
+        """File with what the run prints."""
+        return self.root / self.prefix / f"{self.name}-seed{self.seed}.out"
 
     def folder(self) -> Path | None:
         """Its run folder, if it was begun: the newest one with a saved configuration."""
-        runs = (self.root / f"{self.exp_prefix}-{self.cfg.stem}").glob(f"*-seed{self.seed}")
+        runs = (self.root / self.name).glob(f"*-seed{self.seed}")
         begun = sorted(run for run in runs if (run / "config.yaml").is_file())
         return begun[-1] if begun else None
 
     def command(self) -> list[str]:
-        """What starts it, or goes on with it."""
+        """What starts or resumes it."""
         begun = self.folder()
-        program = [sys.executable, str(ROOT / "main_CL.py")]
+        program = [*self._program(), str(ROOT / "main_CL.py")]
         if begun is not None:
             return [*program, "--resume", str(begun)]
-        words = ["--cfg", str(self.cfg), "--seed", str(self.seed), "--exp_prefix", self.exp_prefix]
+        words = ["--cfg", str(self.cfg), "--seed", str(self.seed), "--wandb_name", self.name]
         return [*program, *words, "--dump_path", str(self.root), *self.options]
+
+    def _program(self) -> list[str]:
+        if self.launcher is None:
+            return [sys.executable]
+        port = ["--main_process_port", str(_free_port())]  # two launchers cannot share the default port
+        return [sys.executable, "-m", "accelerate.commands.launch", *port, *self.launcher]
+
+    def __str__(self) -> str:
+        return f"{self.cfg}, seed {self.seed}"
+
+
+class Running(NamedTuple):
+    """A job at work."""
+
+    job: Job
+    process: subprocess.Popen
+    slot: int
+    began: float
 
 
 def is_finished(run: Path | None) -> bool:
@@ -62,36 +101,186 @@ def sweep(jobs: list[Job], workers: int) -> list[Job]:
     """Do what is not done; returns the jobs that failed."""
     todo = [job for job in jobs if not is_finished(job.folder())]
     print(f"{len(jobs)} runs, {len(jobs) - len(todo)} finished before", flush=True)
-    with ThreadPoolExecutor(workers) as pool:
-        ended = list(pool.map(_run, todo))
-    return [job for job, good in zip(todo, ended, strict=True) if not good]
+    work = _Work(todo, workers)
+    try:
+        return work.run()
+    finally:  # also after Ctrl-C and SIGTERM
+        work.stop()
 
 
-def _run(job: Job) -> bool:
-    """Run one job to its end; its output is in its run folder, its errors are shown."""
-    environment = {"OMP_NUM_THREADS": "1"} | dict(os.environ)
-    done = subprocess.run(job.command(), capture_output=True, text=True, env=environment)
-    words = "done" if done.returncode == 0 else f"failed: {(done.stderr.strip() or done.stdout).splitlines()[-1:]}"
-    print(f"{job.cfg}, seed {job.seed}: {words}", flush=True)
-    return done.returncode == 0
+class _Work:
+    """Jobs that wait, run and have ended; one thread, as a child dies with the thread that started it."""
+
+    def __init__(self, todo: list[Job], workers: int):
+        self.waiting, self.total, self.gpus = list(todo), len(todo), _gpus()
+        self.slots, self.workers = list(range(workers)), workers
+        self.running: list[Running] = []
+        self.failed: list[Job] = []
+        self.seconds: list[float] = []  # of the runs that have ended
+        self.said = time.monotonic()
+
+    def run(self) -> list[Job]:
+        """Until all have ended; returns the failed ones."""
+        while self.waiting or self.running:
+            while self.waiting and self.slots:
+                self._start(self.waiting.pop(0), self.slots.pop(0))
+            time.sleep(LOOK_SECONDS)
+            for one in [one for one in self.running if one.process.poll() is not None]:
+                self._end(one)
+            if time.monotonic() - self.said >= SECONDS:
+                self.said = time.monotonic()
+                for one in self.running:
+                    say_with_time(f"{one.job}: {_last_line(one.job.output) or 'starting'}")
+        return self.failed
+
+    def stop(self) -> None:
+        """Let the runs that are still at work end; they can be resumed."""
+        for one in self.running:
+            with suppress(ProcessLookupError):
+                os.killpg(one.process.pid, signal.SIGTERM)  # the launcher's own processes too
+        for one in self.running:
+            try:
+                one.process.wait(GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                one.process.kill()
+
+    def _start(self, job: Job, slot: int) -> None:
+        job.output.parent.mkdir(parents=True, exist_ok=True)
+        environment = {"OMP_NUM_THREADS": "1"} | dict(os.environ)
+        if self.gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(self._own_gpus(slot, job.launcher is not None))
+        with open(job.output, "w", encoding="utf-8") as output:
+            process = subprocess.Popen(
+                job.command(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,  # Ctrl-C reaches the sweep alone, which ends the runs
+                preexec_fn=_die_with(os.getpid()),
+            )
+        self.running.append(Running(job, process, slot, time.monotonic()))
+        say_with_time(f"{job}: {'resumed' if '--resume' in process.args else 'started'}")
+
+    def _own_gpus(self, slot: int, several: bool) -> list[str]:
+        if not several or self.workers >= len(self.gpus):
+            return [self.gpus[slot % len(self.gpus)]]
+        return self.gpus[slot :: self.workers]
+
+    def _end(self, one: Running) -> None:
+        self.running.remove(one)
+        self.slots.append(one.slot)
+        self.seconds.append(time.monotonic() - one.began)
+        words = f"done in {duration(self.seconds[-1])}"
+        if one.process.returncode:
+            self.failed.append(one.job)
+            words = f"failed: {_reason(one.job.output, one.process.returncode)}"
+        left = len(self.waiting) + len(self.running)
+        mean = sum(self.seconds) / len(self.seconds)
+        pace = f"; {left} of {self.total} left, about {duration(mean * left / self.workers)}" if left else ""
+        say_with_time(f"{one.job}: {words}{pace}")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns 0 if every run is finished."""
+def _die_with(parent: int) -> Callable[[], None]:
+    """What a child does before it becomes a run: ask Linux for SIGTERM when the sweep ends, however it ends."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+
+    def ask() -> None:
+        if prctl is not None:
+            prctl(DIES_WITH_PARENT, signal.SIGTERM)
+        if os.getppid() != parent:  # it ended in the meantime
+            os._exit(1)
+
+    return ask
+
+
+def _gpus() -> list[str]:
+    """Names of the GPUs that runs may use."""
+    import torch  # seconds to import: not for --help
+
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    return chosen.split(",")[:count] if chosen else [str(i) for i in range(count)]
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def _lines(output: Path) -> list[str]:
+    text = output.read_text(encoding="utf-8", errors="replace") if output.is_file() else ""
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _last_line(output: Path) -> str:
+    """The last line that a run printed, without its time."""
+    last = (_lines(output) or [""])[-1]
+    return last.partition("] ")[2] if last.startswith("[") else last
+
+
+def _reason(output: Path, code: int) -> str:
+    """Why a run failed, in one line; all that it printed is in the file."""
+    lines = _lines(output)
+    errors = [line for line in lines if line.startswith("error: ")]
+    # Several options can be wrong: the sentence continues on the lines after it.
+    said = " ".join(lines[lines.index(errors[-1]) :]) if errors else (lines or ["it printed nothing"])[-1]
+    ended = f"signal {-code}: " if code < 0 else ""
+    return f"{ended}{said.removeprefix('error: ')}  ({output})"
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep a second sweep with the same prefix out.
+
+    Raises:
+        UserError: there is one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "sweep.lock", "w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"--prefix: {folder} is in use by another sweep; wait for it or stop it") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m utils.sweep", description=__doc__.split("\n\n")[1])
     parser.add_argument("cfg", nargs="+", type=Path, help="YAML files of runs")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--prefix", default="sweep", help="first part of exp_prefix")
+    parser.add_argument("--prefix", default="sweep", help="first part of the names of the runs")
     parser.add_argument("--dump_path", type=Path, default=Path("experiments"))
     parser.add_argument("--option", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
-    given = parser.parse_args(arguments)
+    parser.add_argument(
+        "--launch",
+        metavar="WORDS",
+        type=shlex.split,
+        help="start each run with `accelerate launch WORDS`, e.g. --launch='--config_file config/accelerate/ddp.yaml'",
+    )
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns 0 if every run is finished, 130 or 143 if interrupted."""
+    given = _parser().parse_args(arguments)
     extra = tuple(word for name, value in given.option for word in (f"--{name}", value))
-    jobs = [Job(cfg, seed, given.prefix, given.dump_path, extra) for cfg in given.cfg for seed in given.seeds]
-    failed = sweep(jobs, given.jobs)
-    runs = [str(job.folder()) for job in jobs if is_finished(job.folder())]
-    if runs and summary.main([*runs, "--out", str(given.dump_path / given.prefix)]):
-        return 2
+    launcher = None if given.launch is None else tuple(given.launch)
+    jobs = [Job(cfg, seed, given.prefix, given.dump_path, extra, launcher) for cfg in given.cfg for seed in given.seeds]
+    try:
+        with termination_interrupts(), _alone(given.dump_path / given.prefix):
+            failed = sweep(jobs, given.jobs)
+            runs = [str(job.folder()) for job in jobs if is_finished(job.folder())]
+            if runs and report([*runs, "--out", str(given.dump_path / given.prefix)]):
+                return 2
+    except KeyboardInterrupt as error:
+        with suppress(OSError):
+            print("interrupted; the same command resumes the runs", file=sys.stderr)
+        return exit_code(error)
     return 1 if failed else 0
 
 

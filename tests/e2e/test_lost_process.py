@@ -77,7 +77,7 @@ def test_a_process_is_killed(mode, options, whole, tmp_path):
         folder, text = lose(rank, mode, options, tmp_path / str(rank))
         assert "deprecated" not in text
         if rank == 1:  # else the one that speaks for all is dead
-            assert "error: another process of this run ended; go on " in text and f"--resume {folder}" in text
+            assert "error: another process of this run ended; resume it " in text and f"--resume {folder}" in text
         assert call(["--resume", str(folder)]) == 0
         assert losses_of(folder) == pytest.approx(losses_of(whole), rel=10 * LOSS_TOLERANCE)
         assert read_json(folder / "results.json")["R"] == read_json(whole / "results.json")["R"]

@@ -1,26 +1,32 @@
-"""A run that is killed goes on to the same weights and the same predictions, bit for bit.
+"""A killed run is resumed to the same weights, predictions and logged losses, bit for bit; SIGTERM is answered at once.
 
 Each run here is a child of this process that kills itself (SIGKILL, nothing is cleaned up) just before or just after
 it renames its n-th file: that is where the run folder changes. tests/stress/faults.py kills at random moments.
 """
 
+import glob
 import os
+import re
 import shlex
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.test_cli import call
+from tests.e2e.test_cli import call, start
 from tests.stress import faults
 from tests.tiny import backbone_folder, micro_stream
 from utils.dataset import save_stream
+from utils.report import summary
 
 OPTIONS = (
-    "--cfg None --dataset micro --training_epochs 2 --batch_size 4 --lr 3e-3 --is_replay --Replay_buffer_ratio 0.5 "
-    "--keep_optimizer_state --recovery --evaluate_interval 1 --save_llm_ckpt_epoch_interval 1 "
-    "--save_llm_ckpt_step_interval 2"
+    "--cfg None --dataset micro --info_per_steps 4 --training_epochs 2 --batch_size 4 --lr 3e-3 --is_replay "
+    "--Replay_buffer_ratio 0.5 --keep_optimizer_state --recovery --evaluate_interval 1 "
+    "--save_llm_ckpt_epoch_interval 1 --save_llm_ckpt_step_interval 2"
 )
 
 
@@ -103,6 +109,80 @@ def test_what_a_run_renames_is_what_it_leaves(whole):
     cells = [name for name in whole[1] if name.endswith(".jsonl")]
     assert len(cells) == len(set(cells))  # no cell is written twice
     assert whole[1].index("checkpoints/task_0") < whole[1].index("after_0/task_0.jsonl")
+
+
+def terminated(command, dump: Path, is_time) -> tuple[Path, str, str]:
+    """The folder of a run that got SIGTERM when it was time, what it printed last, and the checkpoint it names."""
+    process = start([*command, "--dump_path", str(dump)])
+    while not (is_time() or process.poll() is not None):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    out, errors = process.communicate(timeout=60)  # the run itself would take hours
+    assert process.returncode == 143 and "Traceback" not in errors, out + errors
+    (folder,) = dump.glob("*/*-seed1")
+    last = out.strip().split("\n")[-1]
+    assert last.endswith(f" with: python main_CL.py --resume {folder}"), last
+    assert (folder / "train.log").read_text(encoding="utf-8").strip().endswith(last)
+    return folder, out, last
+
+
+def test_sigterm_in_training(command, tmp_path):
+    never = ["--evaluate_interval", "999999", "--save_llm_ckpt_epoch_interval", "999999"]
+    endless = ["--training_epochs", "1000000", *never]
+
+    def is_time():
+        return any("step 4 of" in path.read_text(encoding="utf-8") for path in tmp_path.glob("*/*/train.log"))
+
+    folder, out, last = terminated([*command, *endless], tmp_path, is_time)
+    newest = sorted((folder / "checkpoints").iterdir(), key=lambda path: path.stat().st_mtime)[-1].name
+    assert f"interrupted; resume it from checkpoint {newest} with" in last
+    lines = [line for line in out.split("\n") if "step 4 of " in line]
+    assert len(lines) == 1 and re.search(
+        r"\] task 0, epoch 2 of 1000000, step 4 of 3000000: loss \d+\.\d{4}, lr 0\.003, [\d,]+ tokens/s, "
+        r"peak memory \d+\.\d\d GB, [\d]+ (h|min|s) .*left$",
+        lines[0],
+    ), lines
+
+
+def test_sigterm_in_a_long_evaluation(command, tmp_path):
+    endless = ["--evaluation_mode", "generate", "--backbone_max_new_token", "1000000", "--evaluate_batch_size", "1"]
+    began = f"{tmp_path}/*/*/env.json"
+    folder, _, last = terminated([*command, *endless], tmp_path, lambda: glob.glob(began) and time.sleep(1) is None)
+    assert "interrupted; resume it from the beginning with" in last
+    assert not list((folder / "predictions").glob("*/*"))  # it stopped inside the first question
+
+
+def test_sigterm_in_a_report(command, whole, tmp_path):
+    """The run ends inside the report after the first task, and is resumed to the results of one left alone."""
+
+    def interrupt(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            summary.write = interrupt
+            code = call([*command, "--dump_path", str(tmp_path)])
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143
+    (folder,) = tmp_path.glob("*/*-seed1")
+    in_child(["--resume", str(folder)], tmp_path / "renamed")
+    assert faults.compare(whole[0], folder) == []
+
+
+def test_sigterm_in_preprocessing(tmp_path):
+    words = ["utils/dataformat_preprocess.py", "--dataset", "biography_synth", "--preset", "paper", "--out-dir"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, *words, str(tmp_path)], cwd=faults.ROOT, **pipes)
+    while not list(tmp_path.rglob(".*.tmp")) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 143 and out == ""
+    assert errors == "interrupted; files are written whole or not at all: give the same command again\n"
+    assert not list(tmp_path.rglob(".*.tmp"))
 
 
 @pytest.mark.slow

@@ -1,6 +1,11 @@
 """Many runs by one command, which can be given again."""
 
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,8 +14,12 @@ from tests.e2e.test_cli import SMALL
 from tests.tiny import backbone_folder, micro_stream
 from utils import sweep
 from utils.dataset import save_stream
+from utils.errors import UserError
 from utils.storage.files import read_json, write_json, write_text
 from utils.sweep import Job, is_finished
+
+ROOT = Path(__file__).parents[2]
+HOW = "interrupted; the same command resumes the runs\n"
 
 
 def begun(root: Path, name: str, last_row: list) -> Path:
@@ -25,7 +34,7 @@ def test_a_job_is_started_resumed_or_left_alone(tmp_path):
     job = Job(Path("config/demo/SEQ.yaml"), 1, "p", tmp_path, ("--lr", "1e-3"))
     assert job.folder() is None and not is_finished(job.folder())
     words = job.command()[2:]
-    assert words[:6] == ["--cfg", "config/demo/SEQ.yaml", "--seed", "1", "--exp_prefix", "p-demo"]
+    assert words[:6] == ["--cfg", "config/demo/SEQ.yaml", "--seed", "1", "--wandb_name", "p-demo-SEQ"]
     assert words[-2:] == ["--lr", "1e-3"]
     (tmp_path / "p-demo-SEQ/2026-01-03-seed1").mkdir(parents=True)  # died before it could be resumed
     begun(tmp_path, "2026-01-02-seed11", [0.1, 0.9])
@@ -36,20 +45,29 @@ def test_a_job_is_started_resumed_or_left_alone(tmp_path):
     assert is_finished(begun(tmp_path, "2026-01-02-seed1", [0.1, 0.9]))
 
 
-@pytest.mark.slow
-def test_everything_is_done_once(tmp_path, capsys):
+@pytest.fixture
+def files(tmp_path):
+    """Two YAML files of small runs, the second one wrong, and a long one."""
     streams = save_stream(micro_stream(), tmp_path / "streams").parent
     options = dict(zip(SMALL[2::2], SMALL[3::2], strict=True))
     options |= {"--dataset_path": str(streams), "--backbone": backbone_folder()}
     yaml = "".join(f"{name.removeprefix('--')}: {value}\n" for name, value in options.items())
     write_text(tmp_path / "c/SEQ.yaml", yaml)
     write_text(tmp_path / "c/wrong.yaml", yaml + "lrr: 1\n")
-    files = [str(tmp_path / f"c/{name}.yaml") for name in ("SEQ", "wrong")]
-    words = [*files, "--seeds", "1", "2", "--jobs", "2", "--dump_path", str(tmp_path / "runs")]
+    write_text(tmp_path / "c/long.yaml", yaml.replace("training_epochs: 2", "training_epochs: 100000"))
+    return tmp_path / "c"
+
+
+@pytest.mark.slow
+def test_everything_is_done_once(files, tmp_path, capsys):
+    words = [str(files / "SEQ.yaml"), str(files / "wrong.yaml")]
+    words += ["--seeds", "1", "2", "--jobs", "2", "--dump_path", str(tmp_path / "runs")]
     words += ["--option", "training_epochs", "1"]
     assert sweep.main(words) == 1
     told = capsys.readouterr().out
     assert "4 runs, 0 finished before" in told and told.count("did you mean 'lr'") == 2
+    failed = [line for line in told.splitlines() if "failed: " in line]
+    assert len(failed) == 2 and all(f"{tmp_path}/runs/sweep/sweep-c-wrong-seed" in line for line in failed)
     section = read_json(tmp_path / "runs/sweep/compare.json")[0]
     assert [row["seeds"] for row in section["rows"]] == [[1, 2]]
     runs = sorted((tmp_path / "runs/sweep-c-SEQ").iterdir())
@@ -58,3 +76,80 @@ def test_everything_is_done_once(tmp_path, capsys):
     assert sweep.main(words) == 1
     assert "4 runs, 1 finished before" in capsys.readouterr().out
     assert sorted((tmp_path / "runs/sweep-c-SEQ").iterdir()) == runs and is_finished(runs[0])
+
+
+def begin_long(files, root):
+    """A sweep of two long runs in a process of its own, both at work."""
+    command = [sys.executable, "-m", "utils.sweep", str(files / "long.yaml"), "--seeds", "1", "2", "--jobs", "2"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # in the background it is ignored
+    parent = subprocess.Popen([*command, "--dump_path", str(root)], cwd=ROOT, preexec_fn=hear, **pipes)
+    wait_for(lambda: len(list(root.glob("sweep-c-long/*/predictions/base/task_2.jsonl"))) == 2, parent)
+    children = subprocess.run(["pgrep", "-P", str(parent.pid)], capture_output=True, text=True, check=True).stdout
+    return parent, [int(pid) for pid in children.split()]
+
+
+def wait_for(condition, parent=None):
+    end = time.monotonic() + 300
+    while not condition():
+        assert time.monotonic() < end and (parent is None or parent.poll() is None)
+        time.sleep(0.02)
+
+
+def is_alive(pid):
+    path = Path(f"/proc/{pid}/stat")
+    return path.exists() and path.read_text(encoding="utf-8").rpartition(") ")[2][0] != "Z"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_runs_end_with_their_sweep(files, tmp_path, number):
+    parent, children = begin_long(files, tmp_path / "runs")
+    assert len(children) == 2
+    with pytest.raises(UserError, match="is in use by another sweep"):
+        sweep.main([str(files / "SEQ.yaml"), "--dump_path", str(tmp_path / "runs")])
+    parent.send_signal(number)
+    _, errors = parent.communicate(timeout=60)
+    wait_for(lambda: not any(map(is_alive, children)))
+    expected = {signal.SIGKILL: (-9, ""), signal.SIGTERM: (143, HOW), signal.SIGINT: (130, HOW)}
+    assert (parent.returncode, errors) == expected[number]
+    for seed in (1, 2):  # each has ended in order
+        assert "interrupted; resume it from" in sweep._last_line(tmp_path / f"runs/sweep/sweep-c-long-seed{seed}.out")
+
+
+def test_gpus_are_divided(monkeypatch):
+    for gpus, workers, several, expected in (
+        ("0,1,2", 3, False, [["0"], ["1"], ["2"]]),
+        ("4,7", 3, False, [["4"], ["7"], ["4"]]),
+        ("0,1,2,3", 1, False, [["0"]]),
+        ("0,1,2,3", 2, True, [["0", "2"], ["1", "3"]]),
+        ("0,1", 2, True, [["0"], ["1"]]),
+    ):
+        monkeypatch.setattr(sweep, "_gpus", lambda gpus=gpus: gpus.split(","))
+        work = sweep._Work([], workers)
+        assert [work._own_gpus(slot, several) for slot in range(workers)] == expected, (gpus, workers, several)
+
+
+def test_a_launcher_starts_the_runs():
+    job = Job(Path("c/SEQ.yaml"), 1, "p", Path("runs"), (), ("--config_file", "two.yaml"))
+    words = job.command()
+    assert words[1:4] == ["-m", "accelerate.commands.launch", "--main_process_port"]
+    assert words[5:8] == ["--config_file", "two.yaml", str(ROOT / "main_CL.py")]
+
+
+def test_the_reason_is_one_line(tmp_path):
+    output = tmp_path / "x.out"
+    for text, code, expected in (
+        ("[1:2:3] hello\nerror: invalid options:\n  - lr: wrong\n  - seed: wrong\n", 2, "invalid options: - lr: wrong"),
+        ("Traceback\n  File x\nKeyError: 'a'\n", 1, "KeyError: 'a'"),
+        ("", -9, "signal 9: it printed nothing"),
+    ):
+        write_text(output, text)
+        found = sweep._reason(output, code)
+        assert found.startswith(expected) and found.endswith(f"({output})") and "\n" not in found, found
+
+
+def test_how_far_a_run_is(tmp_path):
+    write_text(tmp_path / "x.out", "[15:04:05] run folder: x\n[15:04:06] task 0, step 25 of 50: loss 1.0\n\n")
+    assert sweep._last_line(tmp_path / "x.out") == "task 0, step 25 of 50: loss 1.0"
+    assert sweep._last_line(tmp_path / "none.out") == ""

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from tests.tiny import backbone_folder, micro_stream
 from utils.dataset import save_stream
-from utils.storage.files import read_json
+from utils.storage.files import read_json, read_jsonl
 
 ROOT = Path(__file__).parents[2]
 COMMON = (
@@ -188,8 +188,15 @@ def compare(expected: Path, got: Path) -> list[str]:
     results = [read_json(folder / "results.json") for folder in (expected, got)]
     facts = ("base", "R", "R_train", "summary", "recovery", "probing")
     differences += [name for name in facts if results[0].get(name) != results[1].get(name)]
+    differences += [] if trained(expected) == trained(got) else ["training in log.jsonl"]
     differences += [f"left over: {path.relative_to(got)}" for path in got.rglob(".*")]
     return differences + compare_files(expected / "predictions", got / "predictions")
+
+
+def trained(folder: Path) -> list[tuple[int, float]]:
+    """Step and loss of each event of training; a resumed run logs a step once, with the mean of the whole window."""
+    events = read_jsonl(folder / "log.jsonl")
+    return [(event["step"], event["loss"]) for event in events if event["event"] == "train"]
 
 
 def compare_files(expected: Path, got: Path, pattern: str = "*") -> list[str]:

@@ -265,8 +265,8 @@ def clock_jumps(case: Case, dump: Path, rng: random.Random) -> Outcome:
 
 KINDS = {
     "kill -9": Fault(signalled(signal.SIGKILL), -signal.SIGKILL, ""),
-    "SIGTERM": Fault(signalled(signal.SIGTERM), 143, "interrupted; go on "),
-    "Ctrl-C": Fault(signalled(signal.SIGINT), 130, "interrupted; go on "),
+    "SIGTERM": Fault(signalled(signal.SIGTERM), 143, "interrupted; resume it "),
+    "Ctrl-C": Fault(signalled(signal.SIGINT), 130, "interrupted; resume it "),
     "disk full": Fault(disk_full, 2, "No space left on device"),
     "file too large": Fault(file_limit, 2, "File too large"),
     "out of memory": Fault(out_of_memory, 2, "gradient_accumulation_steps"),

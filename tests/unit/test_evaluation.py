@@ -1,11 +1,15 @@
 """One cell of R: scored once per example, the same in either mode, and without a trace in the model."""
 
+import re
+
 import pytest
 
 from models.Base import Method
 from tests import tiny
 from utils.dataset import Example
-from utils.evaluation import Cell, evaluate, predict
+from utils.errors import UserError
+from utils.evaluation import Cell, check_finite, evaluate, predict
+from utils.run.trainer import Trainer
 from utils.storage.files import read_jsonl
 
 
@@ -90,6 +94,19 @@ def test_the_mode_of_the_model_is_put_back(parts, training, mode):
     assert set(seen) == {(False, False)}
     assert tiny.same(before, tiny.snapshot(method))
     assert all(w.grad is None for w in method.model.parameters())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_no_numbers_are_refused(value, tmp_path):
+    session = tiny.make_session(tiny.make_config(is_evaluate_only=True))
+    method = tiny.make_method(session)
+    check_finite(method)
+    name, weight = list(method.named().items())[-1]
+    with tiny.torch.no_grad():
+        weight.view(-1)[1] = value
+    with pytest.raises(UserError, match=f"backbone: {re.escape(name)} holds NaN or infinite values"):
+        Trainer(method, tmp_path).run()
+    assert not list(tmp_path.rglob("*.jsonl"))
 
 
 class Spy(Method):

@@ -5,11 +5,13 @@ import logging
 import sys
 from datetime import datetime
 
+import numpy as np
 import pytest
+import torch
 
 from tests.tiny import make_config
 from utils.errors import UserError
-from utils.logger import RunLog, environment, make_run_folder, write_environment
+from utils.logger import Aside, RunLog, environment, make_run_folder, write_environment
 from utils.storage.files import read_json, read_jsonl
 
 
@@ -100,6 +102,43 @@ def test_a_resumed_run_goes_on_in_the_same_files(tmp_path, capsys):
     lines = [line.split("] ")[1] for line in (tmp_path / "train.log").read_text(encoding="utf-8").splitlines()]
     assert lines == ["one", "warning: careful", "warning: careful", "two", "warning: careful", "warning: careful"]
     assert capsys.readouterr().out.count("warning: careful") == 4
+
+
+def test_a_resumed_run_logs_no_step_twice(tmp_path):
+    for steps in (range(1, 4), range(2, 6)):  # the second run begins at a checkpoint before the end of the first
+        log = opened(tmp_path)
+        for log.step in steps:
+            log.event("train", loss=log.step / 10)
+            log.event("evaluate", cell="task_0")
+        log.close()
+    rows = read_jsonl(tmp_path / "log.jsonl")
+    assert [row["step"] for row in rows if row["event"] == "train"] == [1, 2, 3, 4, 5]
+    assert sum(row["event"] == "evaluate" for row in rows) == 7
+
+
+def test_lines_of_progress_are_logged_and_printed_where_no_bar_is_seen(tmp_path, capsys, monkeypatch):
+    log = opened(tmp_path)
+    for seen in (False, True):
+        monkeypatch.setattr("utils.logger.has_bar", lambda seen=seen: seen)
+        log.progress_line("step 1 of 2")
+        Aside(log, "teacher").progress_line("step 2 of 2")
+    log.close()
+    assert [line.split("] ")[1] for line in capsys.readouterr().out.splitlines()] == [
+        "step 1 of 2", "teacher: step 2 of 2",
+    ]  # fmt: skip
+    assert (tmp_path / "train.log").read_text(encoding="utf-8").count("step 2 of 2") == 2
+
+
+def test_a_log_line_never_stops_a_run(tmp_path, capsys):
+    log = opened(tmp_path)
+    log.event("odd", number=np.float32(0.5), tensor=torch.tensor(3), path=tmp_path)
+    log._events.close()
+    log._events = open("/dev/full", "w", encoding="utf-8")  # noqa: SIM115 (a disk without room)
+    log.event("train", loss=1.0)
+    assert "log.jsonl cannot be written: No space left on device" in capsys.readouterr().out
+    log.close()
+    (row,) = read_jsonl(tmp_path / "log.jsonl")
+    assert (row["number"], row["tensor"], row["path"]) == (0.5, 3, str(tmp_path))
 
 
 def test_only_the_main_process_writes(tmp_path, capsys):

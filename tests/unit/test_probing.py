@@ -18,6 +18,7 @@ from utils.report import summary
 from utils.report.probing import PROBES, accuracies
 from utils.run.launch import check_stream
 from utils.storage.files import read_json, read_jsonl
+from utils.storage.moment import BASE, Moment
 
 THREE = np.repeat([0, 1, 2], 30)
 
@@ -208,9 +209,9 @@ def test_a_cut_off_run_is_probed_to_the_end(after, tmp_path):
 
 def test_a_moment_that_is_there_is_not_probed_again(made, tmp_path, monkeypatch):
     method, session = made
-    probing.probe(method, session, tmp_path, "base", 0)
+    probing.probe(method, session, tmp_path, BASE, 0)
     monkeypatch.setattr(probing, "fit_probes", None)  # would fail if it were asked
-    probing.probe(method, session, tmp_path, "base", 0)
+    probing.probe(method, session, tmp_path, BASE, 0)
 
 
 def test_weights_that_answer_are_those_that_are_probed(tmp_path):
@@ -262,7 +263,7 @@ def test_a_broken_answer_file_is_told(tmp_path):
     run = probed_run(tmp_path / "run", [[1.0]], {"after_0": [[0, 0, 0, 0]]})
     (run / "probing/after_0/task_0.jsonl").write_text('{"label": 1}\n', encoding="utf-8")
     with pytest.raises(UserError, match="expected rows with label"):
-        accuracies(run, "after_0", 1)
+        accuracies(run, Moment(0), 1)
 
 
 def test_streams_without_classes_are_refused(tmp_path):
@@ -275,7 +276,7 @@ def test_streams_without_classes_are_refused(tmp_path):
         SimpleNamespace(train=[tiny.Example("a", "b")], test=[]),
     ])  # fmt: skip
     assert problem(stream, il_mode="CIL") == problem(stream, il_mode="CIT", is_probing=False) == []
-    assert "il_mode CIL or TIL is needed; got CIT" in problem(stream)[0]
+    assert "il_mode must be CIL or TIL; got CIT" in problem(stream)[0]
     assert "words is word-level" in problem(words, il_mode="CIL")[0]
     assert "bare has examples without a class" in problem(bare, il_mode="TIL")[0]
     assert check_stream(tiny.make_config(), stream) == []

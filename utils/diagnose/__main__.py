@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from utils.diagnose import figures
-from utils.errors import UserError
+from utils.errors import UserError, exit_code, termination_interrupts
 from utils.factory import describe
+from utils.progress import Bar, say_with_time, working
 from utils.report.tables import MISSING, markdown, words
 from utils.storage.files import write_text
 
@@ -31,7 +32,7 @@ def recovery(given: argparse.Namespace, run) -> tuple[Rows, str]:
 
     places = run.find(given.checkpoints) if given.checkpoints else analysis.choose(run.places, given.every)
     epochs = given.epochs or run.method.config.recovery_epochs
-    rows = list(_told(analysis.measure(run, places, epochs, given.out / "recovery"), len(places)))
+    rows = _watched(analysis.measure(run, places, epochs, given.out / "recovery"), len(places), "checkpoints")
     return rows, f"task 0 after {epochs} epochs of practice on its first part, from each checkpoint"
 
 
@@ -40,7 +41,8 @@ def shift(given: argparse.Namespace, run) -> tuple[Rows, str]:
     from utils.diagnose import shift as analysis
 
     places = run.find(given.checkpoints) if given.checkpoints else run.ends()
-    rows = analysis.measure(run, places, given.examples)
+    with working("shift"):
+        rows = analysis.measure(run, places, given.examples)
     return rows, f"residual stream of task 0, {places[0].name} to {places[1].name}"
 
 
@@ -49,7 +51,8 @@ def angles(given: argparse.Namespace, run) -> tuple[Rows, str]:
     from utils.diagnose import angles as analysis
 
     places = run.find(given.checkpoints) if given.checkpoints else run.triple()
-    rows = analysis.measure(*map(run.weights, places), given.energy)
+    with working("angles"):
+        rows = analysis.measure(*map(run.weights, places), given.energy)
     a, b, c = (place.name for place in places)
     return rows, f"angle between the updates {a} to {b} and {b} to {c}"
 
@@ -60,7 +63,7 @@ def surface(given: argparse.Namespace, run) -> tuple[Rows, str]:
 
     places = run.find(given.checkpoints) if given.checkpoints else run.triple()
     corners = [run.weights(place) for place in places]
-    rows = list(_told(analysis.measure(run, corners, given.points, given.examples), given.points**2))
+    rows = _watched(analysis.measure(run, corners, given.points, given.examples), given.points**2, "points")
     return rows, ", ".join(f"{name}: {place.name}" for name, place in zip("ABC", places, strict=True))
 
 
@@ -72,16 +75,20 @@ def main(arguments: list[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     given.out = given.out or given.run / "diagnosis"
     try:
-        from utils.diagnose.finished_run import open_run  # slow to import: not for --help
+        with termination_interrupts():
+            from utils.diagnose.finished_run import open_run  # slow to import: not for --help
 
-        run = open_run(given.run)
-        rows, what = ANALYSES[given.what](given, run)
+            run = open_run(given.run)
+            rows, what = ANALYSES[given.what](given, run)
         title = f"{describe(run.method.config)} on {run.method.stream.name}, seed {run.method.config.seed}\n{what}"
         write_text(given.out / f"{given.what}.csv", as_csv(rows))
         getattr(figures, given.what)(rows, title, given.out / f"{given.what}.png")
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt as error:
+        print("interrupted; the same command begins again, and keeps the predictions it has saved", file=sys.stderr)
+        return exit_code(error)
     print(f"{title}\n\n{_table(_corners(rows) if given.what == 'surface' else rows)}\n\n{given.out}/{given.what}.png")
     return 0
 
@@ -143,11 +150,14 @@ OPTIONS: dict[str, dict[str, tuple]] = {
 }
 
 
-def _told(rows: Iterable[dict], total: int) -> Iterable[dict]:
-    """The rows, with a bar on a terminal: these analyses take minutes."""
-    from tqdm import tqdm
-
-    return tqdm(rows, total=total, leave=False, disable=not sys.stderr.isatty())
+def _watched(rows: Iterable[dict], total: int, unit: str) -> Rows:
+    """All rows, one for each `unit`; these analyses take minutes."""
+    bar, done = Bar("diagnosis", total, unit, say_with_time), []
+    for row in rows:
+        done.append(row)
+        bar.update()
+    bar.close()
+    return done
 
 
 def _corners(rows: Rows) -> Rows:

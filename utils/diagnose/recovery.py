@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from utils.diagnose.finished_run import Opened
-from utils.evaluation import Cell, evaluate, metric_of
+from utils.evaluation import evaluate
 from utils.run.checkpoint import Place
-from utils.run.trainer import relearn, task_of
+from utils.run.recovery import relearn
+from utils.run.tasks import cell_of
 
 
 def choose(places: list[Place], every: int) -> list[Place]:
@@ -40,9 +41,6 @@ def measure(run: Opened, places: list[Place], epochs: int, out: Path) -> Iterato
 
 
 def _score(run: Opened, folder: Path, index: int) -> float:
-    """Of the model as it stands on one task; the predictions go to `folder`."""
-    task, stream = task_of(run.method, index), run.method.stream
-    metric = metric_of(run.method.config, stream, index)
-    file = folder / f"task_{index}.jsonl"
-    examples = stream.tasks[index].test
-    return evaluate(run.method, run.session, Cell(file, index, examples, metric, task.max_length, task.max_new_tokens))
+    """Score of the model as it is on one task; the predictions go to `folder`."""
+    file, examples = folder / f"task_{index}.jsonl", run.method.stream.tasks[index].test
+    return evaluate(run.method, run.session, cell_of(run.method, index, file, examples))

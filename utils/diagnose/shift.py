@@ -30,7 +30,7 @@ from utils.model import freeze
 from utils.model.forward import forward
 from utils.model.weights import eval_mode
 from utils.run.checkpoint import Place
-from utils.run.trainer import task_of
+from utils.run.tasks import task_of
 
 States = NDArray[np.float64]
 

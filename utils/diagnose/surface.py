@@ -20,7 +20,7 @@ from utils.dataset import Example
 from utils.diagnose.finished_run import Opened
 from utils.errors import UserError
 from utils.model.weights import Weights, borrowed, eval_mode
-from utils.run.trainer import task_of
+from utils.run.tasks import task_of
 
 FIRST, LAST = -0.25, 1.25  # of both axes
 

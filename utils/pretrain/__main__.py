@@ -26,22 +26,25 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
-from tqdm import tqdm
 
 from utils.config import Config
 from utils.dataloader import IGNORE
 from utils.distributed.modes import make_accelerator, mode
-from utils.errors import UserError
+from utils.errors import UserError, exit_code, termination_interrupts
 from utils.logger import environment
 from utils.optimizer import schedule_factor
 from utils.options.parse import fail
 from utils.pretrain.corpus import Chunks, make_tokenizer, read_stream, read_texts
 from utils.pretrain.recipes import RECIPES, Recipe
+from utils.progress import Bar, say_with_time
 from utils.run import checkpoint
 from utils.run.checkpoint import Place
+from utils.run.cost import peak_memory
 from utils.run.launch import quieten
 from utils.seed import seed_torch
 from utils.storage.files import write_json
+
+LOG_STEPS = 25  # most optimizer steps between two lines
 
 
 @dataclass(frozen=True)
@@ -128,22 +131,32 @@ class Pretraining:
     def run(self) -> dict[str, Any]:
         """Train to the end and save model, tokenizer and pretrain.json; returns what that file holds."""
         is_main, steps = self.accelerator.is_main_process, self.recipe.steps
-        began, every = time.monotonic() - self.seconds, max(1, steps // 20)
-        quiet = not is_main or not sys.stderr.isatty()
-        with tqdm(total=steps, initial=len(self.losses), desc="pretraining", disable=quiet) as bar:
-            for number in range(len(self.losses), steps):
-                self.losses.append(self._step(number))
-                self.seconds = time.monotonic() - began
-                bar.update()
-                if is_main and (number + 1) % every == 0:
-                    tqdm.write(f"step {number + 1} of {steps}: loss {fmean(self.losses[-every:]):.4f}", sys.stdout)
-                    sys.stdout.flush()
-                if is_main and (number + 1) % self.job.save_steps == 0:
-                    self._save()
+        began, every = time.monotonic() - self.seconds, max(1, min(steps // 20, LOG_STEPS))
+        bar = Bar("pretraining", steps, "steps", None, len(self.losses), quiet=not is_main)
+        since, said = time.monotonic(), len(self.losses)
+        for number in range(len(self.losses), steps):
+            self.losses.append(self._step(number))
+            self.seconds = time.monotonic() - began
+            bar.update()
+            if is_main and (number + 1) % every == 0:
+                self._say(bar, number + 1 - said, time.monotonic() - since)
+                since, said = time.monotonic(), number + 1
+            if is_main and (number + 1) % self.job.save_steps == 0:
+                self._save()
+        bar.close()
         if is_main:
             self._finish()
         self.accelerator.wait_for_everyone()
         return self._facts()
+
+    def _say(self, bar: Bar, steps: int, seconds: float) -> None:
+        """One line about the last steps."""
+        speed = steps * self.recipe.batch * self.recipe.context / max(seconds, 1e-9)
+        say_with_time(
+            f"step {bar.done} of {bar.total}: loss {fmean(self.losses[-steps:]):.4f}, "
+            f"lr {self.optimizer.param_groups[0]['lr']:.3g}, {speed:,.0f} tokens/s, "
+            f"peak memory {peak_memory() / 1e9:.2f} GB, {bar.left()}"
+        )
 
     def _step(self, number: int) -> float:
         """One optimizer step; returns its loss, the mean over all labelled tokens of all processes."""
@@ -268,14 +281,15 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: list[str]) -> int:
-    """Run the command; returns its exit code: 0 done, 2 a user's mistake, 130 interrupted."""
+    """Run the command; returns its exit code: 0 done, 2 an error of the user, 130 or 143 interrupted."""
     try:
-        Pretraining(parse(argv)).run()
+        with termination_interrupts():
+            Pretraining(parse(argv)).run()
     except UserError as error:
         return fail(error)
-    except KeyboardInterrupt:
-        print("interrupted; go on with the same command and --resume", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        print("interrupted; resume it with the same command and --resume", file=sys.stderr)
+        return exit_code(error)
     return 0
 
 

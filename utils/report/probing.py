@@ -8,6 +8,7 @@ from typing import Any
 from utils.errors import UserError
 from utils.report.tables import markdown, mean, percent
 from utils.storage.files import read_jsonl
+from utils.storage.moment import BASE, Moment
 
 PROBES = {
     "LinearProb": "linear",
@@ -23,7 +24,7 @@ NOTE = (
 Scores = list[float | None]  # one per task
 
 
-def accuracies(run: Path, moment: str, tasks: int) -> dict[str, Scores]:
+def accuracies(run: Path, moment: Moment, tasks: int) -> dict[str, Scores]:
     """Accuracy of each probe on each task at one moment; None where it was not probed.
 
     Raises:
@@ -31,7 +32,7 @@ def accuracies(run: Path, moment: str, tasks: int) -> dict[str, Scores]:
     """
     found: dict[str, Scores] = {name: [None] * tasks for name in PROBES}
     for j in range(tasks):
-        path = run / "probing" / moment / f"task_{j}.jsonl"
+        path = moment.probing(run, j)
         if not path.exists():
             continue
         rows = read_jsonl(path)
@@ -46,8 +47,8 @@ def read(run: Path, tasks: int) -> dict[str, dict[str, Any]]:
     """For each probe its matrix, laid out as R, and the row before training; empty if the run was not probed."""
     if not (run / "probing").is_dir():
         return {}
-    base = accuracies(run, "base", tasks)
-    after = [accuracies(run, f"after_{i}", tasks) for i in range(tasks)]
+    base = accuracies(run, BASE, tasks)
+    after = [accuracies(run, Moment(i), tasks) for i in range(tasks)]
     return {name: {"base": base[name], "R": [row[name] for row in after]} for name in PROBES}
 
 

@@ -22,6 +22,7 @@ from utils.metric import Matrix, Row, summary
 from utils.report import probing as probed
 from utils.scoring import aggregate, find, score
 from utils.storage.files import read_json, read_jsonl
+from utils.storage.moment import BASE, RECOVERY, Moment, parse
 
 FACTS = ("name", "stream", "method", "seed", "il_mode", "backbone", "task_names", "metrics", "chance")
 COLUMNS = {"index": int, "prediction": str, "target": str}
@@ -43,18 +44,17 @@ def build(run: Path) -> dict[str, Any]:
     facts = read_facts(run)
     cells = _Cells(run, facts["metrics"])
     tasks = range(len(facts["task_names"]))
-    base = np.array([cells.score("base", j) for j in tasks])
-    R = np.array([[cells.score(f"after_{i}", j) for j in tasks] for i in tasks])
+    base = np.array([cells.score(BASE, j) for j in tasks])
+    R = np.array([[cells.score(Moment(i), j) for j in tasks] for i in tasks])
     extra = {
-        name: np.array([[cells.score(f"after_{i}", j, *where) for j in tasks] for i in tasks])
+        name: np.array([[cells.score(Moment(i), j, *where) for j in tasks] for i in tasks])
         for name, where in EXTRA.items()
     }
     versions = {
-        name: [[_number(cells.score(f"after_{i}_{name}", j)) for j in tasks] for i in tasks]
-        for name in cells.versions()
+        name: [[_number(cells.score(Moment(i).of(name), j)) for j in tasks] for i in tasks] for name in cells.versions()
     }
     higher = [find(metric).higher_is_better for metric in facts["metrics"]]
-    recovered, probing = cells.score("recovery", 0), probed.read(run, len(tasks))
+    recovered, probing = cells.score(RECOVERY, 0), probed.read(run, len(tasks))
     return {
         **{key: facts[key] for key in FACTS},
         "higher_is_better": higher,
@@ -134,18 +134,19 @@ class _Cells:
     """The saved predictions of a run; remembers how many examples each task has."""
 
     def __init__(self, run: Path, metrics: list[str]) -> None:
-        self.folder = run / "predictions"
+        self.run = run
         self.metrics = metrics
         self.examples: dict[str, int] = {}  # name of the file -> number of rows
 
     def versions(self) -> list[str]:
-        """Names of the weights that were evaluated beside the method's own."""
-        return sorted({path.name.split("_", 2)[2] for path in self.folder.glob("after_*_*")})
+        """Names of the weights that were evaluated besides the method's own."""
+        found = [parse(path.name) for path in (self.run / "predictions").glob("after_*")]
+        return sorted({moment.version for moment in found if moment is not None} - {""})
 
-    def score(self, moment: str, task: int, prefix: str = "task", metric: str | None = None) -> float:
+    def score(self, moment: Moment, task: int, prefix: str = "task", metric: str | None = None) -> float:
         """Score of one cell, by the task's metric or another; NaN if it was not evaluated."""
         name = f"{prefix}_{task}"
-        path = self.folder / moment / f"{name}.jsonl"
+        path = moment.predictions(self.run, name)
         if not path.exists():
             return np.nan
         stamp = path.stat()

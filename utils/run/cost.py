@@ -1,4 +1,4 @@
-"""What a run costs beside its scores: time, memory, passes through the model, and what is kept from task to task."""
+"""What a run costs besides its scores: time, memory, passes through the model, and what is kept from task to task."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import json
 import resource
 import sys
 import time
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,15 +32,33 @@ PER_TASK = {
 }
 
 
+class Spent(NamedTuple):
+    """What a part of a run took."""
+
+    seconds: float
+    sequences: int  # that went through the model, of all processes
+    tokens: int  # of these sequences, with padding
+    examples: int  # evaluated
+
+
+def _nowhere(_spent: Spent) -> None:
+    pass
+
+
 class Cost:
-    """Counters of a run, saved with its checkpoints."""
+    """Counters of a run, saved with its checkpoints.
+
+    Everything is counted all the time; the innermost `with` block, `training`, `evaluating` or `neither`, decides what
+    it is booked as. What happens outside these blocks is booked nowhere.
+    """
 
     def __init__(self, method: Method, tasks: int):
         self.method = method
         self.values: dict[str, Any] = {name: [zero] * tasks for name, zero in PER_TASK.items()}
         self.values |= {"evaluate_seconds": 0.0, "peak_memory_bytes": 0}
+        self._block: Callable[[Spent], None] = _nowhere
         self._began = time.monotonic()  # of what is not booked yet
-        self._sequences = self._tokens = 0
+        self._sequences = self._tokens = self._examples = 0
         net = innermost(method.model)
         reader = net.get_encoder() if net.config.is_encoder_decoder else net.base_model
         reader.register_forward_pre_hook(self._count, with_kwargs=True)
@@ -50,24 +70,44 @@ class Cost:
             self._sequences += given.shape[0]
             self._tokens += given.shape[0] * given.shape[1]
 
-    def train(self, index: int) -> None:
-        """Book what has happened since the last booking as training of a task."""
-        sequences, tokens = self._passes()
-        self.values["train_seconds"][index] += self._seconds()
-        self.values["train_sequences"][index] += sequences
-        self.values["train_tokens"][index] += tokens
+    def training(self, index: int) -> AbstractContextManager[None]:
+        """What happens inside is training of a task, hooks included."""
 
-    def evaluate(self, index: int | None, examples: int) -> None:
-        """Book what has happened since the last booking as evaluation, after a task if it was after one."""
-        sequences, _ = self._passes()
-        self.values["evaluate_seconds"] += self._seconds()
-        if index is not None:
-            self.values["evaluate_examples"][index] += examples
-            self.values["evaluate_sequences"][index] += sequences
+        def book(spent: Spent) -> None:
+            self.values["train_seconds"][index] += spent.seconds
+            self.values["train_sequences"][index] += spent.sequences
+            self.values["train_tokens"][index] += spent.tokens
 
-    def skip(self) -> None:
-        """Book what has happened since the last booking nowhere: checkpoints and reports are neither."""
-        self._seconds()
+        return self._within(book)
+
+    def evaluating(self, index: int | None = None) -> AbstractContextManager[None]:
+        """What happens inside is evaluation, after a task if it is after one."""
+
+        def book(spent: Spent) -> None:
+            self.values["evaluate_seconds"] += spent.seconds
+            if index is not None:
+                self.values["evaluate_examples"][index] += spent.examples
+                self.values["evaluate_sequences"][index] += spent.sequences
+
+        return self._within(book)
+
+    def neither(self) -> AbstractContextManager[None]:
+        """What happens inside is neither training nor evaluation: checkpoints and reports."""
+        return self._within(_nowhere)
+
+    def scored(self, examples: int) -> None:
+        """Count examples that are evaluated."""
+        self._examples += examples
+
+    @contextmanager
+    def _within(self, book: Callable[[Spent], None]) -> Iterator[None]:
+        """All processes must come here. After an exception nothing is booked, as the run ends."""
+        outer = self._block
+        outer(self._spent())
+        self._block = book
+        yield
+        book(self._spent())
+        self._block = outer
 
     def sizes(self, task: Task, examples: int, trainable: int) -> None:
         """Note how large everything is after a task."""
@@ -80,19 +120,15 @@ class Cost:
 
     def peak(self) -> None:
         """Note the most memory held so far."""
-        self.values["peak_memory_bytes"] = max(self.values["peak_memory_bytes"], _peak_memory())
+        self.values["peak_memory_bytes"] = max(self.values["peak_memory_bytes"], peak_memory())
 
-    def _seconds(self) -> float:
+    def _spent(self) -> Spent:
+        """What was counted since the last call, over all processes."""
         began, self._began = self._began, time.monotonic()
-        return self._began - began
-
-    def _passes(self) -> tuple[int, int]:
-        """Sequences and tokens over all processes since the last call."""
-        device = self.method.model.device
-        counts = torch.tensor([self._sequences, self._tokens], device=device)
-        self._sequences = self._tokens = 0
+        counts = torch.tensor([self._sequences, self._tokens], device=self.method.model.device)
         sequences, tokens = sum_over_processes({"counts": counts})["counts"].tolist()
-        return sequences, tokens
+        examples, self._sequences, self._tokens, self._examples = self._examples, 0, 0, 0
+        return Spent(self._began - began, sequences, tokens, examples)
 
 
 def kept_bytes(state: dict[str, Any]) -> int:
@@ -109,7 +145,7 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _peak_memory() -> int:
+def peak_memory() -> int:
     """Most bytes this process has held: on the GPU if there is one, else resident."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()

@@ -10,7 +10,7 @@ from utils.buffer import Memory
 from utils.config import Config
 from utils.errors import UserError
 from utils.report.tables import MISSING, markdown
-from utils.run.recovery import task_of
+from utils.run.tasks import task_of
 from utils.seed import random_for
 
 REMARK = "What the method makes itself (pseudo-samples, teachers, averages) and activations come on top."

@@ -1,4 +1,4 @@
-"""Watch a task while it is learned: end it when it is learned, or go back to where it did best on its dev split."""
+"""Watch a task while it is learned: end it early, or go back to the weights that were best on its dev split."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from models.Base import Method, Task
 from utils.config import WATCHING, Config
 from utils.dataset import Stream
 from utils.distributed.collectives import agree
-from utils.evaluation import Cell, evaluate, metric_of
+from utils.evaluation import metric_of
 from utils.model.weights import assign, borrowed
 from utils.run.checkpoint import pack, unpack
+from utils.run.tasks import score_cell
 from utils.scoring import find
 from utils.session import Progress, Session
+from utils.storage.moment import Moment
 
 
 def refuse(config: Config, method_class: type[Method], stream: Stream) -> list[str]:
-    """Problems of these options with the stream and the method."""
+    """Problems of these options with the stream and the method; an empty list if there are none."""
     used = [name for name in WATCHING if getattr(config, name)]
     problems = [f"{name}: has no effect with method {config.method}, which trains nothing" for name in used]
     problems = [] if method_class.trains else problems
@@ -33,7 +35,7 @@ def refuse(config: Config, method_class: type[Method], stream: Stream) -> list[s
 
 
 class Watch:
-    """What was seen of the task in progress; `state` is a part of the run's checkpoints."""
+    """Scores of the task in progress; `state` is a part of the run's checkpoints."""
 
     def __init__(self, method: Method, session: Session, folder: Path):
         self.method, self.session, self.folder, self.config = method, session, folder, session.config
@@ -54,7 +56,7 @@ class Watch:
         return ["dev"] * bool(dev) + ["train"] * train
 
     def look(self, at: Progress, task: Task) -> bool:
-        """Score these splits; True if the task shall end here, which all processes decide alike."""
+        """Score these splits; True if the task ends here, which all processes decide alike."""
         with borrowed(self.method.named(), self.method.versions()[""] or {}):
             scores = {split: self._score(split, at, task) for split in self.splits(at, task)}
         if "dev" in scores:
@@ -68,7 +70,7 @@ class Watch:
         return True
 
     def finish(self, task: Task) -> int:
-        """Go back to the best of the task, if that was not its end; returns the number of epochs it was learned."""
+        """Go back to the best weights of the task, if those are not its last; returns the epochs it was trained."""
         state, epochs = self.state, self.state["stopped"] or task.epochs
         if self.config.keep_best and state["since"]:
             assign(self.method.named(), state["weights"])
@@ -81,14 +83,8 @@ class Watch:
 
     def _score(self, split: str, at: Progress, task: Task) -> float:
         examples = getattr(self.method.stream.tasks[task.index], split)
-        metric = metric_of(self.config, self.method.stream, task.index)
-        moment, name = f"task_{task.index}_epoch_{at.epoch + 1}", f"{split}_task_{task.index}"
-        file = self.folder / "predictions" / moment / f"{name}.jsonl"
-        cell = Cell(file, task.index, examples, metric, task.max_length, task.max_new_tokens)
-        score = evaluate(self.method, self.session, cell)
-        self.session.log.info(f"{moment}: {name} ({task.name}) {metric} {100 * score:.1f}")
-        self.session.log.event("evaluate", moment=moment, cell=name, metric=metric, **{f"score/{name}": score})
-        return score
+        moment, name = Moment(task.index, at.epoch + 1), f"{split}_task_{task.index}"
+        return score_cell(self.method, self.folder, moment, name, task.index, examples)
 
     def _compare(self, score: float, at: Progress, task: Task) -> None:
         """Keep a copy of what is better than all before; of equals the first."""
@@ -104,7 +100,7 @@ class Watch:
             state["weights"], state["method"] = copied
 
     def _reason(self, scores: dict[str, float], at: Progress, task: Task) -> str | None:
-        """Why the task shall end before its last epoch; None: it shall not."""
+        """Why the task ends before its last epoch; None: it does not."""
         goal, patience = self.config.early_stop_accuracy, self.config.early_stop_patience
         if at.epoch + 1 == task.epochs:
             return None

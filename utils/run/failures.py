@@ -1,8 +1,8 @@
-"""What stops a run before its end - an interrupt, no memory, no disk - told in one sentence with the way to go on."""
+"""What stops a run before its end - no memory, no disk, a lost process - in one sentence that says how to resume."""
 
 from __future__ import annotations
 
-import signal
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from utils.errors import Terminated, UserError
+from utils.errors import UserError
 from utils.run.checkpoint import checkpoints
 
 NO_MEMORY = ("out of memory", "can't allocate memory")  # torch raises a plain RuntimeError on a CPU
@@ -24,7 +24,7 @@ NO_PARTNER = (  # gloo's words, and NCCL's
 
 @contextmanager
 def explained(folder: Path | None) -> Iterator[None]:
-    """Turn what a user can put right into a UserError; anything else passes as it is.
+    """Turn an error that a user can fix into a UserError; anything else passes unchanged.
 
     Args:
         folder: The run folder; None: there is none yet.
@@ -35,7 +35,7 @@ def explained(folder: Path | None) -> Iterator[None]:
         sentence = explain(error)
         if sentence is None:
             raise
-        raise UserError(sentence + ("" if folder is None else f"; {go_on(folder)}")) from error
+        raise UserError(sentence + ("" if folder is None else f"; {how_to_resume(folder)}")) from error
 
 
 def explain(error: Exception) -> str | None:
@@ -48,33 +48,19 @@ def explain(error: Exception) -> str | None:
             "batch_size or max_seq_length"
         )
     if isinstance(error, OSError) and error.errno is not None:
-        return f"{error.filename or 'a file'} could not be read or written: {error.strerror}; put that right"
+        return f"{error.filename or 'a file'} could not be read or written: {error.strerror}; fix that"
     if isinstance(error, SafetensorError):
-        return f"a checkpoint could not be read or written: {text}; put that right"
+        return f"a checkpoint could not be read or written: {text}; fix that"
     if _says(error, NO_PARTNER):
         return "another process of this run ended"
     return None
 
 
-def go_on(folder: Path) -> str:
-    """How a run is resumed, and from where."""
+def how_to_resume(folder: Path) -> str:
+    """The command that resumes a run, and from where."""
     places = checkpoints(folder / "checkpoints")
-    start = f"after {places[-1].name}" if places else "at the beginning"
-    return f"go on {start} with: python main_CL.py --resume {folder}"
-
-
-@contextmanager
-def termination_interrupts() -> Iterator[None]:
-    """Let SIGTERM, which a cluster sends before it kills, end the run as Ctrl-C does."""
-
-    def interrupt(*_) -> None:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    start = f"from checkpoint {places[-1].name}" if places else "from the beginning"
+    return f"resume it {start} with: python main_CL.py --resume {shlex.quote(str(folder))}"
 
 
 def _says(error: Exception, texts: tuple[str, ...]) -> bool:

@@ -15,8 +15,10 @@ from utils.dataloader import Batch, epoch_order, micro_batches
 from utils.dataset import Example
 from utils.distributed.placement import OptimizerState, Replicated, place
 from utils.errors import UserError
+from utils.logger import Window
 from utils.model.freeze import describe
 from utils.optimizer import Group, set_learning_rate
+from utils.run.cost import peak_memory
 from utils.seed import random_for, seed_torch
 from utils.session import Progress, Session
 
@@ -65,10 +67,12 @@ def fit(
     _announce(session, method, task, plan)
     placed = place(method, task, groups, session, moments or {})
     placed.step.train()
-    meter = _Meter(session, task, plan.steps * task.epochs, start.epoch * plan.steps + start.step)
+    title = f"task {task.index}, " if task.index < len(method.stream.tasks) else ""
+    meter = _Meter(session, task, title, plan.steps * task.epochs, start.epoch * plan.steps + start.step)
     for progress, batches in plan.walk(start):
         rate = set_learning_rate(placed.stepper, session.config, progress.done - 1, plan.steps * task.epochs)
-        meter.add(_step(placed.step, placed.stepper, batches, method, task, session, progress), progress, rate)
+        terms = _step(placed.step, placed.stepper, batches, method, task, session, progress)
+        meter.add(terms, sum(int(batch.attention_mask.sum()) for batch in batches), progress, rate)
         stop = False
         if on_step is not None:
             stop = on_step(progress, placed)
@@ -146,17 +150,25 @@ class _Plan:
 
 
 class _Meter:
-    """Progress bar, and the mean loss every `info_per_steps` steps and at the end."""
+    """Progress bar; and every `info_per_steps` steps and at the end a line and an event with the mean losses.
 
-    def __init__(self, session: Session, task: Task, steps: int, done: int):
-        self.session, self.every = session, session.config.info_per_steps
-        self.bar = session.log.progress(f"task {task.index} ({task.name})", steps, done)
-        self.sums: dict[str, Tensor] = {}
-        self.done, self.count, self.since = done, 0, time.monotonic()
+    The sums are in `session.log.window`, which checkpoints save: a resumed run logs the means of the whole window.
+    """
 
-    def add(self, terms: dict[str, Tensor], at: Progress, rate: float) -> None:
-        self.sums = {name: self.sums.get(name, 0) + value for name, value in terms.items()}
-        self.done, self.count = self.done + 1, self.count + 1
+    def __init__(self, session: Session, task: Task, title: str, steps: int, done: int):
+        self.session, self.task, self.title, self.every = session, task, title, session.config.info_per_steps
+        self.bar = session.log.progress(f"{title}{task.name}", steps, done)
+        self.done = done
+        if not done:
+            session.log.window = Window()
+        self._restart()
+
+    def _restart(self) -> None:
+        self.timed, self.tokens, self.since = 0, 0, time.monotonic()
+
+    def add(self, terms: dict[str, Tensor], tokens: int, at: Progress, rate: float) -> None:
+        self.session.log.window.add(terms)
+        self.done, self.timed, self.tokens = self.done + 1, self.timed + 1, self.tokens + tokens
         self.session.log.step += 1
         self.last = (at, rate)
         self.bar.update()
@@ -164,28 +176,50 @@ class _Meter:
             self.flush()
 
     def flush(self) -> None:
-        if self.count:
-            at, rate = self.last
-            means = self.session.accelerator.reduce(
-                {name: torch.as_tensor(value / self.count) for name, value in self.sums.items()}, "mean"
-            )
-            losses = {f"loss/{name}": value.item() for name, value in means.items()}
-            seconds = (time.monotonic() - self.since) / self.count
-            self.session.log.event(
-                "train",
-                task=at.task,
-                epoch=at.epoch,
-                loss=sum(losses.values()),
-                **losses,
-                lr=rate,
-                seconds_per_step=seconds,
-            )
-            self.bar.set_postfix(loss=f"{sum(losses.values()):.4f}")
-        self.sums, self.count, self.since = {}, 0, time.monotonic()
+        """Log the window; one reduction over the processes and one wait for the device."""
+        window, log = self.session.log.window, self.session.log
+        if not self.timed:  # at the end of a task, straight after a line
+            return
+        (at, rate), seconds = self.last, time.monotonic() - self.since
+        values = torch.stack([value / window.count for value in window.sums.values()])
+        values = torch.cat([values, values.new_tensor([self.tokens])])
+        *means, tokens = self.session.accelerator.reduce(values, "mean").tolist()
+        speed = tokens * self.session.accelerator.num_processes / max(seconds, 1e-9)
+        losses = dict(zip(window.sums, means, strict=True))
+        memory, terms = peak_memory(), {f"loss/{name}": value for name, value in losses.items()}
+        log.event(
+            "train",
+            task=at.task,
+            epoch=at.epoch,
+            loss=sum(means),
+            **terms,
+            lr=rate,
+            seconds_per_step=seconds / self.timed,
+            tokens_per_second=speed,
+            peak_memory_bytes=memory,
+        )
+        log.progress_line(
+            f"{self.title}epoch {at.epoch + 1} of {self.task.epochs}, step {self.done} of {self.bar.total}: "
+            f"{_loss_text(losses)}, lr {rate:.3g}, {speed:,.0f} tokens/s, peak memory {memory / 1e9:.2f} GB, "
+            f"{self.bar.left()}"
+        )
+        self.bar.note(loss=f"{sum(means):.4f}")
+        log.window = Window()
+        self._restart()
 
     def close(self) -> None:
         self.flush()
         self.bar.close()
+
+
+def _loss_text(losses: dict[str, float]) -> str:
+    """The loss and, if there are several, its terms.
+
+    >>> _loss_text({"answer": 0.5}), _loss_text({"answer": 0.5, "penalty": 0.25})
+    ('loss 0.5000', 'loss 0.7500 (answer 0.5000, penalty 0.2500)')
+    """
+    terms = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
+    return f"loss {sum(losses.values()):.4f}" + (f" ({terms})" if len(losses) > 1 else "")
 
 
 def _set_trainable(method: Method, groups: list[Group]) -> list[Group]:
@@ -206,7 +240,7 @@ def _set_trainable(method: Method, groups: list[Group]) -> list[Group]:
 def _announce(session: Session, method: Method, task: Task, plan: _Plan) -> None:
     count = len(plan.examples)
     session.log.info(f"task {task.index} ({task.name}): {count} examples, {task.epochs} epochs of {plan.steps} steps")
-    session.log.info(describe(method.model) + _describe_extra(method))
+    session.log.info(_describe(method))
     cut = sum(length > task.max_length for length in plan.lengths) if task.max_length else 0
     if cut:
         session.log.warning(
@@ -215,9 +249,14 @@ def _announce(session: Session, method: Method, task: Task, plan: _Plan) -> None
         )
 
 
-def _describe_extra(method: Method) -> str:
+def _describe(method: Method) -> str:
+    """What is trained; a model whose layers cannot be listed is described by its size."""
+    try:
+        text = describe(method.model)
+    except UserError:
+        text = f"trainable: {sum(w.numel() for w in method.model.parameters() if w.requires_grad):,} parameters"
     own = sum(w.numel() for w in method.extra.parameters() if w.requires_grad)
-    return f", and {own:,} parameters of {type(method).__name__} itself" if own else ""
+    return text + (f", and {own:,} parameters of {type(method).__name__} itself" if own else "")
 
 
 def _check_finite(terms: dict[str, Tensor], task: Task, at: Progress) -> None:

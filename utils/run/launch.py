@@ -31,7 +31,7 @@ from utils.preprocess import jsonl
 from utils.prompt import choose
 from utils.report import summary
 from utils.run import checkpoint, dry_run, early_stopping
-from utils.run.failures import explained, go_on, termination_interrupts
+from utils.run.failures import explained, how_to_resume
 from utils.run.fit import fit
 from utils.run.trackers import start_tracker
 from utils.run.trainer import Trainer
@@ -70,7 +70,7 @@ def launch(options: Resolved, folder: Path | None) -> dict[str, Any]:
         method = build_method(options, method_class, stream, accelerator, log)
         folder = _open_folder(options, stream, accelerator, folder)
         log.write_to(folder)
-    with explained(folder), termination_interrupts():
+    with explained(folder):
         return _run(options, method, accelerator, log, folder)
 
 
@@ -90,8 +90,9 @@ def _run(options: Resolved, method: Method, accelerator: Accelerator, log: RunLo
         if results:
             log.info("\n" + summary.table(results) + f"\nresults: {folder}/results.md")
         return results
-    except KeyboardInterrupt:
-        log.info(f"interrupted; {go_on(folder)}")
+    except KeyboardInterrupt as error:
+        error.args = (f"interrupted; {how_to_resume(folder)}",)
+        log.info(error.args[0])
         raise
     finally:
         log.close()

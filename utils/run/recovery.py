@@ -1,27 +1,12 @@
-"""Tasks as the options want them learned."""
+"""Is the knowledge of task 0 still there? The model practises again on a part of it (Zheng et al., ICLR 2025)."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from models.Base import Method, Task
+from models.Base import Method
 from utils.config import per_task
-
-
-def task_of(method: Method, index: int) -> Task:
-    """A task of the stream, with what the options say about it."""
-    config, data = method.config, method.stream.tasks[index]
-    first = index == 0 and config.training_epochs_first_task is not None
-    epochs = config.training_epochs_first_task if first else config.training_epochs
-    new = config.backbone_max_new_token if config.backbone_max_new_token > 0 else method.stream.max_new_tokens(index)
-    return Task(
-        index,
-        data.name,
-        data.train,
-        per_task(config.training_epochs_list, epochs, index),
-        method.max_length(index),
-        per_task(config.backbone_max_new_token_list, new, index),
-    )
+from utils.run.tasks import task_of
 
 
 def relearn(method: Method, epochs: int) -> None:

@@ -134,7 +134,7 @@ def test_the_key_is_in_no_file_of_the_run(tmp_path, monkeypatch):
         state._reset_state()
     results = launch.launch(resolve(["--cfg", "None", *argv]), None)
     assert results["R"][1][1] is not None
-    (run,) = (tmp_path / "experiments" / "default-SEQ").iterdir()
+    (run,) = (tmp_path / "experiments").glob("*/*")
     files = [path for path in run.rglob("*") if path.is_file()]
     assert any(path.suffix == ".wandb" for path in files)
     assert {"config.yaml", "env.json", "facts.json", "log.jsonl", "train.log", "results.json", "results.md"} <= {
