@@ -22,6 +22,7 @@ from tests.stress import faults
 from tests.tiny import backbone_folder, micro_stream
 from utils.dataset import save_stream
 from utils.report import summary
+from utils.run.checkpoint import checkpoints
 
 OPTIONS = (
     "--cfg None --dataset micro --info_per_steps 4 --training_epochs 2 --batch_size 4 --lr 3e-3 --is_replay "
@@ -134,7 +135,7 @@ def test_sigterm_in_training(command, tmp_path):
         return any("step 4 of" in path.read_text(encoding="utf-8") for path in tmp_path.glob("*/*/train.log"))
 
     folder, out, last = terminated([*command, *endless], tmp_path, is_time)
-    newest = sorted((folder / "checkpoints").iterdir(), key=lambda path: path.stat().st_mtime)[-1].name
+    newest = checkpoints(folder / "checkpoints")[-1].name
     assert f"interrupted; resume it from checkpoint {newest} with" in last
     lines = [line for line in out.split("\n") if "step 4 of " in line]
     assert len(lines) == 1 and re.search(
