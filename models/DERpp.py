@@ -92,7 +92,7 @@ class DERpp(Method):
     def _error(self, logits: Tensor, labels: Tensor, batch: Batch, task: Task) -> Tensor:
         """Squared errors to the targets, () float: mean over logits, sum over the answer tokens of x'."""
         if self.options.DERpp_targets == "stored":
-            notes = [self.memory.notes[replace(example, source="memory")] for example in batch.examples]
+            notes = [self.memory.notes[example.presentation] for example in batch.examples]
             rows = zip(logits, labels, notes, strict=True)
             return sum((dark_error(z[y != IGNORE], note) for z, y, note in rows), logits.sum() * 0)
         if not self.teacher or not batch.examples:
@@ -104,9 +104,9 @@ class DERpp(Method):
 
     def after_step(self, task: Task) -> None:
         super().after_step(task)
-        fresh = [example for example in self.memory.rows() if example not in self.memory.notes]
+        fresh = [row for row in self.memory.rows() if row.presentation not in self.memory.notes]
         if fresh and self.options.DERpp_targets == "stored":
-            self.memory.notes |= zip(fresh, self.dark(fresh, task), strict=True)
+            self.memory.notes |= zip((row.presentation for row in fresh), self.dark(fresh, task), strict=True)
 
     def dark(self, examples: Sequence[Example], task: Task) -> list[Dark]:
         """The logits that the model gives now to the answers of some examples, in eval mode."""

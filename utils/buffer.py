@@ -12,25 +12,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.config import Config
-from utils.dataset import Example
+from utils.dataset import Example, Stream
 
 Features = Callable[[Sequence[Example]], NDArray[np.float32]]  # N examples -> (N, D)
 
 
 class Memory:
-    """Examples of finished tasks, within a budget; no example twice.
+    """Examples of earlier tasks, within a budget.
 
-    The budget is a share of each task (`Replay_buffer_ratio`: grows with the tasks) or a fixed number of examples
-    (`Replay_buffer_size`), shared equally among the groups seen so far: tasks, or classes if class-balanced. Within a
-    group examples are ordered by random draw or by herding, and a shrinking quota drops them from the end. `reservoir`
-    knows no groups: every example seen so far has the same chance to be kept (Vitter, 1985).
+    The budget is a share of each task (`Replay_buffer_ratio`: at least one example, grows with the tasks) or a fixed
+    number of examples (`Replay_buffer_size`), shared equally among the groups seen so far: tasks, or classes if
+    class-balanced. Within a group examples are ordered by random draw or by herding, and a shrinking quota drops them
+    from the end. No example is held twice.
+
+    `reservoir` knows no groups (Vitter, 1985): every offer so far has the same chance to be in memory. A finished task
+    offers each of its examples once. With `Replay_update: step` each presentation in training is an offer, as in the
+    code of DER (Buzzega et al., 2020): a task of three epochs offers its examples three times, and an example may be
+    held more than once, each time with what a method noted at that presentation.
     """
 
     def __init__(self, config: Config, num_class: int | None = None):
         self.config, self.num_class = config, num_class
         self.groups: dict[Hashable, list[Example]] = {}
         self.seen = 0  # examples offered so far, for the reservoir
-        self.notes: dict[Example, Any] = {}  # what a method keeps of an example as long as the example is kept
+        self.notes: dict[int, Any] = {}  # what a method keeps of a row of the reservoir, by the row's `presentation`
 
     def __len__(self) -> int:
         return sum(map(len, self.groups.values()))
@@ -54,11 +59,12 @@ class Memory:
         """
         self._take_in(examples, rng, features)
         if self.notes:
-            kept = set(self.rows())
-            self.notes = {example: note for example, note in self.notes.items() if example in kept}
+            kept = {example.presentation for example in self.rows()}
+            self.notes = {presentation: note for presentation, note in self.notes.items() if presentation in kept}
 
     def _take_in(self, examples: Sequence[Example], rng: random.Random, features: Features) -> None:
-        new = [replace(example, source="memory") for example in dict.fromkeys(examples)]
+        offered = examples if self.config.Replay_update == "step" else dict.fromkeys(examples)
+        new = [replace(example, source="memory") for example in offered]
         if self.config.Replay_sampling_algorithm == "reservoir":
             return self._reservoir(new, rng)
         arrived: dict[Hashable, list[Example]] = {}
@@ -79,7 +85,7 @@ class Memory:
     def _quotas(self, offered: int, arrived: list[Hashable]) -> dict[Hashable, int]:
         """Quota of each group whose size changes; with a ratio old groups keep theirs."""
         if self.config.Replay_buffer_size is None:
-            total = math.floor(self.config.Replay_buffer_ratio * offered + 1e-9)  # 0.29 * 100 is 28.999999999999996
+            total = share_of(offered, self.config.Replay_buffer_ratio)
             return {key: n + len(self.groups.get(key, [])) for key, n in split_evenly(total, arrived).items()}
         groups = list(dict.fromkeys([*self.groups, *arrived]))
         if self.config.Replay_fix_budge_each_class and self.num_class:
@@ -94,27 +100,63 @@ class Memory:
 
     def _reservoir(self, new: list[Example], rng: random.Random) -> None:
         size, kept = self.config.Replay_buffer_size, self.groups.setdefault("reservoir", [])
-        held = set(kept)  # with an update after each step an example comes by once an epoch
         for example in new:
-            if example in held:
-                continue
             self.seen += 1
+            row = replace(example, presentation=self.seen)
             if len(kept) < size:
-                kept.append(example)
+                kept.append(row)
             elif (slot := rng.randrange(self.seen)) < size:
-                kept[slot] = example
+                kept[slot] = row
 
     def state_dict(self) -> dict:
         """The memory as plain values."""
         groups = {key: [asdict(example) for example in group] for key, group in self.groups.items()}
-        notes = [self.notes.get(example) for example in self.rows()] if self.notes else []
-        return {"groups": groups, "seen": self.seen, "notes": notes}
+        return {"groups": groups, "seen": self.seen, "notes": self.notes}
 
     def load_state_dict(self, state: dict) -> None:
         """Inverse of `state_dict`."""
         self.seen = state["seen"]
         self.groups = {key: [Example(**row) for row in rows] for key, rows in state["groups"].items()}
-        self.notes = dict(zip(self.rows(), state["notes"], strict=False))  # none at all without notes
+        self.notes = dict(state["notes"])
+
+
+def share_of(count: int, ratio: float) -> int:
+    """Examples of a task that a ratio keeps: rounded down, but at least one.
+
+    >>> share_of(100, 0.29), share_of(60, 0.01)
+    (29, 1)
+    """
+    return max(1, math.floor(ratio * count + 1e-9))  # 0.29 * 100 is 28.999999999999996
+
+
+def problems(config: Config, stream: Stream) -> list[str]:
+    """Why memory cannot hold an example of every task or class of this stream; empty if it can."""
+    size, tasks, classes = config.Replay_buffer_size, len(stream.tasks), stream.config.get("NUM_CLASS")
+    if size is None or config.Replay_sampling_algorithm == "reservoir":
+        return []
+    if config.Replay_fix_budge_each_class:
+        if not classes:
+            return [f"Replay_fix_budge_each_class: {stream.name} has no classes (NUM_CLASS); leave it out"]
+        if size < classes:
+            why = (
+                f"expected at least the {classes} classes of {stream.name} with Replay_fix_budge_each_class, got {size}"
+            )
+            return [f"Replay_buffer_size: {why}"]
+    if size < tasks:
+        return [f"Replay_buffer_size: expected at least one example for each of {tasks} tasks, got {size}"]
+    return []
+
+
+def remarks(config: Config, stream: Stream) -> list[str]:
+    """What is to be said about the memory of a run."""
+    ratio = config.Replay_buffer_ratio
+    if not config.is_replay or config.Replay_buffer_size is not None:
+        return []
+    return [
+        f"task {k}: Replay_buffer_ratio {ratio:g} of {len(task.train)} examples is less than one; memory keeps one"
+        for k, task in enumerate(stream.tasks)
+        if ratio * len(task.train) + 1e-9 < 1
+    ]
 
 
 def split_evenly(total: int, keys: list[Hashable]) -> dict[Hashable, int]:

@@ -227,7 +227,7 @@ class ReplayOptions(OptionGroup):
 
     is_replay: bool = Field(False, description="Train on remembered examples of earlier tasks.")
     Replay_buffer_ratio: Float = Field(
-        0.01, gt=0, le=1, description="Share of each task's examples that is remembered."
+        0.01, gt=0, le=1, description="Share of each task's examples that is remembered, at least one."
     )
     Replay_buffer_size: Int | None = Field(
         None, ge=1, description="Examples remembered, all tasks together; replaces the ratio."
@@ -239,7 +239,9 @@ class ReplayOptions(OptionGroup):
         "random", description="How remembered examples are chosen."
     )
     Replay_update: Literal["task", "step"] = Field(
-        "task", description="When memory takes examples in: at the end of a task, or after each step (reservoir)."
+        "task",
+        description="When memory takes examples in: at the end of a task, or after each step (reservoir); then each "
+        "presentation counts, not each example.",
     )
     Replay_class_balanced: bool = Field(
         False, description="Share the budget equally among classes (tasks, where there are no classes)."

@@ -42,6 +42,7 @@ class Example:
     source: str = "task"  # "task" | "memory" | "pseudo" ...: the role of the row in a method's loss
     view: str = "answer"  # the tokens with a loss: "answer" | "lm": question and answer
     messages: tuple[tuple[str, str], ...] | None = None  # a chat: (role, content); its last turn is the target
+    presentation: int = field(default=0, compare=False)  # in a reservoir: the number of the offer that put it there
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from tests import tiny
 from tests.tiny import make_config
+from utils import buffer
 from utils.buffer import Memory, herding
 from utils.dataset import Example
 from utils.run.checkpoint import pack, unpack
@@ -39,7 +41,7 @@ def per(memory, key):
 @pytest.mark.parametrize("percent", range(1, 101))
 def test_a_ratio_keeps_that_share_of_each_task(percent):
     memory = filled([100, 50], Replay_buffer_ratio=percent / 100)
-    assert per(memory, lambda row: row.task) == Counter({0: percent, 1: percent * 50 // 100})
+    assert per(memory, lambda row: row.task) == Counter({0: percent, 1: max(1, percent * 50 // 100)})
 
 
 @pytest.mark.parametrize("options", [
@@ -199,12 +201,72 @@ def test_a_saved_memory_goes_on_as_if_nothing_had_happened(options):
 
 def test_a_note_stays_as_long_as_its_example():
     memory = filled([20], Replay_sampling_algorithm="reservoir", Replay_buffer_size=5)
-    memory.notes = {row: row.input for row in memory.rows()}
+    memory.notes = {row.presentation: row.input for row in memory.rows()}
     before = set(memory.rows())
     memory.update(task(1, 4), random.Random(0), no_features)
     kept = before & set(memory.rows())
     assert 0 < len(kept) < 5
-    assert memory.notes == {row: row.input for row in kept}
+    assert memory.notes == {row.presentation: row.input for row in kept}
     other = filled([], Replay_sampling_algorithm="reservoir", Replay_buffer_size=5)
     other.load_state_dict(unpack(*pack(memory.state_dict())))
-    assert {row: note for row, note in other.notes.items() if note} == memory.notes
+    assert other.notes == memory.notes
+    assert [row.presentation for row in other.rows()] == [row.presentation for row in memory.rows()]
+
+
+def step_by_step(plan, size, seed):
+    """A memory that saw tasks of (examples, epochs), four examples a step, in shuffled epochs."""
+    options = {"Replay_sampling_algorithm": "reservoir", "Replay_update": "step", "Replay_buffer_size": size}
+    memory, rng = Memory(make_config(is_replay=True, **options)), random.Random(seed)
+    for index, (count, epochs) in enumerate(plan):
+        examples = task(index, count)
+        for _ in range(epochs):
+            rng.shuffle(examples)
+            for start in range(0, count, 4):
+                memory.update(examples[start : start + 4], rng, no_features)
+    return memory
+
+
+def test_every_presentation_has_the_same_chance_over_several_epochs():
+    """Shares of tasks over 40 memories are those of their presentations, within four standard deviations."""
+    for plan, size in (([(60, 20)] * 4, 50), ([(120, 3), (24, 8)], 12), ([(12, 1), (12, 9), (12, 2)], 6)):
+        presentations = [count * epochs for count, epochs in plan]
+        memories = [step_by_step(plan, size, seed) for seed in range(40)]
+        assert all(len(memory) == size and memory.seen == sum(presentations) for memory in memories)
+        counts = Counter(row.task for memory in memories for row in memory.rows())
+        for index, count in enumerate(presentations):
+            share = count / sum(presentations)
+            spread = (40 * size * share * (1 - share)) ** 0.5
+            assert abs(counts[index] - 40 * size * share) < 4 * spread, (plan, index, counts)
+
+
+def test_every_example_of_a_task_has_the_same_chance_over_several_epochs():
+    counts = Counter(row.input for seed in range(300) for row in step_by_step([(12, 5)], 4, seed).rows())
+    assert len(counts) == 12
+    assert sum((n - 100) ** 2 / 100 for n in counts.values()) < 31.3  # 11 degrees of freedom, p = 0.001
+
+
+def test_an_example_that_is_held_twice_has_two_notes():
+    memory = step_by_step([(4, 50)], 6, 0)
+    assert len(memory) == 6 > len(set(memory.rows()))
+    assert len({row.presentation for row in memory.rows()}) == 6
+
+
+def test_a_ratio_keeps_at_least_one_example_of_each_task():
+    memory = filled([60, 5, 300])
+    assert per(memory, lambda row: row.task) == Counter({0: 1, 1: 1, 2: 3})
+    said = buffer.remarks(make_config(is_replay=True, Replay_buffer_ratio=0.05), tiny.micro_stream())
+    assert [text.split(":")[0] for text in said] == ["task 0", "task 1", "task 2"] and "keeps one" in said[0]
+    assert buffer.remarks(make_config(is_replay=True, Replay_buffer_ratio=0.5), tiny.micro_stream()) == []
+
+
+def test_a_memory_that_is_too_small_for_the_stream_is_refused():
+    quota = {"Replay_class_balanced": True, "Replay_fix_budge_each_class": True}
+    for options, words in (
+        ({"Replay_buffer_size": 2}, "each of 3 tasks, got 2"),
+        ({"Replay_buffer_size": 8} | quota, "at least the 9 classes"),
+        ({"Replay_buffer_size": 2, "Replay_sampling_algorithm": "reservoir"}, ""),
+        ({"Replay_buffer_size": 9} | quota, ""),
+        ({"Replay_buffer_ratio": 0.5}, ""),
+    ):
+        found = buffer.problems(make_config(is_replay=True, **options), tiny.micro_stream())
+        assert words in "".join(found) and bool(found) == bool(words), (options, found)

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from models.Base import Method
-from utils import probing
+from utils import buffer, probing
 from utils.backbone import find_source, kind, load_backbone, stop_also_at
 from utils.classifier import ClassEncoder, Classes
 from utils.config import Config
@@ -54,6 +54,7 @@ def launch(options: Resolved, folder: Path | None) -> dict[str, Any]:
     problems += probing.refuse(config, stream) + early_stopping.refuse(config, method_class, stream)
     problems += check_parallel(config, method_class, launched)
     problems += method_class.problems(config, options.method_options, stream) + checkpoint.refuse(config)
+    problems += buffer.problems(config, stream)
     if problems:
         raise ConfigError(problems)
     find_source(config)
@@ -79,6 +80,8 @@ def _run(options: Resolved, method: Method, accelerator: Accelerator, log: RunLo
     config, launched = options.config, mode()
     try:
         log.info(f"run folder: {folder}")
+        for remark in buffer.remarks(config, method.stream):
+            log.warning(remark)
         if launched is not None:
             log.info(modes.describe(config, accelerator.num_processes))
         if accelerator.is_main_process:

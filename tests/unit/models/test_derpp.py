@@ -77,10 +77,10 @@ def test_logits_are_those_of_the_step_that_brought_the_example(tmp_path):
             known = set(self.memory.notes)
             super().after_step(task)
             made.append((set(self.memory.notes) - known, self.dark(self.memory.rows(), task), self.memory.rows()))
-            assert set(self.memory.notes) == set(self.memory.rows())
+            assert set(self.memory.notes) == {row.presentation for row in self.memory.rows()}
             for row, dark in zip(*made[-1][:0:-1], strict=True):
-                if row in made[-1][0]:
-                    assert torch.allclose(dark[0], self.memory.notes[row][0], atol=1e-4)
+                if row.presentation in made[-1][0]:
+                    assert torch.allclose(dark[0], self.memory.notes[row.presentation][0], atol=1e-4)
 
     config = tiny.make_config("DERpp", backbone=tiny.backbone_folder(dropout=0.1), is_evaluate_init=False)
     tiny.run(tmp_path, config, None, Watched)
@@ -97,7 +97,8 @@ def test_two_independent_draws_and_a_constant_number_of_new_rows(tmp_path):
             return rows
 
     tiny.run(tmp_path, tiny.make_config("DERpp", batch_size=5, is_evaluate_init=False), None, Watched)
-    drawn = [[[r.input for r in rows if r.source == source] for source in ("memory", "dark")] for _, rows in steps]
+    sources = ("memory", "dark")
+    drawn = [[[r.presentation for r in rows if r.source == source] for source in sources] for _, rows in steps]
     assert drawn[0] == [[], []]  # nothing to replay yet
     assert all(len(set(rows)) == len(rows) == 2 for pair in drawn[1:] for rows in pair)
     assert sum(set(old) != set(dark) for old, dark in drawn) > len(drawn) / 2
@@ -116,7 +117,10 @@ def test_each_term_is_the_mean_over_its_own_rows(tmp_path):
     rows = method.memory.rows()[:4]
     now = method.dark(rows, tiny.make_task(1))
     errors = [
-        (logits[0].gather(-1, order(logits[1], method.memory.notes[row][1])) - method.memory.notes[row][0]).square()
+        (
+            logits[0].gather(-1, order(logits[1], method.memory.notes[row.presentation][1]))
+            - method.memory.notes[row.presentation][0]
+        ).square()
         for row, logits in zip(rows, [largest(full(method, row), 10**6) for row in rows], strict=True)
     ]
     assert now
@@ -172,7 +176,7 @@ def test_logits_are_dropped_with_their_example_saved_and_counted(tmp_path):
     state = method.state_dict()
     other = tiny.make_method(tiny.make_session(method.config))
     other.load_state_dict(unpack(*pack(state)))
-    assert list(other.memory.notes) == list(method.memory.rows())
+    assert set(other.memory.notes) == {row.presentation for row in method.memory.rows()}
     for row, note in other.memory.notes.items():
         assert all(torch.equal(a, b) for a, b in zip(note, method.memory.notes[row], strict=True))
     tokens = sum(len(note[0]) for note in method.memory.notes.values())
