@@ -1,9 +1,9 @@
 """Adapters of the peft library: small trainable parts in or before a frozen base model.
 
 A model with adapters is a `PeftModel`; peft names, saves and loads them. This file deviates from peft in two points:
-peft runs a model with virtual tokens without positions, so that padding on the left would shift the text; and peft
-makes adapters trainable when it activates them, which only utils/run/fit.py decides here. Shapes: B rows, T tokens, v
-virtual tokens.
+peft puts virtual tokens before the padding of a row and runs the model without positions, so that padding would shift
+the text; and peft makes adapters trainable when it activates them, which only utils/run/fit.py decides here. Shapes: B
+rows, T tokens, v virtual tokens.
 """
 
 from __future__ import annotations
@@ -200,34 +200,86 @@ def resting(model: Model) -> set[str]:
 
 
 def inputs(model: Model, ids: Tensor, mask: Tensor) -> dict[str, Any]:
-    """The inputs of `innermost` for rows of text; virtual tokens come before the text and its padding.
+    """The inputs of `innermost` for rows of text.
+
+    Padding comes first, then virtual tokens, then the text: models with a sliding window or with convolutions would
+    otherwise see another distance between virtual tokens and text in a padded row.
 
     Args:
         model: Any model.
-        ids: (B, T) int64.
+        ids: (B, T) int64; of a decoder padded on the left, of others on the right.
         mask: (B, T) int64, 0 on padding.
 
     Returns:
-        attention_mask (B, v + T) and either input_ids (B, T), with prefixes in past_key_values, or inputs_embeds
-        (B, v + T, D).
+        attention_mask (B, v + T) and either inputs_embeds (B, v + T, D), or input_ids (B, v + T), where any ids stand
+        in the columns of a prefix, whose keys and values the cache in past_key_values puts there.
     """
     if not (has_adapters(model) and model.active_peft_config.is_prompt_learning):
         return {"input_ids": ids, "attention_mask": mask}
-    prompt = model.get_prompt(len(ids))
-    virtual = mask.new_ones(len(ids), model.active_peft_config.num_virtual_tokens)
-    mask = torch.cat([virtual, mask], dim=1)
-    if not isinstance(prompt, Tensor):
-        return {"input_ids": ids, "attention_mask": mask, "past_key_values": prompt}
-    words = innermost(model).get_input_embeddings()(ids)
-    return {"inputs_embeds": torch.cat([prompt.to(words.dtype), words], dim=1), "attention_mask": mask}
+    prompt, padding_last = model.get_prompt(len(ids)), kind_of(innermost(model).config) != "decoder"
+    if isinstance(prompt, Tensor):
+        words = innermost(model).get_input_embeddings()(ids)
+        embeddings, mask = before_text(prompt, words, mask, padding_last)
+        return {"inputs_embeds": embeddings, "attention_mask": mask}
+    count, starts = model.active_peft_config.num_virtual_tokens, mask.shape[1] - mask.sum(dim=1)
+    mask = torch.cat([mask.new_ones(len(ids), count), mask], dim=1).sort(dim=1, stable=True).values
+    return {
+        "input_ids": F.pad(ids, (count, 0), value=int(ids[0, -1])),
+        "attention_mask": mask,
+        "past_key_values": prefixed_cache(prompt, starts, mask.shape[1]),
+    }
+
+
+def before_text(virtual: Tensor, text: Tensor, mask: Tensor, padding_last: bool) -> tuple[Tensor, Tensor]:
+    """Virtual tokens right before the text of each row.
+
+    Args:
+        virtual: (B, v, D) or (v, D).
+        text: (B, T, D) embeddings.
+        mask: (B, T) int64, 0 on padding.
+        padding_last: Padding comes after the text, not before the virtual tokens.
+
+    Returns:
+        Embeddings (B, v + T, D) and their mask (B, v + T).
+    """
+    virtual = virtual.to(text.dtype).expand(len(text), -1, -1)
+    mask = torch.cat([mask.new_ones(virtual.shape[:2]), mask], dim=1)
+    order = mask.argsort(dim=1, descending=padding_last, stable=True)
+    return torch.cat([virtual, text], dim=1).take_along_dim(order[..., None], 1), mask.gather(1, order)
+
+
+def prefixed_cache(prefix: Any, starts: Tensor, columns: int) -> Any:
+    """An empty cache that writes a prefix over the keys and values of some of the first columns it is given.
+
+    Args:
+        prefix: Cache of peft: keys and values (B, heads, v, D) of each layer.
+        starts: (B,) int64, first column of the prefix in each row.
+        columns: How many columns the model reads first.
+    """
+    from transformers import DynamicCache  # seconds to import: not for --help
+
+    places = torch.arange(columns, device=starts.device) - starts[:, None]  # (B, columns), in the prefix
+
+    def overwritten(states: Tensor, virtual: Tensor) -> Tensor:
+        count = virtual.shape[2]
+        index = places.clamp(0, count - 1)[:, None, :, None]
+        inside = ((places >= 0) & (places < count))[:, None, :, None]
+        return torch.where(inside, virtual.to(states.dtype).take_along_dim(index, 2), states)
+
+    class Prefixed(DynamicCache):
+        def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **options: Any):
+            if self.get_seq_length(layer_idx) == 0:
+                layer = prefix.layers[layer_idx]
+                key_states = overwritten(key_states, layer.keys)
+                value_states = overwritten(value_states, layer.values)
+            return super().update(key_states, value_states, layer_idx, *args, **options)
+
+    return Prefixed()
 
 
 def generate(model: Model, given: dict[str, Any], **options: Any) -> Tensor:
     """New tokens (B, N) that the innermost model generates from its inputs, see `inputs`."""
     net = innermost(model)
-    if "past_key_values" in given:  # generate() counts the tokens in a cache as the beginning of the ids
-        ids, mask = given["input_ids"], given["attention_mask"]
-        given = given | {"input_ids": F.pad(ids, (mask.shape[1] - ids.shape[1], 0))}
     writer: Any = net  # a model that generates is also a GenerationMixin
     output: Tensor = writer.generate(**given, **options)
     if net.config.is_encoder_decoder:

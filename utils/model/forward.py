@@ -134,17 +134,9 @@ def text_inputs(model: Model, batch: Batch, prompt: Tensor | None = None) -> dic
         ids, mask = ids.gather(1, order), mask.gather(1, order)
     if prompt is None:
         return adapters.inputs(model, ids, mask)
-    return _with_prompt(net, ids, mask, prompt, padding_last=kind != "decoder")
-
-
-def _with_prompt(
-    net: PreTrainedModel, ids: Tensor, mask: Tensor, prompt: Tensor, padding_last: bool
-) -> dict[str, Tensor]:
     text = net.get_input_embeddings()(ids)
-    embeddings = torch.cat([prompt.to(text.dtype).expand(len(ids), -1, -1), text], dim=1)
-    mask = torch.cat([mask.new_ones(len(ids), len(prompt)), mask], dim=1)
-    order = mask.argsort(dim=1, descending=padding_last, stable=True)
-    return {"inputs_embeds": embeddings.take_along_dim(order[..., None], 1), "attention_mask": mask.gather(1, order)}
+    embeddings, mask = adapters.before_text(prompt, text, mask, padding_last=kind != "decoder")
+    return {"inputs_embeds": embeddings, "attention_mask": mask}
 
 
 def split(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
