@@ -11,13 +11,16 @@ from utils.storage.files import is_file
 
 
 def main(argv: list[str]) -> int:
-    """Run the program; returns its exit code: 0 done, 2 an error of the user, 130 interrupted, 143 terminated."""
+    """Parse, check, build, run, report; returns 0 done, 2 an error of the user, 130 interrupted, 143 terminated."""
     try:
         options, folder = read_options(argv)
         with termination_interrupts():
-            from utils.run.launch import launch  # slow to import: not for --help or a wrong option
+            from utils.options.checks import check  # slow to import: not for --help or a wrong option
 
-            launch(options, folder)
+            plan = check(options)
+            from utils.run.launch import launch
+
+            launch(plan, folder)
     except UserError as error:
         return fail(error)
     except KeyboardInterrupt as error:
@@ -32,9 +35,7 @@ def read_options(argv: list[str]) -> tuple[Resolved, Path | None]:
     options = resolve(argv)
     if options.config.resume is None:
         return options, None
-    extra = sorted(
-        set(options.sources) - {"resume"} - {n for n, s in options.sources.items() if not s.startswith("--")}
-    )
+    extra = sorted(name for name, source in options.sources.items() if source.startswith("--") and name != "resume")
     folder = Path(options.config.resume)
     problems = [f"{name}: cannot be changed in a resumed run; leave it out" for name in extra]
     if not is_file(folder / "config.yaml"):

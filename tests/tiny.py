@@ -43,6 +43,8 @@ from utils.factory import load_method
 from utils.logger import RunLog
 from utils.model import weights
 from utils.model.architecture import Backbone
+from utils.options.checks import Plan
+from utils.options.parse import Resolved
 from utils.report import summary
 from utils.report.compare import compare_text
 from utils.report.results import build, group
@@ -272,6 +274,12 @@ def make_config(method: str = "SEQ", **options: Any) -> Config:
     for setting in needed:
         values |= setting
     return Config(**values | options)
+
+
+def plan(config: Config, method: type[Method] | None = None, stream: Stream | None = None, **own: Any) -> Plan:
+    """A plan of these options, for the checks; `own` are the method's."""
+    method = method or load_method(config.method)
+    return Plan(Resolved(config, method.Options(**own), {}), method, read=lambda _: stream or micro_stream())
 
 
 class Recorder(RunLog):

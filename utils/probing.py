@@ -32,7 +32,7 @@ from utils.storage.moment import Moment
 Answers = dict[str, list[int]]  # by probe: a class for each test example
 
 
-def refuse(config: Config, stream: Stream) -> list[str]:
+def problems(config: Config, stream: Stream) -> list[str]:
     """Why `is_probing` cannot be used; empty if it can, or is not set."""
     if not config.is_probing:
         return []

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils.errors import UserError, exit_code, termination_interrupts
-from utils.options.parse import clean_name
+from utils.options.parse import ConfigError, clean_name, resolve
 from utils.progress import SECONDS, duration, say_with_time
 from utils.report.__main__ import main as report
 from utils.storage.files import read_json
@@ -69,8 +69,12 @@ class Job(NamedTuple):
         program = [*self._program(), str(ROOT / "main_CL.py")]
         if begun is not None:
             return [*program, "--resume", str(begun)]
+        return [*program, *self.words()]
+
+    def words(self) -> list[str]:
+        """Options of its run from the beginning."""
         words = ["--cfg", str(self.cfg), "--seed", str(self.seed), "--wandb_name", self.name]
-        return [*program, *words, "--dump_path", str(self.root), *self.options]
+        return [*words, "--dump_path", str(self.root), *self.options]
 
     def _program(self) -> list[str]:
         if self.launcher is None:
@@ -95,6 +99,24 @@ def is_finished(run: Path | None) -> bool:
     """True if the last row of R is complete."""
     results = run / "results.json" if run is not None else None
     return results is not None and results.is_file() and None not in read_json(results)["R"][-1]
+
+
+def check_all(jobs: list[Job]) -> None:
+    """Check every job that is to be run before the first one starts; seeds share their checks.
+
+    Raises:
+        ConfigError: with the problems of all jobs.
+    """
+    from utils.options.checks import check  # seconds to import: not for --help
+
+    found: list[str] = []
+    for job in {job.cfg: job for job in jobs if not is_finished(job.folder())}.values():
+        try:
+            check(resolve(job.words()))
+        except ConfigError as error:
+            found += [f"{job.cfg}: {problem}" for problem in error.problems]
+    if found:
+        raise ConfigError(found)
 
 
 def sweep(jobs: list[Job], workers: int) -> list[Job]:
@@ -273,6 +295,7 @@ def main(arguments: list[str] | None = None) -> int:
     jobs = [Job(cfg, seed, given.prefix, given.dump_path, extra, launcher) for cfg in given.cfg for seed in given.seeds]
     try:
         with termination_interrupts(), _alone(given.dump_path / given.prefix):
+            check_all(jobs)
             failed = sweep(jobs, given.jobs)
             runs = [str(job.folder()) for job in jobs if is_finished(job.folder())]
             if runs and report([*runs, "--out", str(given.dump_path / given.prefix)]):

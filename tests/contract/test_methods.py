@@ -8,12 +8,13 @@ import torch
 
 from models import METHODS
 from tests import tiny
+from utils import backbone
 from utils.dataset import save_stream
 from utils.distributed import placement
 from utils.evaluation import Cell, predict
 from utils.factory import check_capability, load_method
+from utils.options.checks import check
 from utils.options.parse import ConfigError, resolve
-from utils.run import launch
 from utils.run.fit import DivergedError, fit
 from utils.storage.files import read_jsonl
 
@@ -269,14 +270,13 @@ def test_what_cannot_run_is_refused_before_anything_is_loaded(name, tmp_path, mo
     monkeypatch.setattr(kind, "scenarios", frozenset({"CIT", "IIL"}))
     monkeypatch.setattr(kind, "needs", {"recovery": "of this"})
     monkeypatch.setattr(kind, "excludes", {"evaluate_unseen": "of that"})
-    for loader in ("load_backbone", "make_accelerator"):
-        monkeypatch.setattr(launch, loader, lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(backbone, "load_model", lambda *_: pytest.fail("loaded"))
     options = {"method": name, "il_mode": "CIL", "evaluate_unseen": "true", "dataset": "micro"}
     options |= {"dataset_path": str(tmp_path), "dump_path": str(tmp_path / "runs")}
     options |= {key: str(value) for key, value in tiny.OWN.get(name, {}).items()}
     argv = [word for key, value in options.items() for word in (f"--{key}", value)]
     with pytest.raises(ConfigError) as caught:
-        launch.launch(resolve(["--cfg", "None", *argv]), None)
+        check(resolve(["--cfg", "None", *argv]))
     assert caught.value.problems == [
         f"method {name} supports il_mode CIT, IIL; got CIL",
         f"method {name} needs recovery (of this); set recovery: True",

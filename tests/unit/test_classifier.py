@@ -22,7 +22,7 @@ from utils.model import adapters
 from utils.model.architecture import kind_of
 from utils.model.forward import features, labelled_states, token_states
 from utils.model.weights import eval_mode, snapshot
-from utils.run import launch
+from utils.options.checks import backbone_fits, stream_fits
 from utils.run.fit import fit
 
 ROWS = [[5, 6, 7, 8, 9, 10], [20], [30, 31, 32]]
@@ -450,13 +450,14 @@ def test_streams_that_do_not_tell_their_classes_are_refused():
 )
 def test_backbones_that_do_not_fit_are_refused(family, options, words, text):
     config = tiny.make_config(backbone=tiny.backbone_folder(family), **options)
-    with pytest.raises(UserError, match=text):
-        launch.check_backbone(config, SEQ, words)
+    stream = tiny.word_stream() if words else tiny.class_stream()
+    (problem,) = backbone_fits(tiny.plan(config, stream=stream))
+    assert re.search(text, problem)
 
 
 def test_word_level_classes_are_for_cil():
     config = tiny.make_config(classifier="Linear", il_mode="TIL")
-    assert launch.check_stream(config, tiny.word_stream()) == [
+    assert stream_fits(tiny.plan(config, stream=tiny.word_stream())) == [
         "il_mode: word-level classes need CIL, as the tag O belongs to no task; got TIL"
     ]
     with pytest.raises(UserError):

@@ -13,10 +13,9 @@ from tests import tiny
 from utils import probing
 from utils.errors import UserError
 from utils.model.probes import equal_weights, fit_probes, stratified, weighted_loss
-from utils.options.parse import ConfigError, resolve
+from utils.options import consistency
 from utils.report import summary
 from utils.report.probing import PROBES, accuracies
-from utils.run.launch import check_stream
 from utils.storage.files import read_json, read_jsonl
 from utils.storage.moment import BASE, Moment
 
@@ -268,7 +267,7 @@ def test_a_broken_answer_file_is_told(tmp_path):
 
 def test_streams_without_classes_are_refused(tmp_path):
     def problem(stream, **options):
-        return probing.refuse(tiny.make_config(**{"is_probing": True} | options), stream)
+        return probing.problems(tiny.make_config(**{"is_probing": True} | options), stream)
 
     stream = tiny.micro_stream()
     words = SimpleNamespace(name="words", is_word_level=True)
@@ -279,13 +278,12 @@ def test_streams_without_classes_are_refused(tmp_path):
     assert "il_mode must be CIL or TIL; got CIT" in problem(stream)[0]
     assert "words is word-level" in problem(words, il_mode="CIL")[0]
     assert "bare has examples without a class" in problem(bare, il_mode="TIL")[0]
-    assert check_stream(tiny.make_config(), stream) == []
 
 
 @pytest.mark.parametrize("option", ["probing_rows_per_class", "save_features"])
 def test_options_without_probing_are_refused(option):
-    with pytest.raises(ConfigError, match=f"{option}: has no effect without is_probing"):
-        resolve(["--cfg", "None", f"--{option}", "1" if "rows" in option else "true"])
+    config = tiny.make_config(**{option: 1 if "rows" in option else True})
+    assert consistency.check(config) == [f"{option}: has no effect without is_probing; set is_probing: True"]
 
 
 def test_results_of_a_run_without_probes_are_as_they_were(tmp_path):

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.Base import Method
-from utils.backbone import find_source
+from utils.distributed.modes import make_accelerator
 from utils.errors import UserError
-from utils.factory import check_capability, load_method
 from utils.logger import RunLog
 from utils.model.weights import Weights, snapshot
-from utils.options.parse import resolve
+from utils.options.checks import check
+from utils.options.parse import ConfigError, resolve
 from utils.run.checkpoint import Place, checkpoints
-from utils.run.launch import build_method, check_backbone, make_accelerator, quieten, read_stream
+from utils.run.launch import build_method, quieten
 from utils.run.trainer import load
 from utils.session import Session
 
@@ -78,21 +78,13 @@ def open_run(folder: Path) -> Opened:
     if not places:
         raise UserError(f"{folder}/checkpoints holds no checkpoint; {ADVICE}")
     options = resolve(["--cfg", str(folder / "config.yaml")])
-    config, method_class = options.config, load_method(options.config.method)
-    stream = read_stream(config)
-    trained = config.updated(recovery=True)  # what can't be recovered can't be diagnosed
-    problems = [
-        *check_capability(trained, method_class),
-        *method_class.problems(trained, options.method_options, stream),
-    ]
-    if problems:
-        raise UserError(f"{folder}: {problems[0]}")
-    find_source(config)
+    config = options.config.updated(recovery=True)  # what can't be recovered can't be diagnosed
+    try:
+        plan = check(options._replace(config=config))
+    except ConfigError as error:
+        raise UserError(f"{folder}: {'; '.join(error.problems)}") from None
     quieten()
-    check_backbone(config, method_class, stream.is_word_level)
-    accelerator = make_accelerator(config)
-    silent = RunLog(config, is_main=False)
-    method = build_method(options, method_class, stream, accelerator, silent)
+    method = build_method(plan, make_accelerator(config), RunLog(config, is_main=False))
     return Opened(folder, method, method.session, places)
 
 

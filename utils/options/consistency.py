@@ -38,7 +38,7 @@ def check(config: Config) -> list[str]:
     if config.is_replay:
         problems += _check_replay(config)
     problems += _check_adapters(config)
-    if not config.logger_filename.endswith((".log", ".txt")):  # it shall not be one of the run's other files
+    if not config.logger_filename.endswith((".log", ".txt")):  # not one of the run's other files
         problems.append(f"logger_filename: expected a name that ends with .log or .txt, got {config.logger_filename!r}")
     problems += [
         f"{name}: has no effect without freeze_parts"
@@ -102,7 +102,7 @@ def _check_adapters(config: Config) -> list[str]:
         if name.startswith(prefix) and config.is_changed(name) and kind not in kinds
     ]
     if config.freeze_parts and kind in PEFT_KINDS["PEFT_num_"]:
-        problems.append(f"freeze_parts: has no effect with PEFT_type {kind}, as no part of the model learns")
+        problems.append(f"freeze_parts: has no effect with PEFT_type {kind}, as no part of the model is trained")
     if config.gradient_checkpointing and kind == "PrefixTuning":
-        problems.append("gradient_checkpointing: layers would not see a prefix; leave it out with PrefixTuning")
+        problems.append("gradient_checkpointing: layers would not read the prefix; leave it out with PrefixTuning")
     return problems

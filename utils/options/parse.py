@@ -112,9 +112,8 @@ def resolve(argv: list[str]) -> Resolved:
         if name not in (*Config.model_fields, *schema.model_fields)
     ]
     config, options = _validate(Config, given, problems), _validate(schema, given, problems)
-    problems += consistency.check(config) if config is not None else []
-    if problems:
-        raise ConfigError(problems)
+    if config is None or options is None or problems:  # else it is left to the checks of the whole plan
+        raise ConfigError(problems + (consistency.check(config) if config is not None else []))
     if config.wandb_name is None:
         config = config.updated(wandb_name=_run_name(config, file))
     return Resolved(config, options, {name: item.source for name, item in given.items()})

@@ -20,7 +20,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from utils.config import Config
 from utils.errors import UserError
 from utils.model import adapters
 from utils.storage.files import read_json, sync_folder, write_json
@@ -80,26 +79,6 @@ def save(root: Path, place: Place, model: nn.Module, tokenizer, state: Packed, l
     sync_folder(root)
     shutil.rmtree(old, ignore_errors=True)
     prune(root, limit)
-
-
-def refuse(config: Config) -> list[str]:
-    """Problems of a checkpoint that is to be evaluated; one with heads, prompts or adapters is more than a model."""
-    chosen, cached = config.evaluate_checkpoint, config.backbone_cache_path
-    if chosen is not None and not (Path(chosen) / "manifest.json").is_file():
-        return [f"evaluate_checkpoint: {chosen}/manifest.json does not exist; expected <run>/checkpoints/<name>"]
-    if config.is_evaluate_only and config.load_llm_ckpt and chosen is None and _is_more_than_a_model(Path(cached)):
-        return [
-            f"load_llm_ckpt: {cached} holds adapters, heads or prompts of a run; to evaluate it with them: "
-            f"--cfg <run>/config.yaml --is_evaluate_only --evaluate_checkpoint {cached}"
-        ]
-    return []
-
-
-def _is_more_than_a_model(folder: Path) -> bool:
-    if not (folder / "state.json").is_file():
-        return False
-    extra = dict(read_json(folder / "state.json")["state"]["dict"])["extra"]
-    return bool(extra["dict"]) or any(folder.rglob("adapter_config.json"))
 
 
 def read_place(folder: Path) -> Place:

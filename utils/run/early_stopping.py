@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from models.Base import Method, Task
-from utils.config import WATCHING, Config
-from utils.dataset import Stream
 from utils.distributed.collectives import agree
 from utils.evaluation import metric_of
 from utils.model.weights import assign, borrowed
@@ -16,22 +14,6 @@ from utils.run.tasks import score_cell
 from utils.scoring import find
 from utils.session import Progress, Session
 from utils.storage.moment import Moment
-
-
-def refuse(config: Config, method_class: type[Method], stream: Stream) -> list[str]:
-    """Problems of these options with the stream and the method; an empty list if there are none."""
-    used = [name for name in WATCHING if getattr(config, name)]
-    problems = [f"{name}: has no effect with method {config.method}, which trains nothing" for name in used]
-    problems = [] if method_class.trains else problems
-    on_dev = ", ".join(name for name in used if name != "early_stop_accuracy")
-    if on_dev and (stream.dev_is_test or any(task.dev == task.test for task in stream.tasks)):
-        problems.append(f"{on_dev}: the dev split of {stream.name} is its test split, on which nothing may be chosen")
-    elif on_dev and (bare := [str(k) for k, task in enumerate(stream.tasks) if not task.dev]):
-        problems.append(f"{on_dev}: {stream.name} has no dev examples in task {', '.join(bare)}")
-    lower = {name for k in range(len(stream.tasks)) if not find(name := metric_of(config, stream, k)).higher_is_better}
-    if config.early_stop_accuracy is not None and lower:
-        problems.append(f"early_stop_accuracy: needs scores of which more is better; got {', '.join(sorted(lower))}")
-    return problems
 
 
 class Watch:

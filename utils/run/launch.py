@@ -1,4 +1,4 @@
-"""Build what a run needs: options, stream, backbone, method. Its folder is made when no mistake can be left."""
+"""Build what a checked plan needs - backbone, method, run folder - and run it."""
 
 from __future__ import annotations
 
@@ -13,29 +13,27 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from models.Base import Method
-from utils import buffer, probing
-from utils.backbone import find_source, kind, load_backbone, stop_also_at
+from utils import buffer
+from utils.backbone import find_source, load_backbone, stop_also_at
 from utils.classifier import ClassEncoder, Classes
 from utils.config import Config
 from utils.dataloader import Encoder
-from utils.dataset import LEVELS, Stream, load_stream
+from utils.dataset import Stream
 from utils.distributed import modes
-from utils.distributed.modes import check_parallel, make_accelerator, mode
-from utils.errors import UserError
-from utils.factory import check_capability, describe, load_method
+from utils.distributed.modes import make_accelerator, mode
+from utils.factory import describe
 from utils.logger import RunLog, make_run_folder, write_environment
 from utils.model import freeze
 from utils.model.architecture import Backbone
-from utils.options.parse import ConfigError, Resolved, flatten, to_yaml
-from utils.preprocess import jsonl
+from utils.options.checks import Plan
+from utils.options.parse import flatten, origin, to_yaml
 from utils.prompt import choose
 from utils.report import summary
-from utils.run import checkpoint, dry_run, early_stopping
+from utils.run import dry_run
 from utils.run.failures import explained, how_to_resume
 from utils.run.fit import fit
 from utils.run.trackers import start_tracker
 from utils.run.trainer import Trainer
-from utils.scoring import find
 from utils.session import Session
 from utils.storage.files import remove_drafts, write_json, write_text
 
@@ -44,42 +42,30 @@ from utils.storage.files import remove_drafts, write_json, write_text
 SMALL = 10_000_000
 
 
-def launch(options: Resolved, folder: Path | None) -> dict[str, Any]:
-    """Run, or go on with the run in `folder`; returns the results (on the main process)."""
-    config = options.config
-    method_class = load_method(config.method)
-    stream = read_stream(config)
-    launched = mode()
-    problems = [*check_capability(config, method_class), *check_stream(config, stream)]
-    problems += probing.refuse(config, stream) + early_stopping.refuse(config, method_class, stream)
-    problems += check_parallel(config, method_class, launched)
-    problems += method_class.problems(config, options.method_options, stream) + checkpoint.refuse(config)
-    problems += buffer.problems(config, stream)
-    if problems:
-        raise ConfigError(problems)
-    find_source(config)
+def launch(plan: Plan, folder: Path | None) -> dict[str, Any]:
+    """Run, or resume the run in `folder`; returns the results (on the main process)."""
     quieten()
-    check_backbone(config, method_class, stream.is_word_level)
-    accelerator = make_accelerator(config)
-    log = RunLog(config, accelerator.is_main_process)
-    if config.dry_run:
-        method = sketch(options, method_class, stream, accelerator, log)
+    accelerator = make_accelerator(plan.config)
+    log = RunLog(plan.config, accelerator.is_main_process)
+    if plan.config.dry_run:
+        method = sketch(plan, accelerator, log)
         if accelerator.is_main_process:
-            print(dry_run.text(method, accelerator.num_processes))
+            print(origin(plan.resolved), dry_run.text(method, accelerator.num_processes), sep="\n\n")
         return {}
     with explained(folder):
-        method = build_method(options, method_class, stream, accelerator, log)
-        folder = _open_folder(options, stream, accelerator, folder)
+        method = build_method(plan, accelerator, log)
+        folder = _open_folder(plan, accelerator, folder)
         log.write_to(folder)
     with explained(folder):
-        return _run(options, method, accelerator, log, folder)
+        return _run(plan, method, accelerator, log, folder)
 
 
-def _run(options: Resolved, method: Method, accelerator: Accelerator, log: RunLog, folder: Path) -> dict[str, Any]:
+def _run(plan: Plan, method: Method, accelerator: Accelerator, log: RunLog, folder: Path) -> dict[str, Any]:
     """Train and evaluate, with a log in the run folder."""
-    config, launched = options.config, mode()
+    config, launched = plan.config, plan.launched
     try:
         log.info(f"run folder: {folder}")
+        log.info(origin(plan.resolved))
         for remark in buffer.remarks(config, method.stream):
             log.warning(remark)
         if launched is not None:
@@ -88,7 +74,7 @@ def _run(options: Resolved, method: Method, accelerator: Accelerator, log: RunLo
             remove_drafts(folder)
             kind = accelerator.distributed_type.value
             write_environment(folder, config, str(accelerator.device), accelerator.num_processes, kind, launched)
-        log.tracker = start_tracker(accelerator, config, flatten(options), folder, log.warning)
+        log.tracker = start_tracker(accelerator, config, flatten(plan.resolved), folder, log.warning)
         results = Trainer(method, folder).run()
         if results:
             log.info("\n" + summary.table(results) + f"\nresults: {folder}/results.md")
@@ -102,47 +88,30 @@ def _run(options: Resolved, method: Method, accelerator: Accelerator, log: RunLo
         accelerator.end_training()
 
 
-def read_stream(config: Config) -> Stream:
-    """The stream that the options name, or the one that their files make: always the same split, whatever the seed."""
-    if config.dataset_files is None:
-        return load_stream(config.dataset, Path(config.dataset_path))
-    return jsonl.read_tasks([Path(name) for name in config.dataset_files], jsonl.Options(), seed=1)
-
-
-def build_method(
-    options: Resolved, method_class: type[Method], stream: Stream, accelerator: Accelerator, log: RunLog
-) -> Method:
+def build_method(plan: Plan, accelerator: Accelerator, log: RunLog) -> Method:
     """The method around its backbone, ready to train."""
-    config = options.config
-    backbone = load_backbone(config)
+    backbone = load_backbone(plan.config)
     backbone.model.to(accelerator.device)
     if accelerator.device.type == "cpu" and backbone.model.num_parameters() < SMALL:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    return assemble(options, method_class, stream, backbone, accelerator, log)
+    return assemble(plan, backbone, accelerator, log)
 
 
-def sketch(
-    options: Resolved, method_class: type[Method], stream: Stream, accelerator: Accelerator, log: RunLog
-) -> Method:
-    """The method around a model that has shapes, but no weights; with them where it looks at them in its setup."""
-    shapes = options.config.updated(backbone_random_init=True)
+def sketch(plan: Plan, accelerator: Accelerator, log: RunLog) -> Method:
+    """The method around a model that has shapes, but no weights; with them if its setup reads some."""
+    shapes = plan.config.updated(backbone_random_init=True)
     try:
         with torch.device("meta"):
-            return assemble(options, method_class, stream, load_backbone(shapes), accelerator, log)
-    except (NotImplementedError, RuntimeError):  # a meta tensor has no values
-        return build_method(options, method_class, stream, accelerator, log)
+            return assemble(plan, load_backbone(shapes), accelerator, log)
+    except (NotImplementedError, RuntimeError) as error:
+        if not any(word in str(error) for word in ("meta tensor", "Meta")):  # what torch says of a missing value
+            raise
+        return build_method(plan, accelerator, log)
 
 
-def assemble(
-    options: Resolved,
-    method_class: type[Method],
-    stream: Stream,
-    backbone: Backbone,
-    accelerator: Accelerator,
-    log: RunLog,
-) -> Method:
+def assemble(plan: Plan, backbone: Backbone, accelerator: Accelerator, log: RunLog) -> Method:
     """The method around this backbone, in the session of the run."""
-    config = options.config
+    config, stream = plan.config, plan.stream
     encoder = Encoder(
         backbone.tokenizer,
         choose(config.prompt_type, stream),
@@ -155,7 +124,7 @@ def assemble(
     if config.classifier is not None:
         encoder = ClassEncoder(encoder, Classes(stream), config.backbone_extract_token)
     session = Session(config, accelerator, encoder, log, fit)
-    method = method_class(session, options.method_options, backbone, stream)
+    method = plan.method(session, plan.options, backbone, stream)
     method.setup()
     freeze.select(method.model, config.freeze_parts, config.freeze_match)  # not first in the task that needs it
     return method
@@ -174,58 +143,15 @@ def quieten() -> None:
         sys.modules.setdefault("deepspeed", None)
 
 
-def check_stream(config: Config, stream: Stream) -> list[str]:
-    """Options that do not fit the stream."""
-    count = len(stream.tasks)
-    problems = [
-        f"{name}: expected {count} entries, one per task of {stream.name}, got {len(values)}"
-        for name in type(config).model_fields
-        if name.endswith("_list") or name == "metric_for_each_task"
-        if (values := getattr(config, name)) is not None and len(values) != count
-    ]
-    for name in config.metric_for_each_task or [stream.metric(k) for k in range(count)]:
-        find(name)
-    if config.freeze_parts and config.freeze_from_task >= count:
-        problems.append(f"freeze_from_task: expected less than the {count} tasks of {stream.name}")
-    level = LEVELS[stream.is_word_level]
-    if config.classification_type not in ("auto", level):
-        problems.append(f"classification_type: {stream.name} is {level}, got {config.classification_type}; use auto")
-    if config.classifier is not None and config.il_mode in ("CIL", "TIL"):
-        Classes(stream)  # says what is missing
-        if stream.is_word_level and config.il_mode == "TIL":
-            problems.append("il_mode: word-level classes need CIL, as the tag O belongs to no task; got TIL")
-    return problems
-
-
-def check_backbone(config: Config, method_class: type[Method], is_word_level: bool) -> None:
-    """Refuse a kind of model that the method or a classifier cannot use; its weights are not loaded for that.
-
-    Raises:
-        UserError: the model's own configuration says that it is of another kind.
-    """
-    own, source = kind(config), find_source(config)
-    if own not in method_class.backbones:
-        allowed = ", ".join(sorted(method_class.backbones))
-        raise UserError(f"backbone: method {config.method} works with {allowed} models; {source} is {own}")
-    if own == "encoder" and config.classifier is None:
-        raise UserError(
-            f"classifier: expected Linear or CosineLinear, as {source} is an encoder, which can't write answers"
-        )
-    if own != "encoder" and config.classifier is not None and is_word_level:
-        raise UserError(f"backbone: words are classified by encoders, which see both sides; {source} is {own}")
-    if own != "encoder" and config.backbone_extract_token == "cls_token":
-        raise UserError(f"backbone_extract_token: cls_token is of encoders; {source} is {own}; use last_token")
-
-
-def _open_folder(options: Resolved, stream: Stream, accelerator: Accelerator, folder: Path | None) -> Path:
+def _open_folder(plan: Plan, accelerator: Accelerator, folder: Path | None) -> Path:
     """The run folder, made by the main process; it holds the options and the facts that predictions do not."""
-    fresh = folder is None
-    if fresh:
-        made = [make_run_folder(options.config) if accelerator.is_main_process else None]
-        folder = broadcast_object_list(made)[0]
-    if fresh and accelerator.is_main_process:
-        write_json(folder / "facts.json", facts(options.config, stream))
-        write_text(folder / "config.yaml", to_yaml(options))  # last: with it the run can be resumed
+    if folder is not None:
+        return folder
+    made = [make_run_folder(plan.config) if accelerator.is_main_process else None]
+    folder = broadcast_object_list(made)[0]
+    if accelerator.is_main_process:
+        write_json(folder / "facts.json", facts(plan.config, plan.stream))
+        write_text(folder / "config.yaml", to_yaml(plan.resolved))  # last: with it the run can be resumed
     return folder
 
 

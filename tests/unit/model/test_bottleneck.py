@@ -8,7 +8,7 @@ from tests import tiny
 from utils.backbone import load_model
 from utils.errors import UserError
 from utils.model import adapters, bottleneck
-from utils.options.parse import ConfigError, resolve
+from utils.options import consistency
 from utils.run import checkpoint
 
 LAST = {
@@ -89,10 +89,9 @@ def test_its_size_is_an_option():
         return sum(w.numel() for name, w in model.named_parameters() if adapters.owner(name))
 
     assert learned(7) == 2 * (7 * (32 + 32) + 7 + 32)  # layers x (D, U, a, b)
-    with pytest.raises(
-        ConfigError, match="PEFT_bottleneck_size: has no effect with PEFT_type LoRA; it belongs to Bott"
-    ):
-        resolve(["--cfg", "None", "--PEFT_type", "LoRA", "--PEFT_bottleneck_size", "9"])
+    config = tiny.make_config(PEFT_type="LoRA", PEFT_bottleneck_size=9)
+    (problem,) = consistency.check(config)
+    assert problem == "PEFT_bottleneck_size: has no effect with PEFT_type LoRA; it belongs to Bottleneck"
 
 
 @pytest.mark.parametrize("family", tiny.ENCODER_DECODERS)

@@ -13,11 +13,10 @@ from utils import backbone as backbone_module
 from utils.backbone import kind, load_backbone, load_model
 from utils.dataloader import IGNORE, Encoded, Encoder, collate, micro_batches
 from utils.dataset import Example
-from utils.errors import UserError
 from utils.model import freeze
 from utils.model.forward import answer_logits, features, split
 from utils.model.generation import generate, verify
-from utils.run import launch
+from utils.options.checks import backbone_fits
 from utils.scoring import score
 
 FAMILIES = tiny.ENCODER_DECODERS
@@ -138,10 +137,10 @@ def test_a_method_that_cannot_refuses():
         backbones = frozenset({"decoder"})
 
     folder = tiny.backbone_folder("t5")
-    launch.check_backbone(tiny.make_config(), DecodersOnly, False)
-    with pytest.raises(UserError) as caught:
-        launch.check_backbone(tiny.make_config(backbone=folder), DecodersOnly, False)
-    assert str(caught.value) == f"backbone: method SEQ works with decoder models; {folder} is encoder-decoder"
+    assert backbone_fits(tiny.plan(tiny.make_config(), DecodersOnly)) == []
+    assert backbone_fits(tiny.plan(tiny.make_config(backbone=folder), DecodersOnly)) == [
+        f"backbone: method SEQ works with decoder models; {folder} is encoder-decoder"
+    ]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

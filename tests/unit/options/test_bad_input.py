@@ -19,12 +19,11 @@ from utils.backbone import load_backbone
 from utils.config import Config
 from utils.dataset import encode, load_stream
 from utils.errors import UserError
-from utils.factory import load_method
+from utils.options import checks
 from utils.options.parse import ConfigError, resolve, to_yaml
 from utils.preprocess import PREPROCESSORS, jsonl
 from utils.prompt import choose
 from utils.report.results import build
-from utils.run.launch import check_stream
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 
@@ -56,7 +55,7 @@ def test_yaml_files(tmp_path, examples):
             stays_inside(found.config)
             again.write_text(to_yaml(found), encoding="utf-8")
             same = resolve(["--cfg", str(again)])
-            assert same.config == found.config.model_copy(update={"cfg": str(again)})
+            assert same.config == found.config.updated(cfg=str(again))
 
     holds(check, examples, text=yaml_texts)
 
@@ -97,10 +96,9 @@ def test_streams(tmp_path, stream, examples):
 def begin(root: Path) -> None:
     """What a run does with a stream before it loads a model, and what its report needs."""
     stream, config = load_stream("s", root), tiny.make_config(dataset="s")
-    check_stream(config, stream)
-    check_stream(config.model_copy(update={"il_mode": "CIL", "classifier": "Linear"}), stream)
-    method = load_method("SEQ")
-    method.problems(config, method.Options(), stream)
+    heads = config.updated(il_mode="CIL", classifier="Linear")
+    found = [problem for one in (config, heads) for problem in checks.problems(tiny.plan(one, stream=stream))]
+    assert all(isinstance(problem, str) for problem in found)
     choose("auto", stream)
     for k in range(len(stream.tasks)):
         assert all(e.input is not None and e.target is not None for e in stream.tasks[k].train)

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from tests import tiny
 from tests.unit.options.published import PUBLISHED
 from utils.factory import check_capability, load_method
+from utils.options.checks import stream_fits
 from utils.options.parse import Resolved, resolve
 from utils.preprocess import load
-from utils.run.launch import check_stream
 
 ROOT = Path(__file__).parents[3]
 FILES = sorted(p.relative_to(ROOT) for p in ROOT.glob("config/**/*.yaml") if p.parent.name != "accelerate")
@@ -48,7 +49,7 @@ def test_options_fit_the_stream(path):
     module = load(FROM_FIXTURES[path.parent.name])
     few = {"classes_per_task": 2} if "classes_per_task" in module.Options.model_fields else {}  # fixtures are small
     stream, config = module.build(ROOT / "tests/fixtures", module.Options(**few), 1), read(path).config
-    assert check_stream(config, stream) == []
+    assert stream_fits(tiny.plan(config, stream=stream)) == []
     assert config.il_mode in {"CIL": ("CIL", "TIL")}.get(stream.il_mode, (stream.il_mode,))
 
 
@@ -57,7 +58,7 @@ def test_the_unit_that_is_classified_fits_the_stream():
     stream = module.build(ROOT / "tests/fixtures", module.Options(base_task_entity=2), 1)
     for unit, count in (("auto", 0), ("sentence-level", 1)):
         config = resolve(["--cfg", "None", "--classification_type", unit]).config
-        assert len(check_stream(config, stream)) == count
+        assert len(stream_fits(tiny.plan(config, stream=stream))) == count
 
 
 def header(path: Path) -> str:

@@ -6,6 +6,7 @@ import yaml
 from main_CL import main, read_options
 from models import METHODS
 from utils.config import GROUPS, Config
+from utils.options import consistency
 from utils.options.parse import ConfigError, flatten, option_table, read_yaml, resolve, to_yaml
 
 NAMES = ", ".join(METHODS)
@@ -32,9 +33,12 @@ def problems(read, tmp_path):
     """The problems of a YAML text and a command line, with the name of the file shortened."""
 
     def reader(text="", *argv):
-        with pytest.raises(ConfigError) as caught:
-            read(text, *argv)
-        return [problem.replace(str(tmp_path) + "/", "") for problem in caught.value.problems]
+        try:
+            found = consistency.check(read(text, *argv).config)
+        except ConfigError as error:
+            found = error.problems
+        assert found, "no problem"
+        return [problem.replace(str(tmp_path) + "/", "") for problem in found]
 
     return reader
 

@@ -12,6 +12,7 @@ from models.SEQ import SEQ
 from tests import tiny
 from utils.dataset import Stream
 from utils.model.weights import snapshot
+from utils.options.checks import watching_fits
 from utils.run import early_stopping
 from utils.run.checkpoint import checkpoints
 from utils.storage.files import read_json
@@ -139,7 +140,7 @@ def test_resumed_is_as_if_never_stopped(tmp_path, place):
 
 def test_what_cannot_be_is_refused():
     def problems(made=None, method=SEQ, **options):
-        return early_stopping.refuse(tiny.make_config(**EACH, **options), method, made or stream())
+        return watching_fits(tiny.plan(tiny.make_config(**EACH, **options), method, made or stream()))
 
     assert problems() == problems(keep_best=True, early_stop_accuracy=0.5) == []
     own = tiny.micro_stream()

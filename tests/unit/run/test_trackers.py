@@ -119,6 +119,7 @@ def test_wandb_without_a_key_is_offline_and_fast(start, monkeypatch):
 
 def test_the_key_is_in_no_file_of_the_run(tmp_path, monkeypatch):
     from utils.dataset import save_stream
+    from utils.options.checks import check
     from utils.options.parse import resolve
     from utils.run import launch
 
@@ -132,7 +133,7 @@ def test_the_key_is_in_no_file_of_the_run(tmp_path, monkeypatch):
     argv = [word if i % 2 else f"--{word}" for i, word in enumerate(words)]
     for state in (tiny.AcceleratorState, tiny.GradientState, tiny.PartialState):
         state._reset_state()
-    results = launch.launch(resolve(["--cfg", "None", *argv]), None)
+    results = launch.launch(check(resolve(["--cfg", "None", *argv])), None)
     assert results["R"][1][1] is not None
     (run,) = (tmp_path / "experiments").glob("*/*")
     files = [path for path in run.rglob("*") if path.is_file()]

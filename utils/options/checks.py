@@ -1,0 +1,220 @@
+"""All that is checked before any weights are loaded: one list of checks, run in one loop.
+
+A run, a dry run, a diagnosis and a sweep all pass through `check`. Each check gets the whole plan and returns its
+problems; a check that raises UserError has found one. All problems are reported together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from models.Base import Method
+from utils import buffer, probing
+from utils.backbone import find_source, kind
+from utils.classifier import Classes
+from utils.config import WATCHING, Config, OptionGroup
+from utils.dataset import LEVELS, Stream, load_stream
+from utils.distributed.modes import check_parallel, mode
+from utils.errors import UserError
+from utils.factory import check_capability, load_method
+from utils.options import consistency
+from utils.options.parse import ConfigError, Resolved
+from utils.preprocess import jsonl
+from utils.scoring import find
+from utils.storage.files import read_json
+
+
+def read_stream(config: Config) -> Stream:
+    """The stream that the options name, or the one that their files make: always the same split, whatever the seed."""
+    if config.dataset_files is None:
+        return load_stream(config.dataset, Path(config.dataset_path))
+    return jsonl.read_tasks([Path(name) for name in config.dataset_files], jsonl.Options(), seed=1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is about to run."""
+
+    resolved: Resolved
+    method: type[Method]
+    launched: str | None = None  # how several processes share the work; None: there is one
+    read: Callable[[Config], Stream] = read_stream
+
+    @property
+    def config(self) -> Config:
+        """The general options."""
+        return self.resolved.config
+
+    @property
+    def options(self) -> OptionGroup:
+        """The method's own options."""
+        return self.resolved.method_options
+
+    @property
+    def stream(self) -> Stream:
+        """The stream of tasks, read when it is first needed.
+
+        Raises:
+            UserError: it is not there or not valid.
+        """
+        if isinstance(self._stream, UserError):
+            raise self._stream
+        return self._stream
+
+    @cached_property
+    def _stream(self) -> Stream | UserError:
+        try:
+            return self.read(self.config)
+        except UserError as error:
+            return error  # every check that needs the stream meets it, but the files are read once
+
+
+def check(resolved: Resolved) -> Plan:
+    """The plan of a run that may begin.
+
+    Raises:
+        ConfigError: with all problems.
+    """
+    plan = Plan(resolved, load_method(resolved.config.method), mode())
+    if found := problems(plan):
+        raise ConfigError(found)
+    return plan
+
+
+def problems(plan: Plan) -> list[str]:
+    """Why this plan can't run, from all checks; empty if it can."""
+    found: list[str] = []
+    for one in CHECKS:
+        try:
+            found += one(plan)
+        except UserError as error:
+            found.append(str(error))
+    return list(dict.fromkeys(found))
+
+
+def stream_fits(plan: Plan) -> list[str]:
+    """Options that do not fit the stream."""
+    config, stream = plan.config, plan.stream
+    count = len(stream.tasks)
+    found = [
+        f"{name}: expected {count} entries, one per task of {stream.name}, got {len(values)}"
+        for name in type(config).model_fields
+        if name.endswith("_list") or name == "metric_for_each_task"
+        if (values := getattr(config, name)) is not None and len(values) != count
+    ]
+    if config.freeze_parts and config.freeze_from_task >= count:
+        found.append(f"freeze_from_task: expected less than the {count} tasks of {stream.name}")
+    level = LEVELS[stream.is_word_level]
+    if config.classification_type not in ("auto", level):
+        found.append(f"classification_type: {stream.name} is {level}, got {config.classification_type}; use auto")
+    if config.classifier is not None and config.il_mode == "TIL" and stream.is_word_level:
+        found.append("il_mode: word-level classes need CIL, as the tag O belongs to no task; got TIL")
+    return found
+
+
+def _metrics(plan: Plan) -> list[str]:
+    """Of all tasks: as the options say, else as the stream says."""
+    return list(plan.config.metric_for_each_task or (plan.stream.metric(k) for k in range(len(plan.stream.tasks))))
+
+
+def metrics_exist(plan: Plan) -> list[str]:
+    """Metrics without an implementation."""
+    for name in _metrics(plan):
+        find(name)
+    return []
+
+
+def classes_are_complete(plan: Plan) -> list[str]:
+    """A stream that a classifier's heads can't be made for."""
+    if plan.config.classifier is not None and plan.config.il_mode in ("CIL", "TIL"):
+        Classes(plan.stream)
+    return []
+
+
+def watching_fits(plan: Plan) -> list[str]:
+    """Options that score a task during training, and a method or a stream that gives them nothing to score."""
+    config = plan.config
+    used = [name for name in WATCHING if getattr(config, name)]
+    if not used:
+        return []
+    if not plan.method.trains:
+        return [f"{name}: has no effect with method {config.method}, which trains nothing" for name in used]
+    stream, found = plan.stream, []
+    on_dev = ", ".join(name for name in used if name != "early_stop_accuracy")
+    if on_dev and (stream.dev_is_test or any(task.dev == task.test for task in stream.tasks)):
+        found.append(f"{on_dev}: the dev split of {stream.name} is its test split, on which nothing may be chosen")
+    elif on_dev and (bare := [str(k) for k, task in enumerate(stream.tasks) if not task.dev]):
+        found.append(f"{on_dev}: {stream.name} has no dev examples in task {', '.join(bare)}")
+    lower = {name for name in _metrics(plan) if not find(name).higher_is_better}
+    if config.early_stop_accuracy is not None and lower:
+        found.append(f"early_stop_accuracy: needs scores of which more is better; got {', '.join(sorted(lower))}")
+    return found
+
+
+def checkpoint_is_whole(plan: Plan) -> list[str]:
+    """A checkpoint to be evaluated that is missing, or that is loaded as a model although it holds more."""
+    config = plan.config
+    chosen, cached = config.evaluate_checkpoint, config.backbone_cache_path
+    if chosen is not None and not (Path(chosen) / "manifest.json").is_file():
+        return [f"evaluate_checkpoint: {chosen}/manifest.json does not exist; expected <run>/checkpoints/<name>"]
+    alone = config.is_evaluate_only and config.load_llm_ckpt and chosen is None
+    if alone and cached is not None and _is_more_than_a_model(Path(cached)):
+        return [
+            f"load_llm_ckpt: {cached} holds adapters, heads or prompts of a run; to evaluate it with them: "
+            f"--cfg <run>/config.yaml --is_evaluate_only --evaluate_checkpoint {cached}"
+        ]
+    return []
+
+
+def _is_more_than_a_model(folder: Path) -> bool:
+    """True of a checkpoint with modules besides the language model (see utils/run/checkpoint.py)."""
+    if not (folder / "state.json").is_file():
+        return False
+    extra = dict(read_json(folder / "state.json")["state"]["dict"])["extra"]
+    return bool(extra["dict"]) or any(folder.rglob("adapter_config.json"))
+
+
+def backbone_fits(plan: Plan) -> list[str]:
+    """A backbone that is not there or, by its own configuration, of a kind that the method or a classifier can't use.
+
+    No weights are loaded for the answer.
+    """
+    config, source = plan.config, find_source(plan.config)
+    own, allowed, found = kind(config), plan.method.backbones, []
+    if own not in allowed:
+        found.append(
+            f"backbone: method {config.method} works with {', '.join(sorted(allowed))} models; {source} is {own}"
+        )
+    if own == "encoder" and config.classifier is None:
+        found.append(
+            f"classifier: expected Linear or CosineLinear, as {source} is an encoder, which can't write answers"
+        )
+    if own != "encoder" and config.backbone_extract_token == "cls_token":
+        found.append(f"backbone_extract_token: cls_token is of encoders; {source} is {own}; use last_token")
+    if own != "encoder" and config.classifier is not None and plan.stream.is_word_level:
+        found.append(f"backbone: words are classified by encoders, which see both sides; {source} is {own}")
+    return found
+
+
+def method_agrees(plan: Plan) -> list[str]:
+    """The method's own problems; it may count on lists that have an entry for each task."""
+    return [] if stream_fits(plan) else plan.method.problems(plan.config, plan.options, plan.stream)
+
+
+CHECKS: tuple[Callable[[Plan], list[str]], ...] = (
+    lambda plan: consistency.check(plan.config),
+    lambda plan: check_capability(plan.config, plan.method),
+    lambda plan: check_parallel(plan.config, plan.method, plan.launched),
+    stream_fits,
+    metrics_exist,
+    classes_are_complete,
+    lambda plan: buffer.problems(plan.config, plan.stream),
+    lambda plan: probing.problems(plan.config, plan.stream),
+    watching_fits,
+    checkpoint_is_whole,
+    backbone_fits,
+    method_agrees,
+)
