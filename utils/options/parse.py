@@ -237,7 +237,7 @@ def _parser(schemas: list[type[OptionGroup]], add_help: bool) -> argparse.Argume
         exit_on_error=False,
         argument_default=argparse.SUPPRESS,
     )
-    groups = [*GROUPS, *(schema for schema in schemas if schema is not Config)]
+    groups: list[type[OptionGroup]] = [*GROUPS, *(schema for schema in schemas if schema is not Config)]
     for schema in groups:
         if schema.model_fields:
             section = parser.add_argument_group((schema.__doc__ or "").strip().rstrip("."))

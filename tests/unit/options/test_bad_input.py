@@ -201,7 +201,7 @@ def test_run_folders(tmp_path, examples):
 )
 def test_options_that_can_not_be(argv):
     with pytest.raises(UserError) as caught:
-        read_options(["--cfg", "None", *argv])
+        checks.check(read_options(["--cfg", "None", *argv])[0])
     assert f"{argv[0][2:]}: " in str(caught.value)
 
 
