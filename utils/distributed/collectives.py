@@ -1,22 +1,25 @@
-"""Work shared by the processes of a run: each does its part, all hold the same result."""
+"""Work divided among the processes of a run; every process gets the whole result."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from accelerate import PartialState  # seconds to import: not for --help
+
 
 def share(count: int) -> range:
-    """Which of `count` pieces of work this process does."""
+    """Indices of the pieces of work, out of `count`, that this process does."""
     state = _state()
     return range(state.process_index, count, state.num_processes)
 
 
 def gather(mine: Sequence[Any], count: int) -> list[Any]:
-    """Results of all pieces of work in their order, on every process.
+    """Results of all pieces of work, in order, on every process.
 
     Args:
         mine: Results of the pieces in `share(count)`.
@@ -30,19 +33,19 @@ def gather(mine: Sequence[Any], count: int) -> list[Any]:
 
 
 def sum_over_processes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Sums of tensors that every process has computed from its part."""
+    """Sums over all processes of tensors that each has computed from its part."""
     from accelerate.utils import reduce
 
     return {name: reduce(value, "sum") for name, value in tensors.items()}
 
 
 def agree(wish: bool) -> bool:
-    """True on every process if any wishes it: clocks differ, and what follows must be done by all or by none."""
+    """True on every process if `wish` is true on any: clocks differ, but all processes must act alike."""
     wishes = {"wish": torch.tensor(int(wish), device=_state().device)}
     return bool(sum_over_processes(wishes)["wish"])
 
 
-def _state():
-    from accelerate import PartialState  # seconds to import: not for --help
+def _state() -> PartialState:
+    from accelerate import PartialState
 
     return PartialState()

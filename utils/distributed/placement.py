@@ -1,43 +1,52 @@
 """Where the weights and AdamW's tensors are while a task is trained; before and after it each process has all weights.
 
-So methods, evaluation and checkpoints work in the same way in every mode of utils/distributed/modes.py, and a run can
-be resumed in another mode, or in another number of processes.
+Methods, evaluation and checkpoints therefore work alike in every mode of utils/distributed/modes.py, and a run can be
+resumed in another mode or with another number of processes.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.distributed import modes
+from utils.distributed import deepspeed_internals, modes
 from utils.errors import UserError
 from utils.model.adapters import innermost
+from utils.model.architecture import Model
 from utils.optimizer import Group, make_optimizer
 from utils.session import Session
-from utils.wrapmodel import Step
+from utils.wrapmodel import Objective, Step
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor  # slow to import: not for --help
 
 OptimizerState = dict[str, dict[str, Tensor]]  # parameter name -> AdamW's tensors
-MOMENTS = ("exp_avg", "exp_avg_sq")  # of these, those of a parameter's size
+MOMENTS = ("exp_avg", "exp_avg_sq")  # those of the tensors that have the shape of the parameter
 
 
-def place(method, task, groups: list[Group], session: Session, moments: OptimizerState) -> Replicated:
-    """Make a task's optimizer, and what is called for its loss, as the launch wants them.
+def place(method: Objective, task: Any, groups: list[Group], session: Session, moments: OptimizerState) -> Replicated:
+    """Make the optimizer of a task and the module that computes its loss, for the launched mode.
 
     Args:
-        method: Whose loss.
-        task: What is learned.
-        groups: Parameters that learn.
+        method: The method whose loss is computed.
+        task: The task to train on.
+        groups: Trainable parameters.
         session: Options and processes.
-        moments: AdamW's tensors to begin with, by parameter name, whole; empty: fresh ones.
+        moments: AdamW's initial tensors by parameter name, whole; empty: fresh ones.
     """
-    kinds = {"ZeRO-1": Partitioned, "ZeRO-2": Partitioned, "ZeRO-3": Zero3, "FSDP2": Sharded}
+    kinds: dict[str | None, type[Replicated]] = {
+        "ZeRO-1": Partitioned,
+        "ZeRO-2": Partitioned,
+        "ZeRO-3": Zero3,
+        "FSDP2": Sharded,
+    }
     placed = kinds.get(modes.mode(), Replicated)(method, task, groups, session)
     placed.load({name: tensors for name, tensors in moments.items() if name in placed.named})
     return placed
@@ -46,45 +55,49 @@ def place(method, task, groups: list[Group], session: Session, moments: Optimize
 class Replicated:
     """One process, or several that each hold everything (DDP)."""
 
-    twin: Twin | None = None  # what is trained in place of the method's model, which is empty meanwhile
+    twin: Twin | None = None  # trained in place of the method's model, which is empty meanwhile
+    step: nn.Module  # computes the loss
+    stepper: torch.optim.Optimizer  # as prepared by accelerate
 
-    def __init__(self, method, task, groups: list[Group], session: Session):
+    def __init__(self, method: Objective, task: Any, groups: list[Group], session: Session):
         step = Step(method, task, method.model)
         self.named = _learning(step)
         self.optimizer = make_optimizer(groups, session.config)
         self.step, self.stepper = session.accelerator.prepare(step, self.optimizer)
 
     def load(self, moments: OptimizerState) -> None:
-        """Begin with these tensors."""
+        """Set the initial tensors of AdamW."""
         for name, tensors in moments.items():
             w = self.named[name]
             self.optimizer.state[w] = {k: v if k == "step" else self.part(v, w) for k, v in tensors.items()}
 
     def part(self, whole: Tensor, w: nn.Parameter) -> Tensor:
-        """What this process needs of a tensor of a parameter's size."""
+        """The part that this process needs of a tensor with the shape of a parameter."""
         return whole.to(w.device)
 
     def moments(self) -> OptimizerState:
-        """AdamW's tensors now, by parameter name, whole; all processes must come here."""
+        """AdamW's current tensors by parameter name, whole; all processes must call this."""
         state = self.optimizer.state
         return {name: dict(state[w]) for name, w in self.named.items() if w in state}
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """Let each process have all weights in the method's model inside the `with`; all processes must come here."""
+        """All weights in the method's model on each process inside the `with`; all processes must call this."""
         self.close()
         yield
         if self.twin is not None:
             self.twin.empty()
 
     def close(self) -> None:
-        """Bring the weights together in the method's model, if they are not."""
+        """Collect the weights in the method's model, if they are not there."""
 
 
 class Sharded(Replicated):
-    """FSDP2: a process keeps a part of everything; a layer's weights are brought together when it is its turn."""
+    """FSDP2: a process keeps a part of everything; the weights of a layer are collected when it is computed."""
 
-    def __init__(self, method, task, groups: list[Group], session: Session):
+    twin: Twin
+
+    def __init__(self, method: Objective, task: Any, groups: list[Group], session: Session):
         from torch.distributed.fsdp import fully_shard
 
         self.twin = Twin(method)
@@ -104,25 +117,31 @@ class Sharded(Replicated):
         """Its shard."""
         from torch.distributed.tensor import distribute_tensor
 
-        return distribute_tensor(whole.to(w.device), w.device_mesh, w.placements, src_data_rank=None)
+        sharded = cast("DTensor", w)
+        return distribute_tensor(whole.to(w.device), sharded.device_mesh, sharded.placements, src_data_rank=None)
 
     def moments(self) -> OptimizerState:
-        """Put together on the CPU."""
+        """Collected on the CPU."""
         return {
-            name: {key: value if key == "step" else value.full_tensor().cpu() for key, value in tensors.items()}
+            name: {
+                key: value if key == "step" else cast(DTensor, value).full_tensor().cpu()
+                for key, value in tensors.items()
+            }
             for name, tensors in super().moments().items()
         }
 
     def close(self) -> None:
-        """From the shards."""
+        """Collect them from the shards."""
         for w, shard in self.twin.pairs:
-            w.data = shard.detach().full_tensor()
+            w.data = _whole(shard.detach())
 
 
 class Partitioned(Replicated):
-    """ZeRO-1 and ZeRO-2: weights are whole; AdamW steps in each process a part of them, for which it has tensors."""
+    """ZeRO-1 and ZeRO-2: weights are whole; AdamW of each process steps a part of them and has only its tensors."""
 
-    def __init__(self, method, task, groups: list[Group], session: Session):
+    zero: Any  # DeepSpeed's optimizer, around `adamw`
+
+    def __init__(self, method: Objective, task: Any, groups: list[Group], session: Session):
         if any(w.dtype != torch.float32 for w in method.model.parameters()):
             raise UserError("backbone_dtype: float32 with DeepSpeed; use mixed_precision: bfloat16 to save memory")
         step = Step(method, task, self.model_of(method), modes.autocast_type(session.config))
@@ -131,30 +150,31 @@ class Partitioned(Replicated):
         self.step, self.stepper = session.accelerator.prepare(step, optimizer)
         self.zero, self.adamw, self.rank = self.step.optimizer, optimizer, session.accelerator.process_index
 
-    def model_of(self, method) -> nn.Module:
-        """What is trained."""
+    def model_of(self, method: Objective) -> Model:
+        """The model to train."""
         return method.model
 
     def own(self, groups: list[Group]) -> list[Group]:
-        """The groups, of the parameters of what is trained."""
+        """The groups, with the parameters of the model to train."""
         return groups
 
     def pieces(self) -> list[Tensor]:
-        """What AdamW steps here: parts of many parameters end to end."""
-        return self.zero.single_partition_of_fp32_groups
+        """The tensors that AdamW steps here: parts of many parameters end to end."""
+        return deepspeed_internals.pieces(self.zero)
 
     def load(self, moments: OptimizerState) -> None:
-        """A piece has one count of steps for all parameters in it."""
+        """Set the initial tensors; a piece has one count of steps for all its parameters."""
         counts = {float(tensors["step"]) for tensors in moments.values()}
         if not moments:
             return
         if len(counts) > 1 or len(moments) < len(self.named):
             raise UserError(
-                "keep_optimizer_state: with DeepSpeed the same parameters must learn in every task, as their moments "
-                "share one count of steps; leave it out, or freeze_parts"
+                "keep_optimizer_state: with DeepSpeed the same parameters must be trainable in every task, as their "
+                "moments share one count of steps; leave it out, or freeze_parts"
             )
+        count = counts.pop()
         for piece in self.pieces():
-            self.adamw.state[piece] = {"step": torch.tensor(*counts)}
+            self.adamw.state[piece] = {"step": torch.tensor(count)}
             self.adamw.state[piece] |= {key: torch.zeros_like(piece) for key in MOMENTS}
         self.link()
         for name, tensors in moments.items():
@@ -162,17 +182,17 @@ class Partitioned(Replicated):
                 self.put(self.named[name], key, tensors[key])
 
     def link(self) -> None:
-        """Let DeepSpeed find a parameter's moments in the pieces, which it does by itself after a first step only."""
-        self.zero._lazy_init_hp_params_optimizer_state()
+        """Let DeepSpeed find a parameter's moments in the pieces, as it does after the first step."""
+        deepspeed_internals.link_moments(self.zero)
 
     def put(self, w: nn.Parameter, key: str, value: Tensor) -> None:
-        """Keep what belongs to this process of a whole moment."""
+        """Store the part of a whole moment that belongs to this process."""
         from deepspeed.utils import safe_set_full_optimizer_state
 
         safe_set_full_optimizer_state(w, value.to(w.device), key)
 
     def moments(self) -> OptimizerState:
-        """Put together on the CPU."""
+        """Collected on the CPU."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
         steps = [self.adamw.state[piece]["step"] for piece in self.pieces() if piece in self.adamw.state]
@@ -185,30 +205,28 @@ class Partitioned(Replicated):
 
 
 class Zero3(Partitioned):
-    """ZeRO-3: a process has a part of the weights, too."""
+    """ZeRO-3: a process also has only a part of the weights."""
 
-    def __init__(self, *args):
-        super().__init__(*args)
+    twin: Twin
+
+    def __init__(self, method: Objective, task: Any, groups: list[Group], session: Session):
+        super().__init__(method, task, groups, session)
         self.twin.empty()
 
-    def model_of(self, method) -> nn.Module:
-        """A twin, which DeepSpeed takes to pieces."""
+    def model_of(self, method: Objective) -> Model:
+        """A twin, which DeepSpeed partitions."""
         self.twin = Twin(method)
         return self.twin.model
 
     def own(self, groups: list[Group]) -> list[Group]:
-        """Of the twin."""
+        """The groups, with the parameters of the twin."""
         return self.twin.own(groups)
 
-    def pieces(self) -> list[Tensor]:
-        """As above."""
-        return self.zero.fp32_partitioned_groups_flat
-
     def link(self) -> None:
-        """Nothing: here it looks for them each time."""
+        """Nothing to do: in ZeRO-3 DeepSpeed searches for them at each call."""
 
     def put(self, w: nn.Parameter, key: str, value: Tensor) -> None:
-        """Its own function for this fails if the last process's part is longer than what is left for it."""
+        """As above; DeepSpeed's function for whole moments fails if the last process's part is padded."""
         from deepspeed.utils import safe_get_local_optimizer_state, safe_set_local_optimizer_state
 
         size = safe_get_local_optimizer_state(w, key).numel()
@@ -216,7 +234,7 @@ class Zero3(Partitioned):
         safe_set_local_optimizer_state(w, F.pad(part, (0, size - len(part))), key)
 
     def close(self) -> None:
-        """From the parts."""
+        """Collect them from the parts."""
         from deepspeed.runtime.zero import GatheredParameters
 
         for w, part in self.twin.pairs:
@@ -225,26 +243,26 @@ class Zero3(Partitioned):
 
 
 class Twin:
-    """A second model with the same weights, to be taken to pieces; the method's own model has none meanwhile.
+    """A second model with the same weights, which is partitioned; the method's model has no weights meanwhile.
 
-    A method that trains so must ask nothing but the model its loss is given, as `Method.parallel` says of it.
+    The loss of a method that is trained in this way must use only the model that it is given, see `Method.parallel`.
     """
 
-    def __init__(self, method):
-        assert not list(method.extra.parameters()), "modules of a method's own are not shared out"
+    def __init__(self, method: Objective):
+        assert not list(method.extra.parameters()), "the method's own modules are not divided among processes"
         method.model.train()
         self.pairs = [(w, nn.Parameter(w.detach(), w.requires_grad)) for w in method.model.parameters()]
         known: dict[int, Any] = {id(w): twin for w, twin in self.pairs}
-        for module in method.model.modules():  # its hooks are the same functions: they belong to others
-            known |= {id(hooks): copy.copy(hooks) for name, hooks in vars(module).items() if "_hooks" in name}
+        for module in method.model.modules():  # the hooks of the twin are the same functions, not copies
+            known |= {id(hooks): copy.copy(hooks) for hooks in deepspeed_internals.hook_tables(module)}
         self.model = copy.deepcopy(method.model, known)
 
-    def replace(self, new) -> None:
-        """Note that the twin's parameters became others."""
+    def replace(self, new: Callable[[nn.Parameter], nn.Parameter]) -> None:
+        """Replace the twin's parameters in `pairs`."""
         self.pairs = [(w, new(twin)) for w, twin in self.pairs]
 
     def own(self, groups: list[Group]) -> list[Group]:
-        """The groups, of the twin's parameters."""
+        """The groups, with the twin's parameters."""
         twins = {id(w): twin for w, twin in self.pairs}
         return [replace(group, parameters=[twins[id(w)] for w in group.parameters]) for group in groups]
 
@@ -254,11 +272,15 @@ class Twin:
             w.data = w.data.new_empty(0)
 
 
+def _whole(shard: Tensor) -> Tensor:
+    return cast("DTensor", shard).full_tensor()
+
+
 def _learning(step: Step) -> dict[str, nn.Parameter]:
     return {name: w for name, w in step.named_parameters() if w.requires_grad}
 
 
-def _layers(model: nn.Module) -> list[nn.Module]:
-    """The blocks that a transformer repeats."""
-    kinds = set(innermost(model)._no_split_modules or ())
+def _layers(model: Model) -> list[nn.Module]:
+    """The blocks of a transformer."""
+    kinds = deepspeed_internals.block_classes(innermost(model))
     return [module for module in model.modules() if type(module).__name__ in kinds]

@@ -34,7 +34,7 @@ class BottleneckConfig(PeftConfig):
     size: int = 50
     target_modules: list[str] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Set the type of the adapter."""
         super().__post_init__()
         self.peft_type = KIND

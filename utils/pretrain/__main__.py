@@ -1,12 +1,12 @@
-"""Pretrain a small language model: on biographies, the backbone that knows the persons task 0 asks about, or on a
-stream's own texts.
+"""Pretrain a small language model on biographies, which makes the backbone of the biography streams, or on the texts
+of a stream.
 
     python -m utils.pretrain --preset demo --seed 1 --out dataset/biography_demo_backbone
     python -m utils.pretrain --stream topic3datasets_agnews_dbpedia_task4 --steps 2000 --out dataset/topics_backbone
     accelerate launch -m utils.pretrain --preset paper --raw-dir RAW --out pythia-160m-bio-pretrained-100k
 
-What a step sees depends on the seed and its number alone, so an interrupted run goes on (`--resume`) as if nothing had
-happened.
+The data of a step depends only on the seed and the number of the step, so an interrupted run that is resumed
+(`--resume`) gives the same model.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import time
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -72,10 +72,10 @@ def make_shape(recipe: Recipe, texts: list[str]) -> tuple[Any, Any]:
 
     if recipe.backbone:
         try:
-            return tuple(kind.from_pretrained(recipe.backbone) for kind in (AutoTokenizer, AutoConfig))
+            return AutoTokenizer.from_pretrained(recipe.backbone), AutoConfig.from_pretrained(recipe.backbone)
         except (OSError, ValueError) as error:
             reason = str(error).strip().split("\n")[0]
-            where = f"--backbone: {recipe.backbone} is no folder with a model"
+            where = f"--backbone: {recipe.backbone} is not a folder with a model"
             raise UserError(f"{where} and could not be fetched ({reason})") from None
     tokenizer = make_tokenizer(texts, recipe.vocab)
     return tokenizer, GPTNeoXConfig(
@@ -95,10 +95,10 @@ class Pretraining:
     """A model, its optimizer and its data, from the first step to the last."""
 
     def __init__(self, job: Job):
-        """Read the data, make the model, or load what a run before had saved.
+        """Read the data and make the model, or load the newest checkpoint.
 
         Raises:
-            UserError: the options do not go together, or the folder holds something else.
+            UserError: the options contradict each other, or the folder holds other files.
         """
         self.job, self.recipe = job, job.recipe
         from transformers import AutoModelForCausalLM
@@ -174,7 +174,7 @@ class Pretraining:
             with accelerator.no_sync(self.wrapped) if i + 1 < len(parts) else contextlib.nullcontext():
                 logits = self.wrapped(input_ids=part.to(accelerator.device)).logits.flatten(0, 1).float()
                 loss = cross_entropy(logits, targets.to(accelerator.device).flatten(), reduction="sum") / count
-                accelerator.backward(loss * accelerator.num_processes)  # processes are averaged, parts are not
+                accelerator.backward(loss * accelerator.num_processes)  # processes are averaged, parts summed
                 total += loss.detach()
         if not math.isfinite(loss := accelerator.reduce(total, "sum").item()):
             raise UserError(f"--lr {recipe.lr}: the loss is {loss} at step {number + 1}; lower it")
@@ -231,7 +231,7 @@ def _make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
 
 
 def _check_out(job: Job) -> list[Place]:
-    """The checkpoints to go on from, none for a new run.
+    """The checkpoints to resume from, none for a new run.
 
     Raises:
         UserError: the folder holds a model or checkpoints, and neither --resume nor --force was given.
@@ -244,7 +244,7 @@ def _check_out(job: Job) -> list[Place]:
     if (job.out / "config.json").exists():
         raise UserError(f"--out: {job.out} holds a finished model; give another folder, or --force to replace it")
     if places and not job.resume:
-        raise UserError(f"--out: {job.out} holds an interrupted run; give --resume, or --force to begin again")
+        raise UserError(f"--out: {job.out} holds an interrupted run; give --resume, or --force to start again")
     return places
 
 
@@ -254,14 +254,14 @@ def _told(job: Job) -> dict[str, Any]:
 
 
 def parse(argv: list[str]) -> Job:
-    """The command line; an option that is not given is as the preset says."""
+    """The command line; options that are not given have the values of the preset."""
     parser = _Parser("python -m utils.pretrain", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--preset", choices=RECIPES, default="demo", help="recipe that the options below change")
-    parser.add_argument("--seed", type=int, default=1, help="of persons, weights and order")
+    parser.add_argument("--seed", type=int, default=1, help="seed of persons, weights and order")
     parser.add_argument("--out", type=Path, required=True, help="folder for model, tokenizer and pretrain.json")
     parser.add_argument("--raw-dir", type=Path, help="folder with biography_qa/biography/; none: persons are made up")
     parser.add_argument("--stream", help="folder in dataset/ whose training texts are read in place of biographies")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out, if any")
+    parser.add_argument("--resume", action="store_true", help="resume from the newest checkpoint in --out, if any")
     parser.add_argument("--force", action="store_true", help="replace what is in --out")
     parser.add_argument("--save-steps", type=int, default=500, help="steps between checkpoints")
     for option in fields(Recipe):
@@ -270,13 +270,13 @@ def parse(argv: list[str]) -> Job:
     given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
     names = {option.name for option in fields(Recipe)}
     if "stream" in given and (unused := {"raw_dir", "persons"} & given.keys()):
-        raise UserError(f"--{min(unused).replace('_', '-')}: has no effect with --stream; it is about biographies")
+        raise UserError(f"--{min(unused).replace('_', '-')}: has no effect with --stream; it is for biographies")
     recipe = replace(RECIPES[given["preset"]], **{k: v for k, v in given.items() if k in names})
     return Job(recipe=recipe, **{k: v for k, v in given.items() if k not in names})
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see --help")
 
 

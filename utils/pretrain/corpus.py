@@ -1,8 +1,9 @@
-"""Text for pretraining: biographies or a stream's, a vocabulary of its own, and chunks of equal length."""
+"""Text for pretraining: biographies or the texts of a stream, a new vocabulary, and chunks of equal length."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,19 +17,22 @@ from utils.preprocess.shared.raw import DATASET_DIR
 from utils.seed import random_for
 from utils.storage.files import read_json
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast  # seconds to import: not for --help
+
 EOS, PAD = "<|endoftext|>", "<|padding|>"
 
 
 class Chunks:
-    """Biographies joined in a new random order each epoch, EOS after each, cut into chunks; made step by step."""
+    """Texts in a new random order each epoch, joined with EOS after each and cut into chunks, step by step."""
 
     def __init__(self, rows: list[list[int]], eos: int, seed: int, context: int, batch: int):
-        """Take in token ids.
+        """Prepare the texts.
 
         Args:
-            rows: Token ids of each biography.
+            rows: Token ids of each text.
             eos: Id of the token after each.
-            seed: Of the order; with it the number of a step says which rows it sees.
+            seed: Seed of the order; seed and number of a step determine its data.
             context: Tokens of a chunk, T.
             batch: Chunks of an optimizer step over all processes, B.
 
@@ -48,7 +52,7 @@ class Chunks:
     def step(self, number: int) -> tuple[Tensor, Tensor]:
         """Token ids (B, T - 1) of a step and, as labels, the tokens that follow them.
 
-        The token after an EOS is no label: nothing tells whose biography comes next.
+        The token after an EOS is not a label, because it cannot be predicted.
         """
         epoch, place = divmod(number, self.steps)
         if epoch != self.epoch:
@@ -61,13 +65,13 @@ class Chunks:
 
 
 def read_texts(preset: str, seed: int, count: int = 0, raw_dir: Path | None = None) -> tuple[list[str], list[str]]:
-    """Biographies of the first persons, and the questions that will be asked about them.
+    """Biographies of the first persons, and the questions about them.
 
     Args:
         preset: Size of lists and counts, as for biography_synth.
-        seed: Of the made-up persons.
+        seed: Seed of the invented persons.
         count: How many persons; 0: those of task 0.
-        raw_dir: Folder with biography_qa/biography/, to read biographies instead of making them up; no questions then.
+        raw_dir: Folder with biography_qa/biography/, to read instead of inventing persons; no questions then.
 
     Raises:
         UserError: the file is missing, is not of the expected kind or has fewer persons.
@@ -84,7 +88,7 @@ def read_texts(preset: str, seed: int, count: int = 0, raw_dir: Path | None = No
 
 
 def read_stream(name: str) -> tuple[list[str], list[str]]:
-    """Training texts of all tasks of a stream in dataset/, and their answers, which only the vocabulary shall know.
+    """Training texts of all tasks of a stream in dataset/, and their answers, which are used only for the vocabulary.
 
     Raises:
         UserError: there is no such stream.
@@ -104,8 +108,8 @@ def _from_file(path: Path, count: int) -> list[str]:
     return list(kept.values())
 
 
-def make_tokenizer(texts: list[str], vocab: int):
-    """A byte-level BPE of its own, so that names and values are one token or a few."""
+def make_tokenizer(texts: list[str], vocab: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE trained on these texts, so that names and values are one token or a few."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

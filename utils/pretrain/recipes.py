@@ -1,4 +1,4 @@
-"""How a backbone is pretrained on biographies: one recipe for each size of the made-up persons."""
+"""How a backbone is pretrained on biographies: one recipe for each number of invented persons."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def _option(text: str, default: Any = None) -> Any:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is trained, on whose biographies, and how."""
+    """The model, its data and its training."""
 
     steps: int = _option("optimizer steps")
     context: int = _option("tokens of a chunk")
@@ -27,15 +27,15 @@ class Recipe:
     beta2: float = _option("AdamW's second beta", 0.999)
     epsilon: float = _option("AdamW's epsilon", 1e-6)
     precision: str = _option("float32, or bfloat16 for autocast", "float32")
-    persons: int = _option("persons to read about, the first ones; 0: those of task 0", 0)
-    backbone: str = _option("model whose shape and tokenizer to take, with new weights; empty: a tiny GPT-NeoX", "")
+    persons: int = _option("biographies of the first persons to read; 0: those of task 0", 0)
+    backbone: str = _option("model whose shape and tokenizer are used, with new weights; empty: a tiny GPT-NeoX", "")
     layers: int = _option("layers of the tiny model", 2)
     width: int = _option("hidden size of the tiny model", 128)
     heads: int = _option("attention heads of the tiny model", 4)
     vocab: int = _option("tokens of the tiny model's own vocabulary", 1024)
 
-    def __post_init__(self):
-        """Refuse what cannot be trained.
+    def __post_init__(self) -> None:
+        """Check the ranges of the options.
 
         Raises:
             UserError: an option is out of its range.

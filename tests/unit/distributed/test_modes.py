@@ -79,7 +79,11 @@ def test_modes_that_do_not_exist_here(variables, message, told):
 @pytest.mark.parametrize(
     ("name", "variables", "expected"),
     [
-        ("GEM", ZERO_2, "method GEM works on whole gradients during a task, of which each process has a part with"),
+        (
+            "GEM",
+            ZERO_2,
+            "method GEM works on whole gradients during a task, but with ZeRO-2 each process has only",
+        ),
         ("AGEM", FSDP, "method AGEM works on whole gradients"),
         ("GradientProjection", ZERO_2, "method GradientProjection works on whole gradients"),
         ("EWC", FSDP, "method EWC works on whole weights during a task"),
@@ -116,7 +120,7 @@ def test_options_become_deepspeeds_numbers():
         ({"gradient_clipping": 1.0}, "gradient_clipping 1.0 contradicts max_grad_norm, by which it is 0"),
         ({"train_micro_batch_size_per_gpu": 16}, "train_micro_batch_size_per_gpu 16 contradicts batch_size"),
         ({"train_batch_size": 16}, "train_batch_size 16 contradicts batch_size, by which it is 4"),
-        ({"optimizer": {"type": "Adam"}}, "optimizer in DeepSpeed's file would take the place of this program's"),
+        ({"optimizer": {"type": "Adam"}}, "optimizer in DeepSpeed's file would replace the one of this program"),
         ({"bf16": {"enabled": True}}, "bf16 in DeepSpeed's file"),
         (
             {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme"}}},

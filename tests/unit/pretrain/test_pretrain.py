@@ -144,7 +144,7 @@ def test_a_streams_training_texts_are_read_and_its_answers_only_known_by_name():
         (["--raw-dir", "nowhere"], "is missing"),
         (["--stream", "nowhere"], "nowhere/continual_data.json is missing; make it with"),
         (["--stream", "nowhere", "--persons", "3"], "--persons: has no effect with --stream"),
-        (["--backbone", "./nowhere"], "--backbone: ./nowhere is no folder with a model and could not be fetched"),
+        (["--backbone", "./nowhere"], "--backbone: ./nowhere is not a folder with a model and could not be fetched"),
     ],
 )
 def test_mistakes_are_told_in_a_sentence(words, text, tmp_path, capsys):
