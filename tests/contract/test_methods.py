@@ -248,7 +248,7 @@ def test_predict_leaves_mode_and_weights(name, tmp_path, training):
     assert tiny.same(before, tiny.snapshot(method))
 
 
-@pytest.mark.parametrize("il_mode", ["CIL", "TIL", "IIL", "CIT", "CKE"])
+@pytest.mark.parametrize("il_mode", ["TIL", "IIL", slow("CIL"), slow("CIT"), slow("CKE")])
 def test_the_task_is_known_in_til_alone(name, tmp_path, il_mode):
     told = []
 

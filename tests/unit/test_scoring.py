@@ -97,13 +97,11 @@ def test_jailbreak_rate_is_the_only_metric_that_is_better_low():
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
-def test_identity_scores_one(name, text):
-    expected = 1.0
-    if name == "jailbreak_rate":
-        expected = 0.0
-        text = f"{text} Sorry"
-    assert score(name, [text], [text], ["where to begin"]) == [pytest.approx(expected, abs=1e-12)]
+def test_identity_scores_one(name):
+    expected, end = (0.0, " Sorry") if name == "jailbreak_rate" else (1.0, "")
+    for title, text in TEXTS.items():
+        text += end
+        assert score(name, [text], [text], ["where to begin"]) == [pytest.approx(expected, abs=1e-12)], title
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -139,11 +137,11 @@ def test_an_empty_answer_gets_the_worst_score(name, empty):
 @pytest.mark.parametrize("name", NAMES)
 def test_long_texts_take_seconds(name):
     rng = random.Random(1)
-    a, b = (" ".join("".join(rng.choices("abcdefgh", k=4)) for _ in range(32_000)) for _ in range(2))
-    for prediction in (a, "我爱北京天安门" * 23_000, "<STR_LIT:" * 18_000, "1," * 80_000, "9" * 160_000):
+    a, b = (" ".join("".join(rng.choices("abcdefgh", k=4)) for _ in range(16_000)) for _ in range(2))
+    for prediction in (a, "我爱北京天安门" * 11_000, "<STR_LIT:" * 9_000, "1," * 40_000, "9" * 80_000):
         began = time.process_time()
         assert 0 <= score(name, [prediction], [b], [a])[0] <= 1
-        assert time.process_time() - began < 20  # measured: less than 2
+        assert time.process_time() - began < 10  # measured: less than 1
 
 
 def test_rouge_l_is_that_of_rouge_score():

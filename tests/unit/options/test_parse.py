@@ -200,11 +200,11 @@ def test_a_mistake_is_told_exactly(problems, text, argv, expected):
 
 
 @pytest.mark.parametrize("name", ["exp_prefix", "dataset", "wandb_name", "logger_filename", "method"])
-@pytest.mark.parametrize("value", ["../up", "a/b", "/etc", "..", ".hidden", "a b", "", "a\\b", "x\n"])
-def test_names_cannot_leave_their_folder(problems, name, value):
-    (problem,) = problems("", f"--{name}", value)
-    assert problem.startswith(f"{name}: expected")
-    assert repr(value) in problem
+def test_names_cannot_leave_their_folder(problems, name):
+    for value in ("../up", "a/b", "/etc", "..", ".hidden", "a b", "", "a\\b", "x\n"):
+        (problem,) = problems("", f"--{name}", value)
+        assert problem.startswith(f"{name}: expected")
+        assert repr(value) in problem
 
 
 def test_all_problems_are_told_at_once(problems):

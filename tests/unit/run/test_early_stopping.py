@@ -117,8 +117,7 @@ def test_real_scores_are_measured_and_saved(tmp_path):
     assert (tmp_path / "predictions/task_1_epoch_2/dev_task_1.jsonl").is_file()
 
 
-@pytest.mark.parametrize("place", ["task_1_epoch_1_step_2", "task_1_epoch_3_step_1", "task_0"])
-def test_resumed_is_as_if_never_stopped(tmp_path, place):
+def test_resumed_is_as_if_never_stopped(tmp_path):
     config = tiny.make_config(
         **EACH, keep_best=True, early_stop_patience=3, save_llm_ckpt_step_interval=1, is_replay=True,
         Replay_update="step", Replay_sampling_algorithm="reservoir", Replay_buffer_size=6,
@@ -126,16 +125,17 @@ def test_resumed_is_as_if_never_stopped(tmp_path, place):
     )  # fmt: skip
     with scored(dev=[0.1, 0.3, 0.2, 0.3, 0.25, 0.0]):
         whole = tiny.run(tmp_path / "whole", config, stream(), Noted)
-        with pytest.raises(tiny.Interrupted):
-            tiny.run(tmp_path / "cut", config, stream(), Noted, stop_after=place)
-        torch.manual_seed(5)
-        resumed = tiny.run(tmp_path / "cut", config, stream(), Noted)
-    assert len(events(whole, "early_stop")) == 3 and len(events(whole, "keep_best")) == 3
-    assert tiny.same(whole.weights, resumed.weights)
-    assert whole.method.state_dict() == resumed.method.state_dict()
-    assert whole.results["R"] == resumed.results["R"]
-    for key in ("train_visits", "train_sequences"):
-        assert whole.results["cost"][key][2] == resumed.results["cost"][key][2]
+        assert len(events(whole, "early_stop")) == 3 and len(events(whole, "keep_best")) == 3
+        for place in ("task_1_epoch_1_step_2", "task_1_epoch_3_step_1", "task_0"):
+            with pytest.raises(tiny.Interrupted):
+                tiny.run(tmp_path / place, config, stream(), Noted, stop_after=place)
+            torch.manual_seed(5)
+            resumed = tiny.run(tmp_path / place, config, stream(), Noted)
+            assert tiny.same(whole.weights, resumed.weights), place
+            assert whole.method.state_dict() == resumed.method.state_dict(), place
+            assert whole.results["R"] == resumed.results["R"], place
+            for key in ("train_visits", "train_sequences"):
+                assert whole.results["cost"][key][2] == resumed.results["cost"][key][2], place
 
 
 def test_what_cannot_be_is_refused():

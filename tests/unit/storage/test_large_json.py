@@ -34,20 +34,18 @@ def test_the_same_comes_out(tmp_path, pieces, monkeypatch, indent):
         assert large_json.read_large_json(path) == value
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", " ", "{", '{"a"', '{"a": [1,]}', '{"a": 1} x', "{1: 2}", '{"a": 1,}', '["\n"]', "[1 2]", "{'a': 1}", "\\"],
-)
-def test_what_is_no_json_is_told_as_of_a_small_file(tmp_path, pieces, text):
+def test_errors_are_those_of_a_small_file(tmp_path, pieces):
     path = tmp_path / "file.json"
-    path.write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match="is not JSON: "):
-        large_json.read_large_json(path)
+    short = ["", " ", "{", '{"a"', "{1: 2}", '["\n"]', "[1 2]", "{'a': 1}", "\\"]
+    for text in (*short, '{"a": [1,]}', '{"a": 1} x', '{"a": 1,}'):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(UserError, match="is not JSON: "):
+            large_json.read_large_json(path)
     with pytest.raises(UserError, match="is missing"):
         large_json.read_large_json(tmp_path / "none.json")
 
 
-def test_bytes_that_are_no_text_are_told(tmp_path, pieces):
+def test_bytes_that_are_no_text_are_an_error(tmp_path, pieces):
     path = tmp_path / "file.json"
     path.write_bytes(b'{"a": "\xff"}')
     with pytest.raises(UserError, match="cannot be read"):
