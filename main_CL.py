@@ -16,8 +16,9 @@ def main(argv: list[str]) -> int:
         options, folder = read_options(argv)
         with termination_interrupts():
             from utils.options.checks import check  # slow to import: not for --help or a wrong option
+            from utils.run.identity import named_after_checkpoint
 
-            plan = check(options)
+            plan = check(named_after_checkpoint(options))
             from utils.run.launch import launch
 
             launch(plan, folder)

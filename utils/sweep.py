@@ -22,18 +22,21 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from utils.errors import UserError, exit_code, termination_interrupts
 from utils.options.parse import ConfigError, clean_name, resolve
 from utils.progress import SECONDS, duration, say_with_time
 from utils.report.__main__ import main as report
+from utils.report.results import read_facts
 from utils.storage.files import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 LOOK_SECONDS = 0.2  # between two looks at the runs
 GRACE_SECONDS = 60  # for a run to end after SIGTERM
+_DIGESTS: dict[tuple, str] = {}  # of streams, by where they are
 DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
@@ -57,11 +60,15 @@ class Job(NamedTuple):
         """File with what the run prints."""
         return self.root / self.prefix / f"{self.name}-seed{self.seed}.out"
 
-    def folder(self) -> Path | None:
-        """Its run folder, if it was begun: the newest one with a saved configuration."""
+    def begun(self) -> list[Path]:
+        """Run folders of its name and seed with a saved configuration, oldest first."""
         runs = (self.root / self.name).glob(f"*-seed{self.seed}")
-        begun = sorted(run for run in runs if (run / "config.yaml").is_file())
-        return begun[-1] if begun else None
+        return sorted(run for run in runs if (run / "config.yaml").is_file())
+
+    def folder(self) -> Path | None:
+        """Its run folder, if it was begun: the newest one with the same options, stream, backbone and code."""
+        same = [run for run in self.begun() if not differences(self, run)]
+        return same[-1] if same else None
 
     def command(self) -> list[str]:
         """What starts or resumes it."""
@@ -95,6 +102,29 @@ class Running(NamedTuple):
     began: float
 
 
+@cache
+def differences(job: Job, run: Path) -> list[str]:
+    """What keeps a run folder from being this job's, see utils/run/identity.py."""
+    from utils.run import identity  # seconds to import: not for --help
+
+    try:
+        return identity.differences(read_facts(run), _identity(job))
+    except UserError as error:  # wrong options, which the run itself reports
+        return [str(error)]
+
+
+@cache
+def _identity(job: Job) -> dict[str, Any]:
+    from utils.options.checks import read_stream
+    from utils.run import identity
+
+    options = resolve(job.words())
+    places = (options.config.dataset, options.config.dataset_path, options.config.dataset_files)
+    if places not in _DIGESTS:
+        _DIGESTS[places] = identity.of_stream(read_stream(options.config))
+    return identity.of(options, _DIGESTS[places])
+
+
 def is_finished(run: Path | None) -> bool:
     """True if the last row of R is complete."""
     results = run / "results.json" if run is not None else None
@@ -122,6 +152,11 @@ def check_all(jobs: list[Job]) -> None:
 def sweep(jobs: list[Job], workers: int) -> list[Job]:
     """Do what is not done; returns the jobs that failed."""
     todo = [job for job in jobs if not is_finished(job.folder())]
+    for job in todo:
+        if job.folder() is None and (others := job.begun()):
+            print(
+                f"{job}: a new run; {others[-1]} is another one: {'; '.join(differences(job, others[-1]))}", flush=True
+            )
     print(f"{len(jobs)} runs, {len(jobs) - len(todo)} finished before", flush=True)
     work = _Work(todo, workers)
     try:

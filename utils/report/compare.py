@@ -21,6 +21,7 @@ SCORES = {
     "R_locality": "locality",
     "probing": "linear probe",
 }
+MIXED = "The tasks have different metrics; averages are means of different scores."
 COSTS = {  # title, divisor, digits
     "train_seconds": ("train seconds", 1, 1),
     "train_passes": ("passes per example", 1, 2),
@@ -49,6 +50,7 @@ def compare_text(sections: list[dict[str, Any]]) -> str:
 
 def _section_text(section: dict[str, Any]) -> str:
     chance, remarks = section["chance"], [NOTE, *(remark for row in section["rows"] for remark in _remarks(row))]
+    remarks += [MIXED] if len(set(section["metrics"])) > 1 else []
     marks = {"task_0": mark(section, 0), "last_task": mark(section, -1), "recovery": mark(section, 0)}
     scores = _rows(section, {name: title + marks.get(name, "") for name, title in SCORES.items()})
     guess = [percent(chance[name]) if name in chance else "" for name in _shown(section, SCORES)]

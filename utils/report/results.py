@@ -57,6 +57,7 @@ def build(run: Path) -> dict[str, Any]:
     recovered, probing = cells.score(RECOVERY, 0), probed.read(run, len(tasks))
     return {
         **{key: facts[key] for key in FACTS},
+        "identity": facts.get("identity", {}),
         "higher_is_better": higher,
         "group_by_length": bool(_options(run).get("group_by_length")),
         "examples": [cells.examples.get(f"task_{j}") for j in tasks],
@@ -82,11 +83,24 @@ def group(runs: list[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]]:
     once = {run.resolve(): (run, results) for run, results in runs}.values()
     for run, results in [(run, version) for run, whole in once for version in _with_versions(whole)]:
         facts = [results[key] for key in ("stream", "il_mode", "task_names", "metrics", "chance")]
-        options = _options(run)
+        own = dict(results["identity"])  # digests of what the run was made with
+        facts.append(own.pop("stream", None))
+        options = _options(run) | {f"{name} (digest)": digest for name, digest in own.items()}
         setting = json.dumps([results["method"], results["backbone"], options], sort_keys=True, default=str)
         groups = streams.setdefault(json.dumps(facts), {})
         groups.setdefault(setting, []).append((run, results, options))
-    return [_section(list(groups.values())) for groups in streams.values()]
+    return _told_apart([_section(list(groups.values())) for groups in streams.values()])
+
+
+def _told_apart(sections: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Sections of streams that share a name and not their content have the digest in the name."""
+    names = [section["stream"] for section in sections]
+    return [
+        section | {"stream": f"{section['stream']} ({section['digest']})"}
+        if section["digest"] and names.count(section["stream"]) > 1
+        else section
+        for section in sections
+    ]
 
 
 def _with_versions(results: dict[str, Any]) -> list[dict[str, Any]]:
@@ -209,7 +223,9 @@ def _nullable(array: Matrix | Row) -> list:
 
 def _options(run: Path) -> dict[str, Any]:
     """The options of a run that can change its numbers, from config.yaml; empty if there is no such file."""
-    path = run / "config.yaml"
+    facts, path = read_json(run / "facts.json"), run / "config.yaml"
+    if "options" in facts:  # as they were when the run started
+        return {name: value for name, value in facts["options"].items() if name not in NOT_COMPARED}
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
         return {name: value for name, value in content.items() if name not in NOT_COMPARED}
@@ -224,6 +240,7 @@ def _section(groups: list[list]) -> dict[str, Any]:
     no_mean = None in chance or len(set(facts["higher_is_better"])) > 1
     return {
         **{key: facts[key] for key in keys},
+        "digest": facts["identity"].get("stream"),
         "chance": {
             "task_0": chance[0],
             "last_task": chance[-1],

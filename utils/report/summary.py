@@ -7,6 +7,7 @@ from typing import Any
 
 from utils.metric import METRICS
 from utils.report import probing as probed
+from utils.report.compare import MIXED
 from utils.report.plots import curves, heat_map, probing_curves, shorten
 from utils.report.results import build
 from utils.report.tables import MISSING, headline, mark, markdown, mean, percent, words
@@ -50,6 +51,8 @@ def write(run: Path, plots: bool = True) -> dict[str, Any]:
 def table(results: dict[str, Any]) -> str:
     """The results matrix with its chance level, and the main metrics, as text (aligned Markdown)."""
     parts = [headline(results)]
+    if len(set(results["metrics"])) > 1:
+        parts.append(MIXED)
     for key in ("R", "R_train", "R_locality"):
         if key in results:
             title = TITLES.get((results["il_mode"], key))

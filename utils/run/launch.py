@@ -29,7 +29,7 @@ from utils.options.checks import Plan
 from utils.options.parse import flatten, origin, to_yaml
 from utils.prompt import choose
 from utils.report import summary
-from utils.run import dry_run
+from utils.run import dry_run, identity
 from utils.run.failures import explained, how_to_resume
 from utils.run.fit import fit
 from utils.run.trackers import start_tracker
@@ -53,6 +53,8 @@ def launch(plan: Plan, folder: Path | None) -> dict[str, Any]:
             print(origin(plan.resolved), dry_run.text(method, accelerator.num_processes), sep="\n\n")
         return {}
     with explained(folder):
+        if folder is not None:
+            identity.check(folder, plan.resolved, plan.stream)
         method = build_method(plan, accelerator, log)
         folder = _open_folder(plan, accelerator, folder)
         log.write_to(folder)
@@ -150,7 +152,8 @@ def _open_folder(plan: Plan, accelerator: Accelerator, folder: Path | None) -> P
     made = [make_run_folder(plan.config) if accelerator.is_main_process else None]
     folder = broadcast_object_list(made)[0]
     if accelerator.is_main_process:
-        write_json(folder / "facts.json", facts(plan.config, plan.stream))
+        own = identity.of(plan.resolved, identity.of_stream(plan.stream))
+        write_json(folder / "facts.json", facts(plan.config, plan.stream) | own)
         write_text(folder / "config.yaml", to_yaml(plan.resolved))  # last: with it the run can be resumed
     return folder
 

@@ -51,6 +51,7 @@ class Trainer:
         config, tasks = self.config, range(len(self.stream.tasks))
         if config.evaluate_checkpoint is not None:
             return self._evaluate_checkpoint(Path(config.evaluate_checkpoint))
+        self._replace_lost()
         done = self._restore()
         if done is None:
             self._before_training(tasks)
@@ -60,6 +61,32 @@ class Trainer:
             if config.recovery and not RECOVERY.predictions(self.folder, "task_0").exists():
                 self._recover()
         return self._report(plots=True)
+
+    def _replace_lost(self) -> None:
+        """Make predictions again that are no longer there, from the checkpoint of their task; warn if there is none."""
+        root, tasks = self.folder / "checkpoints", range(len(self.stream.tasks))
+        places = checkpoint.checkpoints(root)
+        if places and self.config.is_evaluate_init and self._is_lost(BASE, tasks):
+            self._evaluate_row(BASE, tasks)
+        for index in range(places[-1].task if places else 0):
+            seen = self._evaluated_after(index)
+            if not self._is_lost(Moment(index), seen):
+                continue
+            if Place(index) in places:
+                assign(self.method.named(), load(self.method, root / Place(index).name)["working"])
+                self._evaluate_after(index, seen)
+            else:
+                self.session.log.warning(
+                    f"predictions/{Moment(index).folder} lacks files, and without the checkpoint of task {index} "
+                    "(save_llm_ckpt) they cannot be made again; these cells stay empty"
+                )
+
+    def _is_lost(self, moment: Moment, tasks: Iterable[int]) -> bool:
+        return not all(moment.predictions(self.folder, f"task_{index}").exists() for index in tasks)
+
+    def _evaluated_after(self, index: int) -> range:
+        """The tasks that are evaluated after a task."""
+        return range(len(self.stream.tasks) if self.config.evaluate_unseen else index + 1)
 
     def _before_training(self, tasks: Iterable[int]) -> None:
         check_finite(self.method)
@@ -92,8 +119,7 @@ class Trainer:
             with self.cost.training(task.index):
                 self._learn(task, inside)
             self._save(Place(task.index))
-        last = len(self.stream.tasks) if self.config.evaluate_unseen else task.index + 1
-        self._evaluate_after(task.index, range(last))
+        self._evaluate_after(task.index, self._evaluated_after(task.index))
         self.session.encoder.forget()  # the next task has other texts; memory must not grow with the stream
         self._report(plots=False)
 
