@@ -69,7 +69,7 @@ def _reasons(why: dict[str, str]) -> str:
 
 OPTIONS_TEXT = """\
 Every option can be set in a YAML file (`--cfg`) or on the command line; the command line wins over the YAML file, which
-wins over the default. `python main_CL.py --help` prints the same list."""
+wins over the default. `python main_CL.py --method NAME --help` prints the general options and those of one method."""
 METHODS_TEXT = """\
 Each method is one file. Its docstring states the objective, and where and why it deviates from the paper or from the
 published code. [capabilities.md](capabilities.md) lists what each method runs with, [options.md](options.md) its
