@@ -68,7 +68,7 @@ def evaluate(method: Method, session: Session, cell: Cell) -> float:
 
 
 def _read(cell: Cell) -> list[dict[str, Any]]:
-    """The saved rows of a cell, which a run that was cut off may have left here."""
+    """The saved rows of a cell, which an interrupted run may have left here."""
     rows = read_jsonl(cell.file)
     known = [row.get("target") if isinstance(row, dict) and row.keys() >= COLUMNS else None for row in rows]
     if known != [example.target for example in cell.examples]:
@@ -138,7 +138,7 @@ def _answer(method: Method, session: Session, cell: Cell, examples: list[Example
             answers[i] = Answer(text, "generated")
         bar.update(len(chosen))
     bar.close()
-    return answers
+    return [answer for answer in answers if answer is not None]  # all of them
 
 
 def _title(cell: Cell) -> str:

@@ -52,7 +52,8 @@ class RunLog:
     """
 
     def __init__(self, config: Config, is_main: bool):
-        self.config, self.is_main, self.tracker = config, is_main, None
+        self.config, self.is_main = config, is_main
+        self.tracker: Any = None  # see utils/run/trackers.py
         self.step = 0  # optimizer steps of the whole run so far
         self.window = Window()
         self._logged = -1  # the last step with a "train" event before the run was resumed
@@ -70,7 +71,7 @@ class RunLog:
         Raises:
             UserError: another process writes there.
         """
-        if not self.is_main:
+        if self._waiting is None:  # not the main process
             return
         self._events = open(folder / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115 (lives as long as the run)
         _lock(self._events, folder)

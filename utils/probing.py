@@ -65,7 +65,7 @@ def probe(method: Method, session: Session, folder: Path, moment: Moment, seen: 
             if session.config.save_features:
                 asked = [task.test for task in method.stream.tasks]
                 _save(folder / "features" / moment.folder, chosen, train, asked, test)
-            labels = [[example.label for example in examples] for examples in chosen]
+            labels = [labels_of(examples) for examples in chosen]
             answers = ask(train, labels, test, session.config.il_mode == "CIL", session.accelerator.device)
             for j, file in enumerate(files):
                 write_jsonl(file, _rows(method.stream.tasks[j].test, answers[j]))
@@ -103,17 +103,22 @@ def ask(train: list[Rows], labels: list[list[int]], test: list[Rows], together: 
     return [{name: probe.predict(rows) for name, probe in probes.items()} for probes, rows in pairs]
 
 
+def labels_of(examples: Sequence[Example]) -> list[int]:
+    """The class of each example; the checks before the run have made sure that all have one."""
+    return [example.label for example in examples if example.label is not None]
+
+
 def _chosen(examples: Sequence[Example], task: int, config: Config) -> list[Example]:
     """Those that probes are fitted on: the same at every moment."""
     rng = random_for(config.seed, "probing", task)
-    places = stratified([example.label for example in examples], config.probing_rows_per_class, rng)
+    places = stratified(labels_of(examples), config.probing_rows_per_class, rng)
     return [examples[place] for place in places]
 
 
 def _rows(examples: Sequence[Example], answers: Answers) -> list[dict[str, int]]:
     return [
-        {"index": i, "label": example.label} | {name: answers[name][i] for name in PROBES}
-        for i, example in enumerate(examples)
+        {"index": i, "label": label} | {name: answers[name][i] for name in PROBES}
+        for i, label in enumerate(labels_of(examples))
     ]
 
 
@@ -122,14 +127,15 @@ def _save(folder: Path, chosen: list, train: list[Rows], asked: list, test: list
     for j in range(len(train)):
         arrays = {"train": train[j], "test": test[j]}
         for split, examples in (("train", chosen[j]), ("test", asked[j])):
-            arrays[f"{split}_labels"] = np.array([example.label for example in examples], np.int64)
+            arrays[f"{split}_labels"] = np.array(labels_of(examples), np.int64)
         write_bytes(folder / f"task_{j}.safetensors", save(arrays))
 
 
 def _announce(session: Session, folder: Path, moment: Moment, tasks: int, seen: int) -> None:
     found = accuracies(folder, moment, tasks)
-    means = {f"{name}_Acc_Task_All": fmean(scores) for name, scores in found.items()}
-    means |= {f"{name}_Acc_Task_Seen": fmean(scores[:seen]) for name, scores in found.items() if seen}
+    known = {name: [score for score in scores if score is not None] for name, scores in found.items()}
+    means = {f"{name}_Acc_Task_All": fmean(scores) for name, scores in known.items()}
+    means |= {f"{name}_Acc_Task_Seen": fmean(scores[:seen]) for name, scores in known.items() if seen}
     words = [f"{title} {100 * means[f'{name}_Acc_Task_All']:.1f}" for name, title in PROBES.items()]
     session.log.info(f"{moment.folder}: probing accuracy on all tasks: {', '.join(words)}")
     session.log.event("probing", moment=moment.folder, **means)

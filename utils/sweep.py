@@ -206,9 +206,10 @@ class _Work:
         environment = {"OMP_NUM_THREADS": "1"} | dict(os.environ)
         if self.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(self._own_gpus(slot, job.launcher is not None))
+        command = job.command()
         with open(job.output, "w", encoding="utf-8") as output:
             process = subprocess.Popen(
-                job.command(),
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -217,7 +218,7 @@ class _Work:
                 preexec_fn=_die_with(os.getpid()),
             )
         self.running.append(Running(job, process, slot, time.monotonic()))
-        say_with_time(f"{job}: {'resumed' if '--resume' in process.args else 'started'}")
+        say_with_time(f"{job}: {'resumed' if '--resume' in command else 'started'}")
 
     def _own_gpus(self, slot: int, several: bool) -> list[str]:
         if not several or self.workers >= len(self.gpus):

@@ -6,6 +6,7 @@ import pytest
 
 from models.Base import Method
 from tests import tiny
+from utils import progress
 from utils.dataset import Example
 from utils.errors import UserError
 from utils.evaluation import Cell, check_finite, evaluate, predict
@@ -107,6 +108,21 @@ def test_weights_that_are_no_numbers_are_refused(value, tmp_path):
     with pytest.raises(UserError, match=f"backbone: {re.escape(name)} holds NaN or infinite values"):
         Trainer(method, tmp_path).run()
     assert not list(tmp_path.rglob("*.jsonl"))
+
+
+@pytest.mark.parametrize("mode", ["verify", "generate"])
+def test_a_long_evaluation_says_how_far_it_is(parts, monkeypatch, mode):
+    method, session, cell = parts(evaluation_mode=mode, evaluate_batch_size=4)
+    lines = []
+    monkeypatch.setattr(session.log, "is_main", True)
+    monkeypatch.setattr(session.log, "progress_line", lines.append)
+    predict(method, session, cell)
+    assert lines == []  # it took no ten seconds
+    monkeypatch.setattr(progress, "SECONDS", 0)
+    predict(method, session, cell)
+    done = [re.fullmatch(r"p: task_0: (\d+) of 15 questions, .* left", line) for line in lines]
+    assert done and all(done)
+    assert mode == "verify" or [match[1] for match in done] == ["4", "8", "12"]
 
 
 class Spy(Method):

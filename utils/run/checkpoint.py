@@ -1,9 +1,9 @@
 """Checkpoints that are either whole or absent, in the format of transformers.
 
-A checkpoint is a folder that `AutoModelForCausalLM.from_pretrained` loads, tokenizer included; if only adapters learn,
-they alone are in it, for `PeftModel.from_pretrained`. What a resumed run needs besides: state.safetensors (tensors),
-state.json (the rest) and manifest.json (sha256 of every file). It is written under a temporary name, synced, then
-renamed. Nothing is pickled.
+A checkpoint is a folder that `AutoModelForCausalLM.from_pretrained` loads, tokenizer included; if only adapters are
+trained, it holds these alone, for `PeftModel.from_pretrained`. What a resumed run needs in addition: state.safetensors
+(tensors), state.json (the rest) and manifest.json (sha256 of every file). It is written under a temporary name, synced,
+then renamed. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from utils.errors import UserError
 from utils.model import adapters
+from utils.model.architecture import Model
 from utils.storage.files import read_json, sync_folder, write_json
 
 Packed = tuple[Any, dict[str, Tensor]]
@@ -38,7 +39,7 @@ class Place:
 
     @property
     def finished(self) -> bool:
-        """True if the task is."""
+        """True if the task is finished."""
         return self.epoch is None
 
     @property
@@ -48,14 +49,14 @@ class Place:
         return f"task_{self.task}{inside}"
 
 
-def save(root: Path, place: Place, model: nn.Module, tokenizer, state: Packed, limit: int | None) -> None:
+def save(root: Path, place: Place, model: Model, tokenizer, state: Packed, limit: int | None) -> None:
     """Write a checkpoint; then remove the oldest ones that are too many.
 
     Args:
         root: The run's folder of checkpoints.
-        place: Where the run stands.
+        place: How far the run is.
         model: A transformers model, unwrapped.
-        tokenizer: Saved beside it.
+        tokenizer: Saved with the model.
         state: What `pack` makes of nested dicts and lists of tensors and plain values.
         limit: The most checkpoints to keep; None: all.
     """
@@ -73,7 +74,7 @@ def save(root: Path, place: Place, model: nn.Module, tokenizer, state: Packed, l
     for path in files:
         _sync(path)
     sync_folder(draft)
-    if final.exists():  # never delete the only checkpoint before the new one stands
+    if final.exists():  # never delete the only checkpoint before the new one is in place
         os.replace(final, old)
     os.replace(draft, final)
     sync_folder(root)
@@ -82,21 +83,29 @@ def save(root: Path, place: Place, model: nn.Module, tokenizer, state: Packed, l
 
 
 def read_place(folder: Path) -> Place:
-    """Where in the stream a checkpoint was taken, whatever its folder is called now."""
+    """Where in the stream a checkpoint was taken, even if its folder was renamed."""
     return Place(**read_json(folder / "state.json")["place"])
 
 
 def prune(root: Path, limit: int | None) -> None:
     """Remove all checkpoints but the newest ones, the oldest first; None: keep all."""
     for place in checkpoints(root)[:-limit] if limit else ():
-        shutil.rmtree(root / place.name)
+        path = root / place.name
+        if path.is_symlink():  # the user's, to another disk
+            path.unlink()
+        else:
+            shutil.rmtree(path)
 
 
 def checkpoints(root: Path) -> list[Place]:
     """The whole checkpoints in a folder, oldest first."""
     found = [_NAME.fullmatch(path.name) for path in root.glob("task_*")] if root.is_dir() else []
-    places = [Place(*(None if n is None else int(n) for n in match.groups())) for match in found if match]
-    return sorted(places, key=_later)
+    return sorted((_place(match) for match in found if match), key=_later)
+
+
+def _place(match: re.Match[str]) -> Place:
+    task, epoch, step = match.groups()
+    return Place(int(task)) if epoch is None else Place(int(task), int(epoch), int(step))
 
 
 def load_state(folder: Path) -> dict[str, Any]:
@@ -110,7 +119,7 @@ def load_state(folder: Path) -> dict[str, Any]:
         if not path.is_file() or _sha256(path) != expected:
             raise _broken(path, folder)
     with safe_open(folder / "state.safetensors", framework="pt") as file:
-        # Copies: what lies at another alignment than torch's own is multiplied in another order, and rounds otherwise.
+        # Copies: torch multiplies tensors of another alignment in another order, which rounds differently.
         tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 (not a dict)
     return unpack(read_json(folder / "state.json")["state"], tensors)
 
@@ -129,14 +138,14 @@ def _manifest(folder: Path) -> dict[str, str]:
 
 
 def _broken(path: Path, folder: Path) -> UserError:
-    """What is wrong with a file of a checkpoint, and what to do."""
+    """The error about a file of a checkpoint, with what to do."""
     return UserError(
-        f"{path} is {'damaged' if path.is_file() else 'missing'}; delete the folder {folder} and resume again, "
-        "which goes on from the checkpoint before it or from the beginning"
+        f"{path} is {'damaged' if path.is_file() else 'missing'}; delete the folder {folder} and resume again "
+        "from the checkpoint before it or from the beginning"
     )
 
 
-def load_weights(model: nn.Module, folder: Path) -> None:
+def load_weights(model: Model, folder: Path) -> None:
     """Give a model the weights of a checkpoint, exactly; what is not in there (the base of adapters) it has already."""
     if adapters.has_adapters(model):
         adapters.load(model, folder)

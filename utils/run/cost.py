@@ -64,8 +64,9 @@ class Cost:
         reader.register_forward_pre_hook(self._count, with_kwargs=True)
 
     def _count(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        given = kwargs.get("inputs_embeds")
-        given = kwargs.get("input_ids", args[0] if args else None) if given is None else given
+        given: Tensor | None = kwargs.get("inputs_embeds")
+        if given is None:
+            given = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
         if given.shape[1] > 1:  # else a step of generation
             self._sequences += given.shape[0]
             self._tokens += given.shape[0] * given.shape[1]
@@ -125,7 +126,7 @@ class Cost:
     def _spent(self) -> Spent:
         """What was counted since the last call, over all processes."""
         began, self._began = self._began, time.monotonic()
-        counts = torch.tensor([self._sequences, self._tokens], device=self.method.model.device)
+        counts = torch.tensor([self._sequences, self._tokens], device=self.method.session.accelerator.device)
         sequences, tokens = sum_over_processes({"counts": counts})["counts"].tolist()
         examples, self._sequences, self._tokens, self._examples = self._examples, 0, 0, 0
         return Spent(self._began - began, sequences, tokens, examples)

@@ -49,7 +49,7 @@ def explain(error: Exception) -> str | None:
         )
     if isinstance(error, OSError) and error.errno is not None:
         return f"{error.filename or 'a file'} could not be read or written: {error.strerror}; fix that"
-    if isinstance(error, SafetensorError):
+    if isinstance(error, SafetensorError) or "(os error " in text:  # the second: of tokenizers, in Rust
         return f"a checkpoint could not be read or written: {text}; fix that"
     if _says(error, NO_PARTNER):
         return "another process of this run ended"

@@ -75,7 +75,7 @@ def fit(
         meter.add(terms, sum(int(batch.attention_mask.sum()) for batch in batches), progress, rate)
         stop = False
         if on_step is not None:
-            stop = on_step(progress, placed)
+            stop = bool(on_step(progress, placed))
             placed.step.train()  # an evaluation may have come between
         if stop or progress.done == limit:
             break

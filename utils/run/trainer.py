@@ -130,7 +130,7 @@ class Trainer:
             if not self.config.keep_optimizer_state:
                 self.moments = {}
             self.watch.begin()
-        start = None if inside is None else Progress(task.index, inside.epoch, inside.step)
+        start = None if inside is None else Progress(task.index, inside.epoch or 0, inside.step or 0)
         self.moments = self.session.fit(self.method, task, start=start, moments=self.moments, on_step=self._on_step)
         learning = [w.numel() for w in self.method.named().values() if w.requires_grad]
         examples = len(self.method.train_examples(task))
@@ -275,7 +275,7 @@ class Trainer:
         self.moments, self.cost.values = state["moments"], state["cost"]
         self.watch.state |= state.get("watch", {})  # checkpoints of earlier versions have none
         self.session.log.step = state["steps"]
-        self.session.log.window = _on_device(Window(**state.get("window", {})), self.method.model.device)
+        self.session.log.window = _on_device(Window(**state.get("window", {})), self.session.accelerator.device)
         self.session.log.info(f"resuming after {places[-1].name}")
         self.session.log.event("resume", checkpoint=places[-1].name)
         if self.session.accelerator.is_main_process:

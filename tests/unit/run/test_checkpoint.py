@@ -176,6 +176,16 @@ def test_damage_is_one_sentence(tmp_path, model, name, how):
     if name != "manifest.json":
         expected = "missing" if how == "missing" else "damaged"
         assert str(caught.value) == (
-            f"{path} is {expected}; delete the folder {tmp_path / 'task_0'} and resume again, which goes on from the "
+            f"{path} is {expected}; delete the folder {tmp_path / 'task_0'} and resume again from the "
             "checkpoint before it or from the beginning"
         )
+
+
+def test_an_old_checkpoint_may_be_a_link(tmp_path, model):
+    write(tmp_path / "elsewhere", Place(0), model)
+    root = tmp_path / "checkpoints"
+    root.mkdir()
+    (root / "task_0").symlink_to(tmp_path / "elsewhere/task_0")
+    write(root, Place(1), model, limit=1)
+    assert [path.name for path in root.iterdir()] == ["task_1"]
+    assert (tmp_path / "elsewhere/task_0/manifest.json").is_file()
