@@ -13,8 +13,8 @@ from utils.storage.files import is_file
 def main(argv: list[str]) -> int:
     """Parse, check, build, run, report; returns 0 done, 2 an error of the user, 130 interrupted, 143 terminated."""
     try:
-        options, folder = read_options(argv)
         with termination_interrupts():
+            options, folder = read_options(argv)
             from utils.options.checks import check  # slow to import: not for --help or a wrong option
             from utils.run.identity import named_after_checkpoint
 
