@@ -120,7 +120,8 @@ def _answer(method: Method, session: Session, cell: Cell, examples: list[Example
     rows = encoder.for_prediction(examples, cell.max_length)
     answers: list[Answer | None] = [None] * len(rows)
     by_length = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt) + len(rows[i].answer))
-    bar = session.log.progress(_title(cell), len(rows), unit="questions")
+    processes = session.accelerator.num_processes  # the others are about as far
+    bar = session.log.progress(_title(cell), processes * len(rows), unit="questions")
     task_id = cell.task if config.il_mode == "TIL" else None
     by_text = cell.in_full or not method.is_plain or find(cell.metric).name != "exact_match"
     if config.evaluation_mode == "verify" and not by_text:
@@ -130,13 +131,13 @@ def _answer(method: Method, session: Session, cell: Cell, examples: list[Example
             decided = verify(method.backbone, [rows[i] for i in chosen], targets, cell.max_new_tokens, prompt)
             for i, answer in zip(chosen, decided, strict=True):
                 answers[i] = answer
-            bar.update(sum(answer is not None for answer in decided))
+            bar.update(processes * sum(answer is not None for answer in decided))
     left = sorted((i for i in by_length if answers[i] is None), key=lambda i: len(rows[i].prompt))
     for chosen in _chunks(left, config.evaluate_batch_size):
         texts = method.predict([rows[i] for i in chosen], task_id, cell.max_new_tokens)
         for i, text in zip(chosen, texts, strict=True):
             answers[i] = Answer(text, "generated")
-        bar.update(len(chosen))
+        bar.update(processes * len(chosen))
     bar.close()
     return [answer for answer in answers if answer is not None]  # all of them
 

@@ -59,8 +59,13 @@ def probe(method: Method, session: Session, folder: Path, moment: Moment, seen: 
     files = [moment.probing(folder, j) for j in tasks]
     if not all(file.exists() for file in files):
         chosen = [_chosen(method.stream.tasks[j].train, j, session.config) for j in tasks]
-        train = [extract(method, chosen[j], j) for j in tasks]
-        test = [extract(method, method.stream.tasks[j].test, j) for j in tasks]
+        train, test = [], []
+        bar = session.log.progress(f"{moment.folder}: features", len(tasks), unit="tasks")
+        for j in tasks:
+            train.append(extract(method, chosen[j], j))
+            test.append(extract(method, method.stream.tasks[j].test, j))
+            bar.update()
+        bar.close()
         if session.accelerator.is_main_process:
             if session.config.save_features:
                 asked = [task.test for task in method.stream.tasks]

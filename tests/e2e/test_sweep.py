@@ -1,5 +1,6 @@
 """Many runs by one command, which can be given again."""
 
+import fcntl
 import shutil
 import signal
 import subprocess
@@ -79,12 +80,12 @@ def test_everything_is_done_once(files, tmp_path, capsys):
     assert sorted((tmp_path / "runs/sweep-c-SEQ").iterdir()) == runs and is_finished(runs[0])
 
 
-def begin_long(files, root):
+def begin_long(files, root, *more):
     """A sweep of two long runs in a process of its own, both at work."""
     command = [sys.executable, "-m", "utils.sweep", str(files / "long.yaml"), "--seeds", "1", "2", "--jobs", "2"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # in the background it is ignored
-    parent = subprocess.Popen([*command, "--dump_path", str(root)], cwd=ROOT, preexec_fn=hear, **pipes)
+    parent = subprocess.Popen([*command, *more, "--dump_path", str(root)], cwd=ROOT, preexec_fn=hear, **pipes)
     wait_for(lambda: len(list(root.glob("sweep-c-long/*/predictions/base/task_2.jsonl"))) == 2, parent)
     children = subprocess.run(["pgrep", "-P", str(parent.pid)], capture_output=True, text=True, check=True).stdout
     return parent, [int(pid) for pid in children.split()]
@@ -116,6 +117,27 @@ def test_runs_end_with_their_sweep(files, tmp_path, number):
     assert (parent.returncode, errors) == expected[number]
     for seed in (1, 2):  # each has ended in order
         assert "interrupted; resume it from" in sweep._last_line(tmp_path / f"runs/sweep/sweep-c-long-seed{seed}.out")
+
+
+@pytest.mark.slow
+def test_launched_runs_end_with_their_sweep(files, tmp_path):
+    parent, _ = begin_long(files, tmp_path / "runs", "--launch", "--config_file config/accelerate/cpu_2.yaml")
+    parent.kill()
+    parent.communicate(timeout=60)
+    folders = list((tmp_path / "runs/sweep-c-long").iterdir())
+    wait_for(lambda: not any(map(is_in_use, folders)))
+    for folder in folders:
+        assert "interrupted; resume it from" in (folder / "train.log").read_text(encoding="utf-8")
+
+
+def is_in_use(folder):
+    """True if a process holds the lock of the run folder."""
+    with open(folder / "log.jsonl", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def test_gpus_are_divided(monkeypatch):
