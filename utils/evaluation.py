@@ -108,7 +108,7 @@ def annotated(tags: str, classes: Classes, task: int) -> str:
     """Predicted tags in which those of later tasks are O.
 
     The test split of a task is not annotated with types that come later, so whether a model that knows them already is
-    right there cannot be told.
+    right there cannot be known.
     """
     return " ".join(tag if classes.index[tag] < classes.ends[task] else "O" for tag in tags.split())
 

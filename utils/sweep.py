@@ -4,7 +4,7 @@ Each YAML file with each seed is one run of main_CL.py, in a process of its own.
 interrupted runs are resumed, so the command can be given again until all is done. At the end `utils.report` compares
 them in FOLDER/compare.md, FOLDER being <dump_path>/<prefix>; FOLDER/<name>-seed<k>.out holds what a run printed.
 
-Where there are GPUs each run has one of its own, as far as there are enough. With --launch each run is started by
+Where there are GPUs, each run gets one, as long as there are enough. With --launch each run is started by
 `accelerate launch` with these words, and the GPUs are divided among the runs at a time.
 """
 
@@ -34,7 +34,7 @@ from utils.report.results import read_facts
 from utils.storage.files import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
-LOOK_SECONDS = 0.2  # between two looks at the runs
+POLL_SECONDS = 0.2  # between two checks of the runs
 GRACE_SECONDS = 60  # for a run to end after SIGTERM
 _DIGESTS: dict[tuple, str] = {}  # of streams, by where they are
 DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
@@ -181,7 +181,7 @@ class _Work:
         while self.waiting or self.running:
             while self.waiting and self.slots:
                 self._start(self.waiting.pop(0), self.slots.pop(0))
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
             for one in [one for one in self.running if one.process.poll() is not None]:
                 self._end(one)
             if time.monotonic() - self.said >= SECONDS:

@@ -94,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def as_csv(rows: Rows) -> str:
-    """A table with a header; nothing stands for "undefined"."""
+    """A table with a header; an empty cell means "undefined"."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()

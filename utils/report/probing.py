@@ -69,7 +69,7 @@ def average(scores: Scores) -> float | None:
 
 
 def table(results: dict[str, Any], names: list[str], last_only: bool) -> str:
-    """Observed beside probing accuracy, one row for each moment and probe, as text (aligned Markdown).
+    """Observed and probing accuracy, one row for each moment and probe, as text (aligned Markdown).
 
     Args:
         results: Those of a run with probes.

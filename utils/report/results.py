@@ -1,8 +1,8 @@
 """From run folders to numbers, of one run and of runs side by side; all recomputed from saved predictions.
 
-Scores come from the texts in predictions/, one file per cell of the results matrix; what predictions cannot
-tell (names, metrics, chance levels, cost) comes from facts.json and cost.json. Numbers are in [0, 1]; None
-stands for "not evaluated" or "undefined".
+Scores come from the texts in predictions/, one file per cell of the results matrix; what predictions do not
+hold (names, metrics, chance levels, cost) comes from facts.json and cost.json. Numbers are in [0, 1]; None
+means "not evaluated" or "undefined".
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from utils.storage.moment import BASE, RECOVERY, Moment, parse
 FACTS = ("name", "stream", "method", "seed", "il_mode", "backbone", "task_names", "metrics", "chance")
 COLUMNS = {"index": int, "prediction": str, "target": str}
 PER_TASK = {"metrics": str, "chance": int | float | None}
-# Questions beside the test split, where the scenario asks them: name in the results -> (files, metric or the task's).
+# Questions besides the test split, where the scenario asks them: name in the results -> (files, metric or the task's).
 EXTRA = {"R_train": ("train_task", None), "R_locality": ("locality_task", "exact_match")}
 SIZES = ("trainable_parameters", "stored_parameters", "kept_bytes")  # after the last task
 SUMMARISED = ("average_accuracy", "backward_transfer", "forgetting")
@@ -36,7 +36,7 @@ NOT_COMPARED = {*RunOptions.model_fields, *TrackerOptions.model_fields}
 
 
 def build(run: Path) -> dict[str, Any]:
-    """All results of a run, finished or not, as they stand in results.json.
+    """All results of a run, finished or not, as in results.json.
 
     Raises:
         UserError: the folder is not a run folder, or one of its files is broken.
@@ -104,7 +104,7 @@ def _told_apart(sections: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _with_versions(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """The results, and those of each other version of the weights as if of a method of its own."""
+    """The results, and those of each other version of the weights as if of another method."""
     base, higher = np.array(results["base"], dtype=float), results["higher_is_better"]
     nothing = {"versions": {}, "recovery": None, "probing": {}, "cost": None}
     return [results] + [

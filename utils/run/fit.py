@@ -45,10 +45,10 @@ def fit(
         method: Says what is trained, on what, and with which loss.
         task: What is learned.
         session: Options, processes, tokeniser, log.
-        start: Where an interrupted task goes on; None: at its beginning.
+        start: Where an interrupted task is resumed; None: at its beginning.
         moments: AdamW's tensors to begin with, by parameter name; None: fresh ones.
-        on_step: Called after each optimizer step with the progress and where the weights are; returns True if the task
-            shall end.
+        on_step: Called after each optimizer step with the progress and where the weights are; returns True to end
+            the task.
         limit: Stop after this many optimizer steps; None: when all epochs are done.
 
     Returns:
@@ -76,7 +76,7 @@ def fit(
         stop = False
         if on_step is not None:
             stop = bool(on_step(progress, placed))
-            placed.step.train()  # an evaluation may have come between
+            placed.step.train()  # after an evaluation
         if stop or progress.done == limit:
             break
     meter.close()
@@ -223,7 +223,7 @@ def _loss_text(losses: dict[str, float]) -> str:
 
 
 def _set_trainable(method: Method, groups: list[Group]) -> list[Group]:
-    """Make exactly these parameters learn, before the optimizer is made; each at most once."""
+    """Make exactly these parameters trainable, before the optimizer is made; each at most once."""
     chosen = [id(w) for group in groups for w in group.parameters]
     learning, inside = set(chosen), {id(w) for w in method.named().values()}
     assert len(chosen) == len(learning), "trainable() names a parameter twice"

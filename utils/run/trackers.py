@@ -1,4 +1,4 @@
-"""Weights & Biases and TensorBoard, through accelerate. A tracker that fails is left out; the run goes on."""
+"""Weights & Biases and TensorBoard, through accelerate. A tracker that fails is dropped; the run continues."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from utils.config import Config
 
 WANDB_HOST = "api.wandb.ai"
 WANDB_TIMEOUT_SECONDS = 10  # to begin; wandb's own default waits a minute and a half for a host that does not answer
-WANDB_UPLOAD_SECONDS = 60  # at the end; wandb's own default waits for ever for a host that no longer answers
+WANDB_UPLOAD_SECONDS = 60  # at the end; wandb's own default waits forever for a host that no longer answers
 
 
 class Tracker:
@@ -25,7 +25,7 @@ class Tracker:
         self.accelerator, self.warn, self.alive = accelerator, warn, True
 
     def log(self, numbers: dict[str, float], step: int) -> None:
-        """Send numbers; after the first failure nothing is sent any more."""
+        """Send numbers; nothing is sent after the first failure."""
         self._try(lambda: self.accelerator.log(numbers, step=step))
 
     def finish(self) -> None:
@@ -44,7 +44,7 @@ class Tracker:
 
 
 def tracker_names(config: Config) -> list[str]:
-    """What accelerate is asked to log with."""
+    """The trackers that accelerate logs to."""
     return ["wandb"] * config.is_wandb + ["tensorboard"] * config.is_tensorboard
 
 
