@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from models.SEQ import SEQ
 from tests.e2e.test_cli import call, run
 from tests.tiny import backbone_folder, class_stream, make_model, micro_stream
 from utils.dataset import save_stream
@@ -84,7 +85,7 @@ def test_a_plan_is_told_and_nothing_written_or_loaded(small, tmp_path, capsys, m
     assert [c.strip() for c in rows["0 (micro 0)"].split("|")[2:8]] == ["12", "6", "6", "12", "3", "9"]
     assert [c.strip() for c in rows["1 (micro 1)"].split("|")[2:8]] == ["8", "4", "4", "8", "3", "12"]
     assert f"/ {total:,} |" in rows["0 (micro 0)"] and f"/ {total:,} |" not in rows["1 (micro 1)"]
-    assert f"parameters: {total:,}, of which at most {total:,} learn" in out
+    assert f"parameters: {total:,}, at most {total:,} trainable" in out
     assert f"weights {4 * total / 1e6:.1f} MB" in out and "1 process of 4 examples each, in 1 part of at most 4" in out
     assert not (tmp_path / "none").exists()
 
@@ -96,6 +97,22 @@ def test_steps_of_the_plan_are_those_of_the_run(small, tmp_path, capsys):
     folder = run([*words, "herding"], tmp_path)
     steps = max(row["step"] for row in read_jsonl(folder / "log.jsonl"))
     assert sum(int(row[7]) for row in rows) == steps
+
+
+def test_errors_of_a_method_s_own_code_are_not_hidden_by_a_plan(small, monkeypatch):
+    def broken(*_):
+        raise KeyError("a slip of the method's author")
+
+    for hook in ("setup", "trainable"):
+        with monkeypatch.context() as patch, pytest.raises(KeyError, match="a slip"):
+            patch.setattr(SEQ, hook, broken)
+            call([*small, "--dataset", "micro", "--dry_run"])
+
+
+def test_a_method_that_reads_weights_in_its_setup_gets_them(small, monkeypatch, capsys):
+    monkeypatch.setattr(SEQ, "setup", lambda self: float(next(self.model.parameters()).sum()))
+    assert call([*small, "--dataset", "micro", "--dry_run"]) == 0
+    assert "2 (micro 2)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -185,7 +185,8 @@ def write_raw(out_dir: Path, options: Options, seed: int, force: bool) -> list[s
 def _kind(options: Options, preset: Preset) -> str:
     n_bio = options.n_bio or preset.n_bio
     parts = [f"multi{n_bio}" if n_bio > 1 else "single"]
-    return "_".join(parts + ["permute"] * options.permute + ["fullname"] * options.fullname)
+    parts += [name for name in ("permute", "fullname") if getattr(options, name)]
+    return "_".join(parts)
 
 
 def _qa_rows(persons: list[Person], lists: Lists) -> Iterator[str]:

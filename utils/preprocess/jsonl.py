@@ -223,7 +223,7 @@ def _task(splits: Splits, name: str, k: int, classes: list[list[str]]) -> TaskDa
 
 def _notes(records: list[Record], tasks: list[TaskData]) -> list[str]:
     unread = sorted(frozenset().union(*(record.unread for record in records)))
-    return [f"fields that are not read: {', '.join(unread)}"] * bool(unread) + remarks(tasks)
+    return ([f"fields that are not read: {', '.join(unread)}"] if unread else []) + remarks(tasks)
 
 
 def _facts(tasks: list[TaskData], options: Options, classes: list[list[str]]) -> dict[str, Any]:

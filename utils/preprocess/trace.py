@@ -149,7 +149,7 @@ def _read(path: Path, k: int) -> tuple[Example, ...]:
 def _notes(tasks: list[TaskData]) -> list[str]:
     parts = [f"{t.name} {len(t.train)}" for t in tasks if len(t.train) != TRAIN_SIZE]
     known = f"not the {TRAIN_SIZE} training examples of the published benchmark: {', '.join(parts)}"
-    return [known] * bool(parts) + remarks(tasks)
+    return ([known] if parts else []) + remarks(tasks)
 
 
 def _used(options: Options, names: list[str], num_dev: list[int], num_test: list[int]) -> dict[str, Any]:

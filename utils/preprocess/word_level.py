@@ -85,7 +85,7 @@ class DataSet:
             "files": {path: file_sha256(root / path) for path in paths.values()},
             "options": options.model_dump() | {"seed": seed},
             "dropped_records": dropped,
-            "notes": [f"{dropped} training sentences found no task and are dropped"] * bool(dropped),
+            "notes": [f"{dropped} training sentences found no task and are dropped"] if dropped else [],
         }
         base = len(groups[0])
         name = f"{self.name}_task{len(groups)}_base{base}_inc{options.incremental_task_entity}"

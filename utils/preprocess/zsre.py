@@ -66,7 +66,7 @@ def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
         "files": {options.raw_file: file_sha256(path)},
         "options": options.model_dump(exclude={"raw_file"}),
         "dropped_records": dropped,
-        "notes": [f"{dropped} of {len(records)} records at the end are dropped"] * bool(dropped) + _notes(tasks),
+        "notes": ([f"{dropped} of {len(records)} records at the end are dropped"] if dropped else []) + _notes(tasks),
     }
     return Stream(f"zsre_task{options.num_task}", tasks, _facts(tasks, len(records), each) | {"SOURCE": source})
 
@@ -98,7 +98,8 @@ def _notes(tasks: tuple[TaskData, ...]) -> list[str]:
     lines = []
     for what, split in (("rephrased", "test"), ("locality", "dev")):
         missing = sum(len(task.train) - len(getattr(task, split)) for task in tasks)
-        lines += [f"{missing} edits have no {what} question and are left out of {split}"] * bool(missing)
+        if missing:
+            lines.append(f"{missing} edits have no {what} question and are left out of {split}")
     train, test = (tuple(e for task in tasks for e in getattr(task, split)) for split in ("train", "test"))
     return lines + remarks([TaskData("all tasks", train, (), test)])
 

@@ -1,4 +1,4 @@
-"""What a run would do, told without doing it (`--dry_run`)."""
+"""The plan of a run, without running it (`--dry_run`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from models.Base import Method, Task
 from utils.buffer import Memory
 from utils.config import Config
 from utils.errors import UserError
-from utils.report.tables import MISSING, markdown
+from utils.report.tables import markdown
 from utils.run.tasks import task_of
 from utils.seed import random_for
 
@@ -18,20 +18,21 @@ REMARK = "What the method makes itself (pseudo-samples, teachers, averages) and 
 
 def text(method: Method, processes: int) -> str:
     """The plan of a run; the method's model may be one without weights (on the meta device)."""
-    config, rows, most = method.config, [["task", "train", "dev", "test", "examples", "epochs", "steps", "learn"]], 0
-    _practise(method)
+    config, most = method.config, 0
+    rows = [["task", "train", "dev", "test", "examples", "epochs", "steps", "trainable"]]
+    _plan_memory(method)
     for index, data in enumerate(method.stream.tasks):
         method.newest, task = index, task_of(method, index)
         examples, steps, learning = _sizes(method, task)
-        most = max(most, sum(learning or ()))
+        most = max(most, sum(learning))
         splits = [str(len(getattr(data, split))) for split in ("train", "dev", "test")]
-        count = MISSING if learning is None else f"{len(learning):,} / {sum(learning):,}"
-        rows.append([f"{index} ({data.name})", *splits, str(examples), str(task.epochs), str(steps), count])
+        trained = f"{len(learning):,} / {sum(learning):,}"
+        rows.append([f"{index} ({data.name})", *splits, str(examples), str(task.epochs), str(steps), trained])
         _remember(method, task)
     lines = [
         f"{config.method} on {method.stream.name}, seed {config.seed}: the plan, nothing is trained or written",
         markdown(rows),
-        "examples: of an epoch, with memory; steps: of the optimizer, all epochs; learn: tensors / parameters",
+        "examples: of an epoch, with memory; steps: of the optimizer, all epochs; trainable: tensors / parameters",
         _batches(config, processes),
         _memory(method, most),
         REMARK,
@@ -40,22 +41,19 @@ def text(method: Method, processes: int) -> str:
     return "\n\n".join(lines)
 
 
-def _sizes(method: Method, task: Task) -> tuple[int, int, list[int] | None]:
-    """Examples of an epoch, optimizer steps of the task, and the sizes of what learns in it; None: not known yet."""
+def _sizes(method: Method, task: Task) -> tuple[int, int, list[int]]:
+    """Examples of an epoch, optimizer steps of the task, and the sizes of the trainable tensors."""
     if not method.trains:
         return 0, 0, []
     examples = len(method.train_examples(task))
     steps = math.ceil(examples / (method.config.batch_size - method.memory_rows())) * task.epochs
-    try:
-        learning = [w.numel() for w in method.learning(task).values()]
-    except (KeyError, IndexError, AttributeError):  # what learns is only made when the task begins
-        return examples, steps, None
+    learning = [w.numel() for w in method.learning(task).values()]
     if not learning:
         raise UserError("freeze_parts: nothing is left to train; freeze less")  # as training would say
     return examples, steps, learning
 
 
-def _practise(method: Method) -> None:
+def _plan_memory(method: Method) -> None:
     """Give the method a memory that is as large as the real one, but needs no model to choose."""
     if method.memory is not None and method.config.Replay_sampling_algorithm == "herding":
         config = method.config.updated(Replay_sampling_algorithm="random")
@@ -72,8 +70,8 @@ def _batches(config: Config, processes: int) -> str:
     parts = min(config.gradient_accumulation_steps, share)
     at_once = math.ceil(share / parts)
     return (
-        f"batch_size {config.batch_size}: {processes} process{'es' * (processes > 1)} of {share} examples each, in "
-        f"{parts} part{'s' * (parts > 1)} of at most {at_once}"
+        f"batch_size {config.batch_size}: {processes} process{'es' if processes > 1 else ''} of {share} examples each, "
+        f"in {parts} part{'s' if parts > 1 else ''} of at most {at_once}"
     )
 
 
@@ -85,11 +83,11 @@ def _memory(method: Method, learning: int) -> str:
         "gradients": learning * size,
         "AdamW": 2 * learning * size,
     }
-    told = ", ".join(f"{name} {_readable(count)}" for name, count in parts.items())
+    listed = ", ".join(f"{name} {_readable(count)}" for name, count in parts.items())
     total = sum(w.numel() for w in weights)
     return (
-        f"parameters: {total:,}, of which at most {learning:,} learn\n"
-        f"memory of each process: {told}; together {_readable(sum(parts.values()))}"
+        f"parameters: {total:,}, at most {learning:,} trainable\n"
+        f"memory of each process: {listed}; together {_readable(sum(parts.values()))}"
     )
 
 
@@ -99,6 +97,8 @@ def _readable(count: int) -> str:
 
 def _files(config: Config) -> str:
     limit = config.save_total_limit
-    kept = ("the checkpoints of all tasks" if limit is None else f"at most {limit} checkpoints") * config.save_llm_ckpt
-    files = ["options, logs, predictions, results", kept or "the newest checkpoint"]
-    return ", ".join(files + ["features"] * config.save_features)
+    kept = "the newest checkpoint"
+    if config.save_llm_ckpt:
+        kept = "the checkpoints of all tasks" if limit is None else f"at most {limit} checkpoints"
+    features = ["features"] if config.save_features else []
+    return ", ".join(["options, logs, predictions, results", kept, *features])

@@ -35,7 +35,7 @@ class Watch:
             return []
         dev = config.keep_best or (config.early_stop_patience and not last)
         train = config.early_stop_accuracy is not None and not last
-        return ["dev"] * bool(dev) + ["train"] * train
+        return [split for split, scored in (("dev", dev), ("train", train)) if scored]
 
     def look(self, at: Progress, task: Task) -> bool:
         """Score these splits; True if the task ends here, which all processes decide alike."""

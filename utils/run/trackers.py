@@ -45,7 +45,7 @@ class Tracker:
 
 def tracker_names(config: Config) -> list[str]:
     """The trackers that accelerate logs to."""
-    return ["wandb"] * config.is_wandb + ["tensorboard"] * config.is_tensorboard
+    return [name for name in ("wandb", "tensorboard") if getattr(config, f"is_{name}")]
 
 
 def start_tracker(

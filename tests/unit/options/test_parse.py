@@ -2,12 +2,13 @@
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from main_CL import main, read_options
 from models import METHODS
 from utils.config import GROUPS, Config
 from utils.options import consistency
-from utils.options.parse import ConfigError, flatten, option_table, read_yaml, resolve, to_yaml
+from utils.options.parse import ConfigError, clean_name, flatten, option_table, origin, read_yaml, resolve, to_yaml
 
 NAMES = ", ".join(METHODS)
 
@@ -75,6 +76,36 @@ def test_numbers(read, text, expected):
     assert read("", "--lr", text.split(": ")[1]).config.lr == pytest.approx(expected, rel=1e-15)
 
 
+def test_numbers_of_yaml_1_1_are_not_guessed(problems):
+    for option, text in {"lr": "1:30", "seed": "010", "batch_size": "0x1F", "training_epochs": "1:00"}.items():
+        for found in (problems(f"{option}: {text}"), problems("", f"--{option}", text)):
+            assert len(found) == 1 and f"got {text!r}" in found[0], (option, found)
+
+
+def test_words_of_yaml_1_1_are_text(read):
+    for word in ("no", "on", "2024-01-01", "010", "1:30"):
+        if ":" not in word:
+            assert read(f"exp_prefix: {word}").config.exp_prefix == word
+        first = read("", "--backbone_revision", word)
+        again = yaml.safe_load(to_yaml(first))["backbone_revision"]  # also for a reader of YAML 1.1
+        assert first.config.backbone_revision == again == word
+    assert read("recovery: yes").config.recovery is True
+
+
+def test_aliases_are_refused_at_once(problems):
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
+    lines += [
+        f"{new}: &{new} [{', '.join(['*' + old] * 9)}]" for old, new in zip("abcdefghi", "bcdefghij", strict=True)
+    ]
+    (problem,) = problems("\n".join(lines))
+    assert problem.endswith("line 2: an alias (*name) is not supported; write the value out")
+
+
+def test_long_values_are_shortened_in_errors(problems):
+    (problem,) = problems("lr: [" + "1, " * 5000 + "1]")
+    assert len(problem) < 400 and "characters)" in problem
+
+
 @pytest.mark.parametrize("word", ["None", "null", "~", ""])
 def test_none(read, word):
     assert read(f"max_grad_norm: {word}").config.max_grad_norm is None
@@ -111,9 +142,55 @@ def test_numbers_are_good_names(read):
     assert read("exp_prefix: 7").config.exp_prefix == "7"
 
 
-def test_names_of_the_run(read):
+def test_names_of_the_run(read, tmp_path):
     assert read("exp_prefix: try").config.wandb_name == "try-my"
     assert read("", "--wandb_name", "given").config.wandb_name == "given"
+    for words, expected in {
+        "": "default-SEQ",
+        "--method EWC": "default-EWC",
+        "--cfg None": "default-biography_demo_task2-SEQ",
+        "--dataset other --method EWC": "default-other-EWC",
+        "--dataset_files [x/a.jsonl,b.jsonl]": "default-a-SEQ",
+        "--cfg config/biography_demo_task2/EWC.yaml": "default-EWC",
+        "--cfg config/biography_demo_task2/SEQ.yaml --method LwF": "default-LwF",
+        "--cfg config/biography_demo_task2/SEQ.yaml --dataset other": "default-other-SEQ",
+    }.items():
+        assert resolve(words.split()).config.wandb_name == expected, words
+
+
+def test_a_name_is_cleaned_at_the_start_and_can_be_read_again(tmp_path):
+    for stem in ("my run", "a,b", "SEQ (copy)", "x" * 120, "é-ü", ".hidden", "a'b\"c", "$(x)"):
+        first = resolve(["--cfg", str(write(tmp_path, "", f"{stem}.yaml"))])
+        saved = write(tmp_path, to_yaml(first), "saved.yaml")
+        assert resolve(["--cfg", str(saved)]).config.wandb_name == first.config.wandb_name, stem
+    names = {clean_name("x" * 120 + end) for end in "ab"}
+    assert len(names) == 2 and all(len(name) == 100 for name in names)
+
+
+def test_the_demo_s_file_is_for_the_demo_alone():
+    demo = resolve([]).config
+    assert resolve(["--lr", "1"]).config.training_epochs_list == demo.training_epochs_list
+    default = Config.model_fields["lr"].default
+    for option, value in {
+        "backbone": "x", "dataset": "x", "dataset_path": "x", "dataset_files": "[a.jsonl]", "load_llm_ckpt": "true",
+    }.items():  # fmt: skip
+        more = ["--backbone_cache_path", "x"] if option == "load_llm_ckpt" else []
+        resolved = resolve([f"--{option}", value, *more])
+        assert resolved.config.cfg is None and resolved.config.lr == default, option
+        said = origin(resolved)
+        assert said.startswith(f"options: no YAML file (--{option} without --cfg); defaults: ") and "\n" not in said
+        assert f"lr {default}" in said and "training_epochs 10" in said
+    assert origin(resolve([])) == "options: config/biography_demo_task2/SEQ.yaml, the demo's, as no --cfg is given"
+    given = ["--cfg", "config/biography_demo_task2/SEQ.yaml", "--backbone", "x"]
+    assert origin(resolve(given)) == "options: config/biography_demo_task2/SEQ.yaml"
+
+
+def test_a_changed_copy_is_validated(read):
+    config = read("lr: 0.5").config
+    assert config.updated(seed=7).seed == 7 and config.updated(seed=7).lr == 0.5 and config.seed == 1
+    for wrong in ({"seed": -1}, {"lr": "fast"}, {"nothing": 1}):
+        with pytest.raises(ValidationError):
+            config.updated(**wrong)
 
 
 def test_config_is_frozen(read):
@@ -357,6 +434,16 @@ def test_help_needs_no_stream_and_lists_every_option(capsys):
     assert stopped.value.code == 0
     out = capsys.readouterr().out
     assert all(f"--{name} " in out or f"--{name}\n" in out for name in Config.model_fields)
+
+
+def test_help_shows_the_options_of_the_chosen_method_and_names_the_others(capsys):
+    for words in (["--method", "EWC"], ["--cfg", "config/biography_demo_task2/EWC.yaml"]):
+        with pytest.raises(SystemExit):
+            main([*words, "--help"])
+        out = capsys.readouterr().out
+        assert "--EWC_lambda float" in out and "--SEQ_fix_encoder" not in out
+        assert "--method NAME --help" in " ".join(out.split())
+        assert all(name in out for name in METHODS)
 
 
 def test_a_mistake_ends_with_code_2_and_no_traceback(tmp_path, capsys):

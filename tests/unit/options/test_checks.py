@@ -1,0 +1,80 @@
+"""All problems of a plan at once, before anything is loaded."""
+
+import pytest
+
+import main_CL
+from tests import tiny
+from utils import sweep
+from utils.dataset import save_stream
+from utils.errors import UserError
+from utils.options import checks
+from utils.options.checks import Plan, check, problems
+from utils.options.parse import ConfigError, resolve
+
+
+def test_problems_of_every_kind_are_reported_together():
+    config = tiny.make_config(
+        "EWC", training_epochs_list=(1,), metric_for_each_task=("nosuch",), lr_min_ratio=0.5,
+        early_stop_patience=1, evaluate_interval=1, backbone="/nowhere", classifier="Linear",
+    )  # fmt: skip
+    found = problems(tiny.plan(config))
+    for words in (
+        "lr_min_ratio: has no effect", "classifier: Linear needs il_mode", "training_epochs_list: expected 3 entries",
+        "metric_for_each_task: expected 3 entries", "unknown metric 'nosuch'", "/nowhere/config.json does not exist",
+    ):  # fmt: skip
+        assert sum(words in problem for problem in found) == 1, (words, found)
+
+
+def test_a_stream_that_cannot_be_read_hides_no_other_problem_and_is_read_once():
+    read = []
+
+    def missing(config):
+        read.append(config)
+        raise UserError("no stream")
+
+    plan = tiny.plan(tiny.make_config(lr_min_ratio=0.5, backbone="/nowhere"))
+    found = problems(Plan(plan.resolved, plan.method, read=missing))
+    assert found.count("no stream") == 1 and len(found) == 3 and len(read) == 1
+
+
+def test_a_method_is_asked_only_about_lists_that_fit_the_stream():
+    config = tiny.make_config("GradientProjection", training_epochs_list=(1,))
+    (problem,) = problems(tiny.plan(config, **tiny.OWN.get("GradientProjection", {})))
+    assert problem.startswith("training_epochs_list: expected 3 entries")
+
+
+def test_weights_are_not_needed_to_find_a_problem(tmp_path, monkeypatch):
+    save_stream(tiny.micro_stream(), tmp_path)
+    monkeypatch.setattr("utils.backbone.load_model", lambda *_: pytest.fail("loaded"))
+    words = ["--cfg", "None", "--dataset", "micro", "--dataset_path", str(tmp_path), "--backbone"]
+    assert check(resolve([*words, tiny.backbone_folder()])).stream.name == "micro"
+    with pytest.raises(ConfigError, match="can't write answers"):
+        check(resolve([*words, tiny.backbone_folder("bert_encoder")]))
+
+
+def test_main_reports_them_without_a_traceback(capsys):
+    words = ["--dataset", "nosuch", "--lr_min_ratio", "0.5", "--backbone", "/nowhere"]
+    assert main_CL.main(words) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: invalid options:\n  - lr_min_ratio: ") and said.count("\n  - ") == 3
+
+
+def test_a_sweep_checks_every_job_before_the_first_one_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "sweep", lambda *_: pytest.fail("started"))
+    good, wrong, worse = (tmp_path / f"{name}.yaml" for name in ("good", "wrong", "worse"))
+    streams = save_stream(tiny.micro_stream(), tmp_path / "data").parent
+    common = f"dataset: micro\ndataset_path: {streams}\nbackbone: {tiny.backbone_folder()}\n"
+    good.write_text(common, encoding="utf-8")
+    wrong.write_text(common + "il_mode: CIL\nclassifier_lr: 1.0\n", encoding="utf-8")
+    worse.write_text(common + "lrr: 1\n", encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        sweep.main([str(good), str(wrong), str(worse), "--seeds", "1", "2", "--dump_path", str(tmp_path / "runs")])
+    assert [problem.split(": ")[:2] for problem in caught.value.problems] == [
+        [str(wrong), "classifier_lr"],
+        [str(worse), "lrr"],
+    ]
+
+
+def test_each_check_takes_a_plan_and_returns_problems():
+    plan = tiny.plan(tiny.make_config())
+    assert [one(plan) for one in checks.CHECKS] == [[]] * len(checks.CHECKS)
