@@ -108,12 +108,12 @@ class Memory:
             elif (slot := rng.randrange(self.seen)) < size:
                 kept[slot] = row
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """The memory as plain values."""
         groups = {key: [asdict(example) for example in group] for key, group in self.groups.items()}
         return {"groups": groups, "seen": self.seen, "notes": self.notes}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
         self.seen = state["seen"]
         self.groups = {key: [Example(**row) for row in rows] for key, rows in state["groups"].items()}
@@ -177,7 +177,8 @@ def herding(features: NDArray[np.float32], count: int) -> list[int]:
         count: How many to pick, at most N; the first ones matter most.
     """
     unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-    mean, total, chosen = unit.mean(axis=0), np.zeros(unit.shape[1]), []
+    mean, total = unit.mean(axis=0), np.zeros(unit.shape[1])
+    chosen: list[int] = []
     for k in range(count):
         distance = np.linalg.norm(mean - (total + unit) / (k + 1), axis=1)
         distance[chosen] = np.inf

@@ -7,7 +7,7 @@ file, models/<METHOD>.py, under names that begin with the method's name.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AllowInfNan, BaseModel, ConfigDict, Field, Strict
 
@@ -19,6 +19,9 @@ Count = Annotated[int, Strict(), Field(ge=1)]
 Float = Annotated[float, Strict(), AllowInfNan(False)]
 NAME_PATTERN, NAME_LENGTH = r"^\w[\w.+-]*$", 100
 Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=NAME_LENGTH)]  # one folder: it cannot leave its parent
+
+
+T = TypeVar("T")
 
 
 class OptionGroup(BaseModel):
@@ -305,27 +308,27 @@ class EvaluateOptions(OptionGroup):
     recovery_epochs: Int = Field(1, ge=1, description="Passes over that part.")
 
 
-GROUPS = (
-    RunOptions,
-    TrackerOptions,
-    StreamOptions,
-    BackboneOptions,
-    TrainOptions,
-    FreezeOptions,
-    PeftOptions,
-    ReplayOptions,
+class Config(  # pydantic collects fields from the last base on
     EvaluateOptions,
-)
-
-
-class Config(*reversed(GROUPS)):  # pydantic collects fields from the last base on
+    ReplayOptions,
+    PeftOptions,
+    FreezeOptions,
+    TrainOptions,
+    BackboneOptions,
+    StreamOptions,
+    TrackerOptions,
+    RunOptions,
+):
     """All general options of a run, frozen."""
+
+
+GROUPS = tuple(group for group in reversed(Config.__bases__) if issubclass(group, OptionGroup))
 
 
 class NoOptions(OptionGroup):
     """Options of a method that has none."""
 
 
-def per_task(values: tuple | None, value, index: int):
-    """The value of one task: from the list if there is one, else the common value."""
+def per_task(values: tuple[T, ...] | None, value: T, index: int) -> T:
+    """The value of one task: from the list if there is one, otherwise the common value."""
     return value if values is None else values[index]

@@ -18,8 +18,10 @@ if __name__ == "__main__":  # run as a file: Python then looks for modules in ut
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from dataclasses import replace
+from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from utils import config
 from utils.dataset import SPLITS, Stream, TaskData, encode
@@ -29,6 +31,7 @@ from utils.preprocess.shared.raw import DATASET_DIR
 from utils.progress import working
 from utils.storage.files import write_text
 
+Group = TypeVar("Group", bound=config.OptionGroup)
 support_dataset_list = [*PREPROCESSORS, *GENERATORS]
 
 
@@ -48,7 +51,7 @@ class Options(config.OptionGroup):
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see --help")
 
 
@@ -88,7 +91,7 @@ def _run(argv: list[str]) -> list[str]:
         return _save(stream, general.out_dir or DATASET_DIR, general.force)
 
 
-def _write_raw(general: Options, special: BaseModel, module) -> list[str]:
+def _write_raw(general: Options, special: Any, module: Any) -> list[str]:
     unused = [f"--{name}" for name in ("limit", "name") if getattr(general, name) is not None]
     if unused:
         raise UserError(f"{unused[0]} has no meaning for {general.dataset}, which makes raw files and no stream")
@@ -190,14 +193,14 @@ def _unknown(word: str, names: list[str]) -> str:
     return f"unknown option {word}{f'; did you mean {near[0]}?' if near else '; see --help'}"
 
 
-def _validate(schema: type[config.OptionGroup], given: dict[str, str | None]) -> config.OptionGroup:
+def _validate(schema: type[Group], given: dict[str, str | None]) -> Group:
     try:
         return schema(**{name: given[name] for name in schema.model_fields if name in given})
     except ValidationError as error:
         raise UserError("; ".join(_problem(item) for item in error.errors())) from None
 
 
-def _problem(item: dict) -> str:
+def _problem(item: ErrorDetails) -> str:
     expected = item["msg"].replace("Input should be", "expected").split(", unable to")[0]
     return f"--{str(item['loc'][0]).replace('_', '-')}: {expected}, got {item['input']!r}"
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,13 +64,14 @@ class Batch:
         """The batch of these rows, without the padding that they share; `tokens` are still those of the whole step."""
         used = (self.attention_mask[rows] == 1).any(dim=0).nonzero()
         first = int(used[0]) if rows else 0
-        tensors = (t[rows][:, first:] for t in (self.input_ids, self.attention_mask, self.labels))
-        return Batch(*tensors, [self.examples[i] for i in rows], self.tokens)
+        ids, mask, labels = (t[rows][:, first:] for t in (self.input_ids, self.attention_mask, self.labels))
+        return Batch(ids, mask, labels, [self.examples[i] for i in rows], self.tokens)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
-        moved = (t.to(device, non_blocking=True) for t in (self.input_ids, self.attention_mask, self.labels))
-        return Batch(*moved, self.examples, self.tokens)
+        tensors = (self.input_ids, self.attention_mask, self.labels)
+        ids, mask, labels = (t.to(device, non_blocking=True) for t in tensors)
+        return Batch(ids, mask, labels, self.examples, self.tokens)
 
 
 class Encoder:
@@ -87,7 +88,7 @@ class Encoder:
     """
 
     def __init__(
-        self, tokenizer, prompt_type: str, ends: bool = False, parse_special: bool = False, day: str = DEFAULT_DAY
+        self, tokenizer: Any, prompt_type: str, ends: bool = False, parse_special: bool = False, day: str = DEFAULT_DAY
     ):
         self.tokenizer, self.ends, self.parse_special, self.day = tokenizer, ends, parse_special, day
         self.loss_on_prompts = False  # a method may learn to write the questions too
@@ -97,7 +98,7 @@ class Encoder:
         at = next(i for i in range(len(special)) if list(special[i : i + len(plain)]) == list(plain))
         self.bos: list[int] = list(special[:at])  # what the tokenizer puts in front of a text, often nothing
         self.end: list[int] = list(special[at + len(plain) :]) if ends else []  # and behind a prompt
-        self._ids: dict[str, array] = {}
+        self._ids: dict[str, array[int]] = {}
         self._chats: dict[tuple[tuple[str, str], ...], Encoded] = {}
         self._special, self._template = SpecialTexts(tokenizer), ChatTemplate(tokenizer, day)
 
@@ -163,22 +164,25 @@ class Encoder:
         """The example without special tokens."""
         if self.parse_special:
             return example
-        hidden = {name: self.special.hide(getattr(example, name)) for name in ("input", "target")}
-        return example if (example.input, example.target) == (*hidden.values(),) else replace(example, **hidden)
+        hidden = self.special.hide(example.input), self.special.hide(example.target)
+        if hidden == (example.input, example.target):
+            return example
+        return replace(example, input=hidden[0], target=hidden[1])
 
     def _chat(self, example: Example) -> Encoded:
         """A chat: its last answer, and earlier ones as labels in the prompt; each ends with the token of its turn."""
-        if example.messages not in self._chats:
+        messages = example.messages or ()
+        if messages not in self._chats:
             hide = str if self.parse_special else self.special.hide
-            text, turns = self.template.split([(role, hide(content)) for role, content in example.messages])
+            text, spans = self.template.split([(role, hide(content)) for role, content in messages])
             # As in `render` a space before an answer belongs to it.
-            turns = [(len(text[:start].rstrip(" ")), end) for start, end in turns]
+            turns = [(len(text[:start].rstrip(" ")), end) for start, end in spans]
             ids, places = self._ids_at(text[: turns[-1][1]], [at for turn in turns for at in turn])
             *earlier, (start, end) = zip(places[::2], places[1::2], strict=True)
             answer = ids[start:end] if self.template.end else [*ids[start:end], self.tokenizer.eos_token_id]
             labelled = [place for turn in earlier for place in range(*turn)]
-            self._chats[example.messages] = Encoded(ids[:start], answer, [] if self.ends else labelled)
-        return self._without_bos(self._chats[example.messages], always=True)
+            self._chats[messages] = Encoded(ids[:start], answer, [] if self.ends else labelled)
+        return self._without_bos(self._chats[messages], always=True)
 
     def _ids_at(self, text: str, cuts: Sequence[int]) -> tuple[list[int], list[int]]:
         """Ids of a text and the places among them that belong to these places in the text; no token crosses a cut."""
@@ -232,13 +236,13 @@ def collate(
             labels[-1][gap + place] = prompt[place]
         for place, label in classes:
             labels[-1][gap + place] = label
-    tensors = (torch.tensor(x, dtype=torch.int64) for x in (ids, mask, labels))
-    return Batch(*tensors, list(examples), tokens or count_tokens(rows, examples, 1))
+    a, b, c = (torch.tensor(x, dtype=torch.int64) for x in (ids, mask, labels))
+    return Batch(a, b, c, list(examples), tokens or count_tokens(rows, examples, 1))
 
 
 def count_tokens(rows: Sequence[Encoded], examples: Sequence[Example], micro_batches: int) -> dict[str, float]:
     """`Batch.tokens` of a step that is cut into this many micro-batches over all processes."""
-    counts = Counter()
+    counts: Counter[str] = Counter()
     for row, example in zip(rows, examples, strict=True):
         for kind in ("all", example.source, example.view, f"{example.source} {example.view}"):
             counts[kind] += len(row.answer) + len(row.labelled) + len(row.classes)
@@ -298,5 +302,7 @@ def epoch_order(
     return batches
 
 
-def _pick(rows: Sequence[Encoded], examples: Sequence[Example], chosen: Sequence[int]) -> tuple[list, list]:
+def _pick(
+    rows: Sequence[Encoded], examples: Sequence[Example], chosen: Sequence[int]
+) -> tuple[list[Encoded], list[Example]]:
     return [rows[i] for i in chosen], [examples[i] for i in chosen]

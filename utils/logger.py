@@ -77,7 +77,8 @@ class RunLog:
         _lock(self._events, folder)
         drop_torn_line(folder / "log.jsonl")
         self._logged = _last_trained(folder / "log.jsonl")
-        self._events.write(self._waiting.getvalue())
+        if self._waiting is not None:
+            self._events.write(self._waiting.getvalue())
         self._text.handlers = [_StdoutHandler(), _FileHandler(folder / self.config.logger_filename, encoding="utf-8")]
         for handler in self._text.handlers:
             handler.setFormatter(_Formatter())
@@ -163,7 +164,7 @@ class Aside:
 class _HeldHandler(logging.Handler):
     """Keeps what is logged."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.records: list[logging.LogRecord] = []
 
@@ -189,7 +190,7 @@ class _FileHandler(logging.FileHandler):
 class _Formatter(logging.Formatter):
     """`[15:04:05] text`; warnings say so."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__("[%(asctime)s] %(message)s", "%H:%M:%S")
 
     def format(self, record: logging.LogRecord) -> str:

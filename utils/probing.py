@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
+import torch
 from safetensors.numpy import save
 
 from models.Base import Method
@@ -89,7 +90,9 @@ def extract(method: Method, examples: Sequence[Example], task: int) -> Rows:
     return rows
 
 
-def ask(train: list[Rows], labels: list[list[int]], test: list[Rows], together: bool, device=None) -> list[Answers]:
+def ask(
+    train: list[Rows], labels: list[list[int]], test: list[Rows], together: bool, device: torch.device | None = None
+) -> list[Answers]:
     """What the probes say about the test rows of each task.
 
     Args:
@@ -120,14 +123,20 @@ def _chosen(examples: Sequence[Example], task: int, config: Config) -> list[Exam
     return [examples[place] for place in places]
 
 
-def _rows(examples: Sequence[Example], answers: Answers) -> list[dict[str, int]]:
+def _rows(examples: Sequence[Example], answers: Answers) -> list[dict[str, int | None]]:
     return [
         {"index": i, "label": label} | {name: answers[name][i] for name in PROBES}
         for i, label in enumerate(labels_of(examples))
     ]
 
 
-def _save(folder: Path, chosen: list, train: list[Rows], asked: list, test: list[Rows]) -> None:
+def _save(
+    folder: Path,
+    chosen: Sequence[Sequence[Example]],
+    train: list[Rows],
+    asked: Sequence[Sequence[Example]],
+    test: list[Rows],
+) -> None:
     """One file for each task: train, train_labels, test, test_labels."""
     for j in range(len(train)):
         arrays = {"train": train[j], "test": test[j]}

@@ -97,7 +97,7 @@ class Running(NamedTuple):
     """A job at work."""
 
     job: Job
-    process: subprocess.Popen
+    process: subprocess.Popen[bytes]
     slot: int
     began: float
 

@@ -14,7 +14,7 @@ import io
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from utils.diagnose import figures
 from utils.errors import UserError, exit_code, termination_interrupts
@@ -23,10 +23,13 @@ from utils.progress import Bar, say_with_time, working
 from utils.report.tables import MISSING, markdown, words
 from utils.storage.files import write_text
 
+if TYPE_CHECKING:
+    from utils.diagnose.finished_run import Opened  # slow to import: not for --help
+
 Rows = list[dict[str, Any]]
 
 
-def recovery(given: argparse.Namespace, run) -> tuple[Rows, str]:
+def recovery(given: argparse.Namespace, run: Opened) -> tuple[Rows, str]:
     """See utils/diagnose/recovery.py."""
     from utils.diagnose import recovery as analysis
 
@@ -36,7 +39,7 @@ def recovery(given: argparse.Namespace, run) -> tuple[Rows, str]:
     return rows, f"task 0 after {epochs} epochs of practice on its first part, from each checkpoint"
 
 
-def shift(given: argparse.Namespace, run) -> tuple[Rows, str]:
+def shift(given: argparse.Namespace, run: Opened) -> tuple[Rows, str]:
     """See utils/diagnose/shift.py."""
     from utils.diagnose import shift as analysis
 
@@ -46,18 +49,17 @@ def shift(given: argparse.Namespace, run) -> tuple[Rows, str]:
     return rows, f"residual stream of task 0, {places[0].name} to {places[1].name}"
 
 
-def angles(given: argparse.Namespace, run) -> tuple[Rows, str]:
+def angles(given: argparse.Namespace, run: Opened) -> tuple[Rows, str]:
     """See utils/diagnose/angles.py."""
     from utils.diagnose import angles as analysis
 
-    places = run.find(given.checkpoints) if given.checkpoints else run.triple()
+    a, b, c = run.find(given.checkpoints) if given.checkpoints else run.triple()
     with working("angles"):
-        rows = analysis.measure(*map(run.weights, places), given.energy)
-    a, b, c = (place.name for place in places)
-    return rows, f"angle between the updates {a} to {b} and {b} to {c}"
+        rows = analysis.measure(run.weights(a), run.weights(b), run.weights(c), given.energy)
+    return rows, f"angle between the updates {a.name} to {b.name} and {b.name} to {c.name}"
 
 
-def surface(given: argparse.Namespace, run) -> tuple[Rows, str]:
+def surface(given: argparse.Namespace, run: Opened) -> tuple[Rows, str]:
     """See utils/diagnose/surface.py."""
     from utils.diagnose import surface as analysis
 
@@ -67,7 +69,13 @@ def surface(given: argparse.Namespace, run) -> tuple[Rows, str]:
     return rows, ", ".join(f"{name}: {place.name}" for name, place in zip("ABC", places, strict=True))
 
 
-ANALYSES: dict[str, Callable] = {"recovery": recovery, "shift": shift, "angles": angles, "surface": surface}
+Analysis = Callable[[argparse.Namespace, "Opened"], tuple[Rows, str]]
+ANALYSES: dict[str, Analysis] = {
+    "recovery": recovery,
+    "shift": shift,
+    "angles": angles,
+    "surface": surface,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -136,7 +144,7 @@ def _share(text: str) -> float:
     return number
 
 
-OPTIONS: dict[str, dict[str, tuple]] = {
+OPTIONS: dict[str, dict[str, tuple[Callable[[str], float], float | None, str]]] = {
     "recovery": {
         "epochs": (_count, None, "passes over that part of task 0; None: recovery_epochs of the run"),
         "every": (_count, 1, "of the checkpoints inside tasks take every n-th"),
@@ -150,7 +158,7 @@ OPTIONS: dict[str, dict[str, tuple]] = {
 }
 
 
-def _watched(rows: Iterable[dict], total: int, unit: str) -> Rows:
+def _watched(rows: Iterable[dict[str, Any]], total: int, unit: str) -> Rows:
     """All rows, one for each `unit`; these analyses take minutes."""
     bar, done = Bar("diagnosis", total, unit, say_with_time), []
     for row in rows:

@@ -4,13 +4,13 @@ With checkpoints A, B, C and a weight matrix W, the updates are W_B - W_A and W_
 singular vectors (column space; where W is (out, in), as in most models, directions of the output) that carry a share
 `energy` of the squared norm.
 
-    angle      mean over the vectors u of the later U of arccos |U_early^T u|: how far it leaves the earlier space
+    angle      mean over the vectors u of the later U of arccos |U_early^T u|: distance from the earlier space
     principal  mean of the principal angles arccos s, with singular values s of U_early^T U_late
     random     `angle` as it would be for an independent space: arccos sqrt(r_early / out), r the rank of U
 
-The published figures are `angle`, there with the mean of all entries taken off each update first, which an update of
-mean 0 does not need. A space that fills its surroundings meets every other one: with small matrices read `angle`
-against `random`.
+The published figures show `angle`, computed after subtracting the mean of all entries from each update, which makes no
+difference for an update of mean 0. In small matrices any two spaces of high rank are close: compare `angle` with
+`random`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from utils.errors import UserError
 
 
 def column_space(update: Tensor, energy: float) -> Tensor:
-    """(m, r) orthonormal: the fewest left singular vectors that carry this share of the squared norm; r = 0 for 0."""
+    """(m, r) orthonormal: the fewest left singular vectors with this share of the squared norm; r = 0 for zeros."""
     U, S, _ = torch.linalg.svd(update.double(), full_matrices=False)
     carried = (S**2).cumsum(0)
     if not carried[-1]:
@@ -55,7 +55,7 @@ def _degrees(cosines: Tensor) -> list[float]:
 
 
 def describe_angle(early: Tensor, late: Tensor, energy: float) -> dict[str, float | int] | None:
-    """The numbers above for two updates (m, n) of one matrix; None where one of them is 0."""
+    """The numbers above for two updates (m, n) of one matrix; None if one of them is zero."""
     spaces = [column_space(update, energy) for update in (early, late)]
     if not all(space.shape[1] for space in spaces):
         return None
@@ -70,8 +70,10 @@ def describe_angle(early: Tensor, late: Tensor, energy: float) -> dict[str, floa
     }
 
 
-def measure(a: Mapping[str, Tensor], b: Mapping[str, Tensor], c: Mapping[str, Tensor], energy: float) -> list[dict]:
-    """One row for each weight matrix that has changed in both updates, in the order of the model.
+def measure(
+    a: Mapping[str, Tensor], b: Mapping[str, Tensor], c: Mapping[str, Tensor], energy: float
+) -> list[dict[str, Any]]:
+    """One row for each weight matrix that both updates changed, in the order of the model.
 
     Raises:
         UserError: there is none.
@@ -88,7 +90,7 @@ def measure(a: Mapping[str, Tensor], b: Mapping[str, Tensor], c: Mapping[str, Te
 
 
 def short(name: str) -> str:
-    """A parameter's name without what all names share.
+    """A parameter's name without the prefix and suffix that all names share.
 
     >>> short("gpt_neox.layers.3.attention.dense.weight"), short("base_model.model.model.layers.0.mlp.lora_A.x.weight")
     ('layers.3.attention.dense', 'layers.0.mlp.lora_A.x')

@@ -1,13 +1,17 @@
-"""The pictures of the diagnosis, one for each analysis; input are the rows of its table."""
+"""The figures of the diagnosis, one for each analysis, from the rows of its table."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from utils.report.plots import EMPTY, INK, MUTED
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Rows = list[dict[str, Any]]
 
@@ -19,10 +23,10 @@ def recovery(rows: Rows, title: str, path: Path) -> None:
     for name, label, colour in (("task_0_recovered", "recovered", "#2a78b5"), ("task_0", "observed", "#d1495b")):
         axes.plot(steps, [100 * row[name] for row in rows], "o-", ms=4, color=colour, label=f"task 0, {label}")
     later = sorted({row["task"] for row in rows} - {0})
-    for task in later:  # a line of its own for each
+    for task in later:  # a separate line for each
         own = [(row["step"], 100 * row["learned_task"]) for row in rows if row["task"] == task]
-        label = "task being learned" if task == later[0] else None
-        axes.plot(*zip(*own, strict=True), "o--", ms=4, color=MUTED, label=label)
+        title_of = "task being learned" if task == later[0] else None
+        axes.plot(*zip(*own, strict=True), "o--", ms=4, color=MUTED, label=title_of)
     for row in rows:
         if "epoch" not in row["checkpoint"]:
             axes.axvline(row["step"], color="#dddddd", zorder=0)
@@ -71,7 +75,7 @@ def angles(rows: Rows, title: str, path: Path) -> None:
 
 
 def surface(rows: Rows, title: str, path: Path) -> None:
-    """Contours of the loss of either task, with the checkpoints and the way between them."""
+    """Contours of the loss of both tasks, with the checkpoints and the path between them."""
     from matplotlib.colors import LogNorm
 
     figure, panels = _figure(11, 4.6, 2)
@@ -89,14 +93,14 @@ def surface(rows: Rows, title: str, path: Path) -> None:
     _finish(figure, title, path)
 
 
-def _figure(width: float, height: float, panels: int):
+def _figure(width: float, height: float, panels: int) -> tuple[Figure, list[Axes]]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, list(figure.subplots(1, panels, squeeze=False)[0])
 
 
-def _finish(figure, title: str, path: Path) -> None:
+def _finish(figure: Figure, title: str, path: Path) -> None:
     for axes in figure.axes:
         axes.tick_params(labelsize=9)
         axes.spines[["top", "right"]].set_visible(False)

@@ -3,12 +3,12 @@
 For the same N questions h are the states after their last token before, h' those after; delta = h' - h, (N, D).
 
     relative       |delta| / |h|                      Frobenius norms: how far
-    common         N |mean delta|^2 / |delta|^2       share of the shift that is the same for all questions
+    common         N |mean delta|^2 / |delta|^2       share of the shift that all questions have in common
     first, second  s_1^2 / |delta|^2, s_2^2 / ...     shares along its principal directions; s: singular values of delta
     angle          between mean delta and the first principal component of h, in degrees; random directions: 90
 
-A shift that is mostly common (or along one direction) moves all questions alike, so a later layer could undo it
-alike; one at a right angle to what tells the questions apart leaves them as far from each other as they were.
+A shift that is mostly common (or along one direction) moves all questions alike, so a later layer could reverse it; a
+shift at a right angle to the first principal component keeps the distances between the questions.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from utils.dataset import Example
 from utils.diagnose.finished_run import Opened
 from utils.errors import UserError
 from utils.model import freeze
+from utils.model.architecture import Model
 from utils.model.forward import forward
 from utils.model.weights import eval_mode
 from utils.run.checkpoint import Place
@@ -36,7 +37,7 @@ States = NDArray[np.float64]
 
 
 def describe_shift(before: States, after: States) -> dict[str, float | None]:
-    """The numbers above for one layer; shares are None where nothing has moved.
+    """The numbers above for one layer; shares and angle are None if nothing moved.
 
     >>> h = np.array([[1.0, 0.0], [2.0, 0.0]])
     >>> describe_shift(h, h + [0.0, 3.0])["common"], describe_shift(h, h + [0.0, 3.0])["angle"]
@@ -59,17 +60,17 @@ def describe_shift(before: States, after: States) -> dict[str, float | None]:
 
 
 def first_component(rows: States) -> States:
-    """(D,): the direction in which rows differ most from their mean."""
+    """(D,): first principal component of the rows."""
     return np.linalg.svd(rows - rows.mean(axis=0), full_matrices=False)[2][0]
 
 
 def line_angle(a: States, b: States) -> float | None:
-    """Angle in 0..90 degrees between two directions without a sign; None where one is 0.
+    """Angle in 0..90 degrees between two lines; None if a vector is zero.
 
     >>> round(line_angle(np.array([1.0, 1.0]), np.array([-2.0, 0.0])), 6)
     45.0
     """
-    lengths = np.linalg.norm(a) * np.linalg.norm(b)
+    lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
     return math.degrees(math.acos(min(1.0, abs(float(a @ b)) / lengths))) if lengths else None
 
 
@@ -107,14 +108,15 @@ def residual_stream(run: Opened, examples: Sequence[Example]) -> list[States]:
 
 
 @torch.no_grad()
-def layer_states(model: nn.Module, batch: Batch) -> list[Tensor]:
-    """(B, D) at the last column: what the first block is given, then what each block gives."""
-    layers, found = freeze.blocks(model), []
+def layer_states(model: Model, batch: Batch) -> list[Tensor]:
+    """(B, D) at the last column: the input of the first block, then the output of each block."""
+    layers = freeze.blocks(model)
+    found: list[Tensor] = []
 
-    def given(_block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def given(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         found.append((args[0] if args else kwargs["hidden_states"])[:, -1])
 
-    def result(_block: nn.Module, _args: tuple, output: Any) -> None:
+    def result(_block: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
         found.append((output[0] if isinstance(output, tuple) else output)[:, -1])
 
     handles = [layers[0].register_forward_pre_hook(given, with_kwargs=True)]

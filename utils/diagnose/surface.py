@@ -3,7 +3,7 @@
     theta(x, y) = theta_A + x (theta_B - theta_A) + y (theta_C - theta_B)
 
 so A is (0, 0), B (1, 0) and C (1, 1). With A at the end of task 0, B after the first steps of task 1 and C at its end,
-x is the way on which the answers to task 0 are undone, y the way on which task 1 is learned.
+the answers to task 0 are lost along x, and task 1 is learned along y.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FIRST, LAST = -0.25, 1.25  # of both axes
 
 
 def axis(points: int) -> list[float]:
-    """Evenly spaced places on an axis; 0 and 1 are among them if points - 1 is a multiple of 6.
+    """Evenly spaced points of an axis; 0 and 1 are among them if points - 1 is a multiple of 6.
 
     >>> axis(7)
     [-0.25, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25]
@@ -35,13 +35,13 @@ def axis(points: int) -> list[float]:
 
 
 def point(a: Weights, b: Weights, c: Weights, x: float, y: float) -> Weights:
-    """theta(x, y); the three checkpoints themselves come out exactly.
+    """theta(x, y); exact at the three checkpoints.
 
     >>> at = [{"w": torch.tensor([value])} for value in (1.0, 3.0, 10.0)]
     >>> [point(*at, x, y)["w"].item() for x, y in ((0, 0), (1, 0), (1, 1), (0.5, 2.0))]
     [1.0, 3.0, 10.0, 16.0]
     """
-    return {  # a sum of shares, as sums of differences would not be exact
+    return {  # a weighted sum: sums of differences would not be exact
         name: ((1 - x) * w.double() + (x - y) * b[name].double() + y * c[name].double()).to(w.dtype)
         for name, w in a.items()
     }
@@ -51,9 +51,9 @@ def measure(run: Opened, corners: Sequence[Weights], points: int, count: int) ->
     """One row for each point of the grid: x, y, and the loss of tasks 0 and 1 there.
 
     Args:
-        run: The run; its model's own weights stay as they are.
+        run: The run; the weights of its model are restored.
         corners: The weights in A, B and C.
-        points: Places on each axis.
+        points: Points of each axis.
         count: Most test examples of each task.
 
     Raises:

@@ -267,7 +267,7 @@ def prefixed_cache(prefix: Any, starts: Tensor, columns: int) -> Any:
         return torch.where(inside, virtual.to(states.dtype).take_along_dim(index, 2), states)
 
     class Prefixed(DynamicCache):
-        def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **options: Any):
+        def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **options: Any) -> Any:
             if self.get_seq_length(layer_idx) == 0:
                 layer = prefix.layers[layer_idx]
                 key_states = overwritten(key_states, layer.keys)

@@ -80,9 +80,9 @@ def verify(
     rows = [Encoded(row.prompt, row.answer) for row in rows]
     batch = collate(rows, [Example("", "")] * len(rows), backbone.pad_id).to(backbone.model.device)
     logits, labels = answer_logits(backbone.model, batch, prompt)
-    best, labels = logits.argmax(dim=-1).tolist(), labels.tolist()
+    pairs = zip(logits.argmax(dim=-1).tolist(), labels.tolist(), strict=True)
     decided = []
-    for predicted, wanted, target in zip(best, labels, targets, strict=True):
+    for (predicted, wanted), target in zip(pairs, targets, strict=True):
         first = next(i for i, label in enumerate(wanted) if label != IGNORE)
         wanted = [label for label in wanted if label != IGNORE]
         decided.append(_decide(backbone, predicted[first:], wanted, target, max_new_tokens))

@@ -15,7 +15,7 @@ import yaml
 class _Loader(yaml.SafeLoader):
     """SafeLoader with the rules below in place of YAML 1.1's; refuses aliases and a key that is given twice."""
 
-    yaml_implicit_resolvers: ClassVar[dict] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):  # a few lines of them can stand for more values than fit in memory
@@ -23,8 +23,8 @@ class _Loader(yaml.SafeLoader):
             raise yaml.YAMLError(f"line {line}: an alias (*name) is not supported; write the value out")
         return super().compose_node(parent, index)
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
                 raise yaml.YAMLError(f"line {key.start_mark.line + 1}: {key.value!r} is given twice")

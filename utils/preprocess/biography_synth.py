@@ -205,11 +205,11 @@ def _biography_rows(texts: Iterator[list[str]]) -> Iterator[str]:
 # Only Random.random() is drawn from: it alone is promised to give the same numbers in every Python.
 
 
-def _pick(rng: random.Random, values: tuple) -> Any:
+def _pick(rng: random.Random, values: tuple[Any, ...]) -> Any:
     return values[int(rng.random() * len(values))]
 
 
-def _sample(rng: random.Random, values: tuple, count: int) -> list:
+def _sample(rng: random.Random, values: tuple[Any, ...], count: int) -> list[Any]:
     """Different entries in random order (the first steps of a Fisher-Yates shuffle)."""
     pool = list(values)
     for i in range(count):

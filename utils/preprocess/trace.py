@@ -87,7 +87,8 @@ def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
     num_dev = per_task(options.sub_sample_eval, len(names), "sub-sample-eval")
     published = tuple(TASKS[name].num_test for name in names)
     num_test = per_task(options.sub_sample_test or published, len(names), "sub-sample-test")
-    length, files = measure(options.length), {}
+    length = measure(options.length)
+    files: dict[str, str] = {}
     tasks = []
     for k, name in enumerate(names):
         paths = {split: (raw_dir or DATASET_DIR) / "TRACE" / name / file for split, file in FILES.items()}

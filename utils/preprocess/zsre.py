@@ -76,7 +76,8 @@ def _record(row: Row, with_locality_answer: bool) -> Record:
     for name, text in (("src", texts[0]), ("alt", texts[2])):
         if not text:
             raise UserError(f"{row.where}: expected a text in the field {name!r}, got an empty one")
-    return Record(*texts, row.text("loc_ans").strip() if with_locality_answer else "")
+    question, rephrased, answer, locality = texts
+    return Record(question, rephrased, answer, locality, row.text("loc_ans").strip() if with_locality_answer else "")
 
 
 def _task(records: list[Record], k: int, first: int) -> TaskData:

@@ -1,16 +1,23 @@
-"""The two pictures of a run: the results matrix as a heat map, and each task's score over time.
+"""Figures of a run: the results matrix as a heat map, the score of each task over time, and probing accuracy.
 
 Input is the dict of `utils.report.results.build`; scores are drawn in percent. matplotlib is imported only when a
-picture is drawn, and without pyplot: no window, no display and no global state are involved.
+figure is drawn, and without pyplot: no window, no display, no global state.
 """
 
 from __future__ import annotations
 
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Colour = NDArray[np.float64]  # (4,): red, green, blue, opacity
 
 INK = "#222222"
 MUTED = "#777777"
@@ -18,7 +25,7 @@ EMPTY = "#f1f1f1"
 
 
 def shorten(name: str, width: int) -> str:
-    """A name that fits into a column: its middle is left out.
+    """A name of at most `width` characters: a long one loses its middle.
 
     >>> shorten("relation_extraction_task_12", 13)
     'relati…ask_12'
@@ -27,7 +34,7 @@ def shorten(name: str, width: int) -> str:
     return name if len(name) <= width else f"{name[: width - 1 - half]}…{name[len(name) - half :]}"
 
 
-def moments(results: dict[str, Any]) -> tuple[list[str], np.ndarray]:
+def moments(results: dict[str, Any]) -> tuple[list[str], NDArray[np.float64]]:
     """Names of the moments of evaluation and the scores there, in percent.
 
     Returns:
@@ -42,7 +49,7 @@ def moments(results: dict[str, Any]) -> tuple[list[str], np.ndarray]:
 
 
 def heat_map(results: dict[str, Any], path: Path) -> None:
-    """Draw the results matrix: rows are moments, columns are tasks, each score is written in its cell."""
+    """Draw the results matrix: each row is an evaluation point, each column a task; cells show the scores."""
     from matplotlib import colormaps
 
     names, scores = moments(results)
@@ -64,12 +71,12 @@ def heat_map(results: dict[str, Any], path: Path) -> None:
         axes.tick_params(axis="x", labelrotation=40)
         for label in axes.get_xticklabels():
             label.set(ha="left", rotation_mode="anchor")
-    _title(axes, results, "dark is good")
+    _title(figure, results, "dark is good")
     _save(figure, path)
 
 
 def curves(results: dict[str, Any], path: Path) -> None:
-    """Draw the score of each task at every moment, its chance level dotted, the moment of learning ringed."""
+    """Draw the score of each task over the evaluation points, with a dotted chance level and a ring when learned."""
     names, scores = moments(results)
     tasks = len(results["task_names"])
     figure, axes = _figure(max(6.4, 4.4 + 0.45 * len(names)), 4.6)
@@ -83,23 +90,23 @@ def curves(results: dict[str, Any], path: Path) -> None:
     _chance(axes, results)
     axes.set(xlim=(-0.2, len(names) - 0.8), ylim=(0, 100), ylabel="score, percent", axisbelow=True)
     axes.set_xticks(range(len(names)), names, parse_math=False)
-    for label in axes.get_xticklabels():
-        label.set(rotation=30, ha="right", rotation_mode="anchor")
+    for tick in axes.get_xticklabels():
+        tick.set(rotation=30, ha="right", rotation_mode="anchor")
     axes.tick_params(labelsize=9)
     axes.grid(axis="y", color="#e4e4e4")
     axes.spines[["top", "right"]].set_visible(False)
     _legend(axes, tasks)
-    _title(axes, results, "ring: just learned")
+    _title(figure, results, "ring: just learned")
     _save(figure, path)
 
 
 def probing_curves(results: dict[str, Any], lines: dict[str, dict[str, Any]], path: Path) -> None:
-    """Draw observed and probing accuracy at every moment: left the mean over the tasks seen so far, right task 0.
+    """Draw observed and probing accuracy over the run: left the mean over the tasks seen so far, right task 0.
 
     Args:
-        results: Those of a run.
-        lines: By title, what is drawn: "base" and "R", as in the results.
-        path: Where the picture goes.
+        results: Results of a run.
+        lines: Title -> "base" and "R", as in the results.
+        path: File of the figure.
     """
     from matplotlib.figure import Figure
 
@@ -117,36 +124,36 @@ def probing_curves(results: dict[str, Any], lines: dict[str, dict[str, Any]], pa
         axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9)
     figure.axes[0].set_ylabel("accuracy, percent")
-    _title(axes, results, "the gap between observed and probing is what the head forgot")
+    _title(figure, results, "the gap between observed and probing is what the head forgot")
     _save(figure, path)
 
 
-def _curve(axes, scores: np.ndarray, learned: int, label: str, colour) -> None:
-    """One task: a line through neighbouring moments, a faint one over moments that were not evaluated."""
+def _curve(axes: Axes, scores: NDArray[np.float64], learned: int, label: str, colour: Colour) -> None:
+    """One task: a line through adjacent evaluation points, a faint one across points that were not evaluated."""
     known = np.flatnonzero(~np.isnan(scores))
     axes.plot(known, scores[known], color=colour, linewidth=0.8, alpha=0.4, clip_on=False)
     axes.plot(scores, "o-", color=colour, ms=4, label=label, clip_on=False)
     axes.plot([learned], [scores[learned]], "o", color=colour, mfc="white", ms=8, mew=2, clip_on=False)
 
 
-def _legend(axes, tasks: int) -> None:
+def _legend(axes: Axes, tasks: int) -> None:
     legend = axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), ncols=1 + tasks // 20, frameon=False)
     for text in legend.get_texts():
         text.set(fontsize=9, parse_math=False)
 
 
-def _figure(width: float, height: float):
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
 
 
-def _save(figure, path: Path) -> None:
+def _save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=150, metadata={"Software": None})
 
 
-def _grid_of_cells(axes, rows: int, columns: int) -> None:
+def _grid_of_cells(axes: Axes, rows: int, columns: int) -> None:
     """White lines between the cells; no frame, no tick marks."""
     axes.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
@@ -155,7 +162,7 @@ def _grid_of_cells(axes, rows: int, columns: int) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _chance(axes, results: dict[str, Any]) -> None:
+def _chance(axes: Axes, results: dict[str, Any]) -> None:
     """One dotted line per task, or a single grey one where all tasks share a level."""
     levels = results["chance"]
     if None not in levels and len(set(levels)) == 1:
@@ -168,11 +175,11 @@ def _chance(axes, results: dict[str, Any]) -> None:
         axes.plot([], [], ":", color=MUTED, label="chance, per task")
 
 
-def _colours(tasks: int) -> list:
+def _colours(tasks: int) -> list[Colour]:
     """Distinct colours for up to ten tasks, a scale from early to late for more."""
     from matplotlib import colormaps
 
-    scale = colormaps["tab10"].colors if tasks <= 10 else colormaps["viridis"](np.linspace(0, 0.92, tasks))
+    scale = colormaps["tab10"](np.arange(10)) if tasks <= 10 else colormaps["viridis"](np.linspace(0, 0.92, tasks))
     return list(scale[:tasks])
 
 
@@ -191,12 +198,12 @@ def _unit(results: dict[str, Any]) -> str:
     return f"{metrics}, percent" + ("" if all(results["higher_is_better"]) else "; ↓ lower is better")
 
 
-def _title(axes, results: dict[str, Any], note: str) -> None:
-    """Two facts on two lines, wrapped to the width of the picture (about 12 letters per inch)."""
+def _title(figure: Figure, results: dict[str, Any], note: str) -> None:
+    """Two lines of title, wrapped to the width of the figure (about 12 characters per inch)."""
     lines = [
         f"{results['method']} on {results['stream']}, seed {results['seed']}",
         f"{_unit(results)}; {note}",
     ]
-    width = int(12 * axes.figure.get_figwidth())
+    width = int(12 * figure.get_figwidth())
     text = "\n".join(textwrap.fill(line, width) for line in lines)
-    axes.figure.suptitle(text, x=0.01, ha="left", fontsize=10, color=INK, parse_math=False)
+    figure.suptitle(text, x=0.01, ha="left", fontsize=10, color=INK, parse_math=False)

@@ -32,6 +32,7 @@ EXTRA = {"R_train": ("train_task", None), "R_locality": ("locality_task", "exact
 SIZES = ("trainable_parameters", "stored_parameters", "kept_bytes")  # after the last task
 SUMMARISED = ("average_accuracy", "backward_transfer", "forgetting")
 # Options that name, place or log a run; they do not change what it computes. `seed` is among them.
+Run = tuple[Path, dict[str, Any], dict[str, Any]]  # folder, results, options
 NOT_COMPARED = {*RunOptions.model_fields, *TrackerOptions.model_fields}
 
 
@@ -79,7 +80,7 @@ def group(runs: list[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]]:
         One dict per stream; each row has the seeds and, per column, {"mean", "std", "n"}: mean and sample
         standard deviation over the n runs that have the number (std is None for n = 1).
     """
-    streams: dict[str, dict[str, list]] = {}
+    streams: dict[str, dict[str, list[Run]]] = {}
     once = {run.resolve(): (run, results) for run, results in runs}.values()
     for run, results in [(run, version) for run, whole in once for version in _with_versions(whole)]:
         facts = [results[key] for key in ("stream", "il_mode", "task_names", "metrics", "chance")]
@@ -106,7 +107,7 @@ def _told_apart(sections: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _with_versions(results: dict[str, Any]) -> list[dict[str, Any]]:
     """The results, and those of each other version of the weights as if of another method."""
     base, higher = np.array(results["base"], dtype=float), results["higher_is_better"]
-    nothing = {"versions": {}, "recovery": None, "probing": {}, "cost": None}
+    nothing: dict[str, Any] = {"versions": {}, "recovery": None, "probing": {}, "cost": None}
     return [results] + [
         results
         | nothing
@@ -180,12 +181,12 @@ def _scored(path: Path, metric: str, _stamp: tuple[int, ...]) -> tuple[float, in
     _check(path, rows)
     if not rows:
         return np.nan, 0
-    texts = [[row[key] for row in rows] for key in ("prediction", "target")]
-    scores = score(metric, *texts, sources=[row.get("input", "") for row in rows])
-    return aggregate(metric, scores, *texts), len(rows)
+    predictions, targets = ([row[key] for row in rows] for key in ("prediction", "target"))
+    scores = score(metric, predictions, targets, [row.get("input", "") for row in rows])
+    return aggregate(metric, scores, predictions, targets), len(rows)
 
 
-def _check(path: Path, rows: list[dict]) -> None:
+def _check(path: Path, rows: list[dict[str, Any]]) -> None:
     for number, row in enumerate(rows, start=1):
         cells = [row.get(key) for key in COLUMNS] if isinstance(row, dict) else []
         if list(map(type, cells)) != list(COLUMNS.values()):
@@ -216,7 +217,7 @@ def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _nullable(array: Matrix | Row) -> list:
+def _nullable(array: Matrix | Row) -> list[Any]:
     """Nested lists with None for NaN, which is not JSON."""
     return [_nullable(row) if isinstance(row, np.ndarray) else _number(row) for row in array]
 
@@ -233,7 +234,7 @@ def _options(run: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a list of options; the run folder is broken") from None
 
 
-def _section(groups: list[list]) -> dict[str, Any]:
+def _section(groups: list[list[Run]]) -> dict[str, Any]:
     facts = groups[0][0][1]
     keys = ("stream", "il_mode", "task_names", "metrics", "higher_is_better")
     chance = facts["chance"]
@@ -250,7 +251,7 @@ def _section(groups: list[list]) -> dict[str, Any]:
     }
 
 
-def _row(same: list, groups: list[list]) -> dict[str, Any]:
+def _row(same: list[Run], groups: list[list[Run]]) -> dict[str, Any]:
     _, results, options = same[0]
     rivals = [other[0] for other in groups if other[0][1]["method"] == results["method"]]
     told_apart = {
@@ -297,7 +298,7 @@ def _cost_columns(cost: dict[str, Any], tasks: int) -> dict[str, float | None]:
         "train_seconds": sum(seconds) if seconds else None,
         "train_passes": ratio("train_sequences", "train_visits"),
         "evaluate_passes": ratio("evaluate_sequences", "evaluate_examples"),
-        **{name: (values(name) or [None])[-1] for name in SIZES},
+        **{name: sizes[-1] if (sizes := values(name)) else None for name in SIZES},
         "peak_memory_bytes": cost.get("peak_memory_bytes"),
     }
 

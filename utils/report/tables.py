@@ -1,4 +1,4 @@
-"""Pieces of text tables: percent, marks, Markdown that is also aligned as plain text."""
+"""Parts of text tables: percent, marks, Markdown that is also aligned as plain text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ MISSING = "-"
 
 
 def headline(results: dict[str, Any]) -> str:
-    """What a table shows: method, stream, seed, metrics and which way is better."""
+    """Heading of a table: method, stream, seed, metrics and whether higher is better."""
     seed = f", seed {results['seed']}" if "seed" in results else ""  # a comparison has no seed and no method
     method = f"{results['method']} on " if "method" in results else ""
     metrics = ", ".join(dict.fromkeys(results["metrics"]))
@@ -18,13 +18,14 @@ def headline(results: dict[str, Any]) -> str:
 
 
 def mark(results: dict[str, Any], task: int) -> str:
-    """An arrow where this task is better low and others are better high."""
+    """An arrow if lower is better in this task but not in all tasks."""
     return " ↓" if any(results["higher_is_better"]) and not results["higher_is_better"][task] else ""
 
 
 def mean(values: list[float | None], higher_is_better: list[bool]) -> float | None:
-    """Mean score; None where a score is missing, and where tasks of both directions make a mean without direction."""
-    return None if None in values or len(set(higher_is_better)) > 1 else sum(values) / len(values)
+    """Mean score; None if a score is missing or higher is better in some tasks only."""
+    known = [value for value in values if value is not None]
+    return None if len(known) < len(values) or len(set(higher_is_better)) > 1 else sum(known) / len(known)
 
 
 def percent(value: float | None, sign: str = "") -> str:

@@ -49,7 +49,7 @@ class Place:
         return f"task_{self.task}{inside}"
 
 
-def save(root: Path, place: Place, model: Model, tokenizer, state: Packed, limit: int | None) -> None:
+def save(root: Path, place: Place, model: Model, tokenizer: Any, state: Packed, limit: int | None) -> None:
     """Write a checkpoint; then remove the oldest ones that are too many.
 
     Args:
@@ -192,7 +192,7 @@ def unpack(plain: Any, tensors: dict[str, Tensor]) -> Any:
     return (tuple if kind == "tuple" else list)(unpack(v, tensors) for v in value)
 
 
-def _later(place: Place) -> tuple:
+def _later(place: Place) -> tuple[int, bool, int, int]:
     return (place.task, place.epoch is None, place.epoch or 0, place.step or 0)
 
 

@@ -63,7 +63,7 @@ class Cost:
         reader = net.get_encoder() if net.config.is_encoder_decoder else net.base_model
         reader.register_forward_pre_hook(self._count, with_kwargs=True)
 
-    def _count(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def _count(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given: Tensor | None = kwargs.get("inputs_embeds")
         if given is None:
             given = kwargs["input_ids"] if "input_ids" in kwargs else args[0]

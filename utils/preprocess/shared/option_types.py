@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -23,12 +23,13 @@ def _is_size(value: int) -> int:
     return value
 
 
+T = TypeVar("T")
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Counts = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_split)]
 Sizes = Annotated[tuple[Annotated[int, AfterValidator(_is_size)], ...], BeforeValidator(_split)]  # -1: all
 
 
-def per_task(values: tuple, count: int, option: str) -> list:
+def per_task(values: tuple[T, ...], count: int, option: str) -> list[T]:
     """One value for each task; a single value stands for all.
 
     Raises:

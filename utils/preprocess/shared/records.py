@@ -75,8 +75,8 @@ def remarks(tasks: Sequence[TaskData]) -> list[str]:
             f"of {len(train)} train questions are repeats": len(train) - len(set(train)),
             f"of {len(test)} test questions are in train": _shared(test, train),
             f"of {len(dev)} dev questions are in test": 0 if task.dev == task.test else _shared(dev, test),
-            "questions are empty": sum(not e.input.strip() for e in task.train + task.test),
-            "answers are empty": sum(not e.target.strip() for e in task.train + task.test),
+            "questions are empty": sum(not e.input.strip() for e in (*task.train, *task.test)),
+            "answers are empty": sum(not e.target.strip() for e in (*task.train, *task.test)),
         }
         found = [f"{count} {what}" for what, count in counts.items() if count]
         if found:
@@ -84,12 +84,12 @@ def remarks(tasks: Sequence[TaskData]) -> list[str]:
     return lines
 
 
-def question(example: Example) -> tuple:
+def question(example: Example) -> tuple[Any, ...]:
     """What is asked: the text, and in a chat everything before the last turn."""
     return (example.input, *(example.messages or ())[:-1])
 
 
-def _shared(questions: list, others: list) -> int:
+def _shared(questions: list[tuple[Any, ...]], others: list[tuple[Any, ...]]) -> int:
     known = set(others)
     return sum(question in known for question in questions)
 
