@@ -13,24 +13,28 @@ from utils.config import Count, OptionGroup
 from utils.dataset import Example
 
 
-class AGEM(GEM):
-    """Turn each gradient so that the step does not raise the mean loss of the earlier tasks.
+class AGEMOptions(OptionGroup):
+    """AGEM."""
 
-    Chaudhry et al., ICLR 2019. GEM with a single constraint, on g_ref, the gradient of examples drawn at each step
-    from all that is remembered of earlier tasks. Its solution needs no quadratic program:
+    AGEM_batch_size: Count | None = Field(
+        None, description="Examples drawn from memory for g_ref at each step; None: batch_size."
+    )
+
+
+class AGEM(GEM):
+    """Projects each gradient so that the step does not raise the mean loss of the earlier tasks.
+
+    Chaudhry et al., ICLR 2019. GEM with a single constraint, on g_ref, the gradient of examples drawn at each step from
+    the memory of all earlier tasks. Its solution needs no quadratic program:
 
         g  :=  g - <g, g_ref> / |g_ref|^2  g_ref     if <g, g_ref> < 0
 
-    One gradient is kept, and one batch of memory passes through the model per step. What models/GEM.py says about
-    eval mode, AdamW and the memory holds here too.
+    A step keeps one gradient and passes one batch of memory through the model. The notes of models/GEM.py on eval mode,
+    AdamW and the memory apply here too.
     """
 
-    class Options(OptionGroup):
-        """AGEM."""
-
-        AGEM_batch_size: Count | None = Field(
-            None, description="Remembered examples that g_ref is taken of, drawn at each step; None: batch_size."
-        )
+    Options = AGEMOptions
+    options: AGEMOptions
 
     def draw(self, rng: random.Random) -> list[list[Example]]:
         rows = self.memory.sample(self.options.AGEM_batch_size or self.config.batch_size, rng)

@@ -1,40 +1,41 @@
-"""AdapterCL: an adapter per task, found by the perplexity of the question."""
+"""AdapterCL: an adapter per task, selected by the perplexity of the question."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
-from models.Base import GENERATING
+from models.Base import GENERATING, Setting
 from models.PEFT import PEFT
 from utils.config import Config, NoOptions
 from utils.dataset import Stream
 
 
 class AdapterCL(PEFT):
-    """Train an adapter for each task as a language model of its texts; the one that knows a question best answers it.
+    """Trains an adapter per task as a language model; the one with the lowest perplexity of a question answers.
 
     Madotto et al., "Continual Learning in Task-Oriented Dialogue Systems", EMNLP 2021. For a text x of prompt and
-    answer, task t minimises the loss over every token of it, not only those of the answer,
+    answer, task t minimises the loss over all of its tokens, not only those of the answer,
 
         L = -1/n sum_k log p_t(x_k | x_<k)
 
-    so that afterwards i* = argmin_i L_i(prompt) says whose text this is; adapter i* writes the answer. In TIL, where
-    the task is known, nothing has to be found.
+    and afterwards the adapter i* = argmin_i L_i(prompt) writes the answer. In TIL the task is known, and its adapter
+    answers.
 
-    Deviations: the paper's adapter is a residual bottleneck behind each layer, with a norm of its own in front; with
-    `PEFT_type: Bottleneck` it stands behind the layer's feed-forward part, without that norm, and any other kind will
-    do. Prompts are routed in batches: one pass for each adapter, then decoding in groups.
+    Deviations: the paper's adapter is a residual bottleneck after each layer, with a layer norm before it; with
+    `PEFT_type: Bottleneck` it follows the layer's feed-forward part, without that norm. Any other kind works, too.
+    Prompts are routed in batches: one pass for each adapter, then decoding in groups.
     """
 
     Options = NoOptions
     heads = GENERATING
     backbones = frozenset({"decoder"})
+    loss_on_prompts = True
     per_task = True
     excludes: ClassVar = {
-        "is_replay": "an adapter would learn other tasks' questions, and no longer be told by them",
-        "keep_optimizer_state": "each task has parameters of its own",
-        "recovery": "it trains the newest adapter, which does not answer task 0",
-        "is_probing": "it looks at the newest adapter, which need not answer",
+        Setting("is_replay"): "an adapter would learn other tasks' questions, which then no longer identify it",
+        Setting("keep_optimizer_state"): "each task has separate parameters",
+        Setting("recovery"): "it trains the newest adapter, which does not answer task 0",
+        Setting("is_probing"): "it reads the newest adapter, which need not answer",
     }
 
     @classmethod
@@ -44,7 +45,3 @@ class AdapterCL(PEFT):
     @property
     def inference(self) -> str:
         return "task_id" if self.config.il_mode == "TIL" else "route"
-
-    def setup(self) -> None:
-        super().setup()
-        self.encoder.loss_on_prompts = True

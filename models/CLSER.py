@@ -3,65 +3,72 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.Base import Method, Task
+from models.Base import Method, Setting, Task
 from models.common.losses import answer_loss, squared_error
 from utils.config import Float, OptionGroup
 from utils.dataloader import IGNORE, Batch
+from utils.model.architecture import Model
 from utils.model.weights import Weights, snapshot
 from utils.seed import random_for
 
 
+class CLSEROptions(OptionGroup):
+    """Options of CLSER."""
+
+    CLSER_alpha_fast: Float = Field(0.999, ge=0, le=1, description="Largest share that the plastic average keeps.")
+    CLSER_alpha_slow: Float = Field(0.999, ge=0, le=1, description="Largest share that the stable average keeps.")
+    CLSER_freq_fast: Float = Field(0.9, ge=0, le=1, description="Share of steps that update the plastic average.")
+    CLSER_freq_slow: Float = Field(0.7, ge=0, le=1, description="Share of steps that update the stable average.")
+    CLSER_lambda: Float = Field(0.1, ge=0, description="Weight of the squared error to the averages' logits.")
+    CLSER_predict_with: Literal["stable", "working"] = Field(
+        "stable", description="Weights that answer; the others are evaluated alongside them."
+    )
+
+
 class CLSER(Method):
-    """CLS-ER: replay, holding the working model to the better of a plastic and a stable average of its own past.
+    """Replays, and keeps the working model close to the better of two averages of its past, plastic and stable.
 
         L = CE(new and remembered rows) + lambda MSE(f(x'), z*)
 
-    x' are the remembered rows; z* are, at each answer token, the logits of whichever average gives the true token more
+    x' are the rows from memory; z* are, at each answer token, the logits of the average that gives the true token more
     probability. After step n, with probability r_P for the plastic (fast) and r_S for the stable (slow) average,
 
         theta_E := a theta_E + (1 - a) theta,   a = min(1 - 1 / (n + 1), alpha)
 
-    where n counts the steps of the whole stream. Both averages begin as the first weights. Answers are the stable
-    average's; the working model is evaluated beside it.
+    where n counts the steps of the whole stream. Both averages start as the first weights. The stable average answers;
+    the working model is evaluated alongside it.
 
-    As published, a reservoir is offered the new examples after every step. The choice between the averages is made for
-    each token, where the paper's unit is an image, and the MSE is the mean over the vocabulary. Averages are kept in
-    float32 whatever the weights are: 1 - alpha of a difference would be lost in bfloat16.
+    As published, the new examples are offered to a reservoir after every step. An average is chosen for each token;
+    the paper's unit is an image, and the MSE is the mean over the vocabulary. Averages are float32 whatever the weights
+    are: 1 - alpha of a difference would be lost in bfloat16.
     """
 
-    class Options(OptionGroup):
-        """Options of CLSER."""
-
-        CLSER_alpha_fast: Float = Field(0.999, ge=0, le=1, description="Most that the plastic average keeps.")
-        CLSER_alpha_slow: Float = Field(0.999, ge=0, le=1, description="Most that the stable average keeps.")
-        CLSER_freq_fast: Float = Field(0.9, ge=0, le=1, description="Share of steps that move the plastic average.")
-        CLSER_freq_slow: Float = Field(0.7, ge=0, le=1, description="Share of steps that move the stable average.")
-        CLSER_lambda: Float = Field(0.1, ge=0, description="Weight of the error to the averages' logits.")
-        CLSER_predict_with: Literal["stable", "working"] = Field(
-            "stable", description="Weights that answer; the others are evaluated beside them."
-        )
-
-    needs: ClassVar = {"is_replay": "it replays", "Replay_update: step": "memory is filled while a task is learned"}
+    Options = CLSEROptions
+    options: CLSEROptions
+    needs: ClassVar = {
+        Setting("is_replay"): "it learns from memory",
+        Setting("Replay_update", "step"): "memory is filled during a task",
+    }
     state: ClassVar = ("fast", "slow", "steps")
 
-    def __init__(self, *args):
+    def __init__(self, *args: Any):
         super().__init__(*args)
         self.fast: Weights = {}
         self.slow: Weights = {}
         self.steps = 0  # of the whole stream
 
     def before_task(self, task: Task) -> None:
-        for average in (self.fast, self.slow):  # what is frozen in the first task never learns; but heads come later
+        for average in (self.fast, self.slow):  # heads of later tasks become trainable later
             new = {name: w for name, w in self.learning(task).items() if name not in average}
             average |= {name: w.float() for name, w in snapshot(new).items()}
 
-    def loss(self, model: nn.Module, batch: Batch, task: Task) -> dict[str, Tensor]:
+    def loss(self, model: Model, batch: Batch, task: Task) -> dict[str, Tensor]:
         logits, labels = self.outputs(model, batch, task.index)
         old = batch.rows("memory")
         error = self._error(logits[old], labels[old], batch.only(old), task) if old else logits.sum() * 0
@@ -98,7 +105,7 @@ class CLSER(Method):
 
 
 def better(plastic: Tensor, stable: Tensor, labels: Tensor) -> Tensor:
-    """Of two models' logits (N, V), at each token those that give the label (N,) more probability."""
+    """From two models' logits (N, V), at each token those that give the label (N,) more probability."""
     of_label = [z.float().log_softmax(dim=-1).gather(-1, labels[:, None]) for z in (plastic, stable)]
     return torch.where(of_label[0] > of_label[1], plastic, stable)
 
@@ -108,4 +115,4 @@ def follow(average: Weights, weights: Mapping[str, Tensor], a: float) -> None:
     """Move an average towards the weights: a average + (1 - a) weights, tensor by tensor."""
     for name, value in average.items():
         own = weights[name].detach().float()
-        average[name] = torch.lerp(value.to(own.device), own, 1 - a)
+        average[name] = torch.lerp(value, own, 1 - a)

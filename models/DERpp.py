@@ -5,66 +5,70 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.Base import Method, Task
+from models.Base import Method, Setting, Task
 from models.common.losses import answer_loss, squared_error
 from utils.classifier import MASKED
 from utils.config import Config, Float, Int, OptionGroup
 from utils.dataloader import IGNORE, Batch
 from utils.dataset import Example, Stream
+from utils.model.architecture import Model
 from utils.model.weights import Weights, eval_mode, snapshot
 
 Dark = tuple[Tensor, Tensor]  # of the labelled positions of an example: values (N, k) and token ids (N, k)
 
 
+class DERppOptions(OptionGroup):
+    """Options of DERpp."""
+
+    DERpp_alpha: Float = Field(0.5, ge=0, description="Weight of the squared error to the stored logits.")
+    DERpp_beta: Float = Field(0.5, ge=0, description="Weight of the cross-entropy on answers from memory.")
+    DERpp_targets: Literal["stored", "previous_model"] = Field(
+        "stored", description="Target logits: those at insertion, or those of the model of the previous task."
+    )
+    DERpp_topk: Int = Field(64, ge=1, description="Number of largest logits stored for each answer token.")
+
+
 class DERpp(Method):
-    """DER++: replay remembered examples with their answers and with the logits the model once gave them.
+    """Replays examples with their answers and with the logits that the model gave them when they were stored.
 
         L = CE(x, y) + alpha MSE(f(x'), h') + beta CE(x'', y'')
 
-    (x, y) are new; (x', h') and (x'', y'') are two independent draws from a reservoir that is offered the new examples
-    after every step. h' are the logits f gave to x' when memory took it in.
+    DER++. (x, y) are new; (x', h') and (x'', y'') are two independent draws from a reservoir, to which the new examples
+    are offered after every step. h' are the logits f gave to x' when memory stored it.
 
     A step has batch_size - batch_size // 2 new rows, as many as with plain replay, and batch_size // 2 of each draw:
     one part each, as published. Each CE is the mean over its own answer tokens.
 
-    With a classifier h' are all logits of the classes that were known when memory took x' in. Without, unlike in the
+    With a classifier h' are all logits of the classes that were known when memory stored x'. Without one, unlike in the
     paper, h' are the `DERpp_topk` largest of the vocabulary at each answer token, in float32 (8 bytes a logit with its
-    token id), and the MSE is the mean over these. `previous_model` keeps no logits: f(x') is held to the logits of the
-    model at the end of the previous task, over the whole vocabulary; in the first task that term is 0.
+    token id), and the MSE is the mean over these. `previous_model` stores no logits: the target of f(x') are the logits
+    of the model at the end of the previous task, over the whole vocabulary; in the first task that term is 0.
     """
 
-    class Options(OptionGroup):
-        """Options of DERpp."""
-
-        DERpp_alpha: Float = Field(0.5, ge=0, description="Weight of the error to the stored logits.")
-        DERpp_beta: Float = Field(0.5, ge=0, description="Weight of the cross-entropy on remembered answers.")
-        DERpp_targets: Literal["stored", "previous_model"] = Field(
-            "stored", description="Logits to hold on to: those at insertion, or the previous task's model's."
-        )
-        DERpp_topk: Int = Field(64, ge=1, description="Largest logits stored for each answer token.")
-
+    Options = DERppOptions
+    options: DERppOptions
     needs: ClassVar = {
-        "is_replay": "it replays",
-        "Replay_update: step": "logits are those at the step that brought the example",
+        Setting("is_replay"): "it learns from memory",
+        Setting("Replay_update", "step"): "logits are stored at the step that brought the example",
     }
     state: ClassVar = ("teacher",)
 
-    def __init__(self, *args):
+    def __init__(self, *args: Any):
         super().__init__(*args)
-        self.teacher: Weights = {}  # with previous_model: what learns, as it was before the task
+        self.teacher: Weights = {}  # with previous_model: trainable weights before the task
 
     @classmethod
-    def problems(cls, config: Config, options: OptionGroup, stream: Stream) -> list[str]:
+    def problems(cls, config: Config, options: DERppOptions, stream: Stream) -> list[str]:
         if not options.is_changed("DERpp_topk"):
             return []
         if config.classifier is not None:
-            return ["DERpp_topk: has no effect with a classifier, of whose logits all are stored"]
+            return ["DERpp_topk: has no effect with a classifier: all logits are stored"]
         if options.DERpp_targets == "previous_model":
             return ["DERpp_topk: has no effect with DERpp_targets previous_model, which stores no logits"]
         return []
@@ -78,10 +82,10 @@ class DERpp(Method):
         drawn = self.memory.sample(self.memory_rows(), rng)
         return [*rows, *(replace(example, source="dark") for example in drawn)]
 
-    def loss(self, model: nn.Module, batch: Batch, task: Task) -> dict[str, Tensor]:
+    def loss(self, model: Model, batch: Batch, task: Task) -> dict[str, Tensor]:
         logits, labels = self.outputs(model, batch, task.index)
         new, old, dark = (batch.rows(source) for source in ("task", "memory", "dark"))
-        tokens = {"memory": 1.0, "dark": 1.0} | batch.tokens  # before the first step is done memory is empty
+        tokens = {"memory": 1.0, "dark": 1.0} | batch.tokens  # before the first step memory is empty
         error = self._error(logits[dark], labels[dark], batch.only(dark), task)
         return {
             "answer": answer_loss(logits[new], labels[new], tokens["task"]),
@@ -117,9 +121,9 @@ class DERpp(Method):
 
 
 def largest(logits: Tensor, k: int) -> Dark:
-    """The k largest of the logits (N, V) at each position and which tokens they belong to; on the CPU, like texts.
+    """The k largest logits of (N, V) at each position and the tokens they belong to; on the CPU, like texts.
 
-    Of classes those that are not in question are left out.
+    MASKED classes are left out.
     """
     k = min(k, int((logits > MASKED).sum(dim=-1).min())) if len(logits) else 0
     values, tokens = logits.float().topk(k, dim=-1)
@@ -131,7 +135,7 @@ def dark_error(logits: Tensor, dark: Dark) -> Tensor:
 
     Args:
         logits: (N, V), at the labelled positions of an example.
-        dark: What was stored of it. A chat that is cut elsewhere today may have other positions; the last are common.
+        dark: What was stored for it. A chat that is cut elsewhere now may have other positions; the last are common.
     """
     values, tokens = (stored.to(logits.device) for stored in dark)
     count = min(len(logits), len(values))

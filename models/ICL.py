@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from pydantic import Field
 
-from models.Base import GENERATING, WRITING, Method, Task
+from models.Base import GENERATING, WRITING, Method, Setting, Task
 from utils.config import Config, Int, OptionGroup
 from utils.dataloader import Encoded
 from utils.dataset import Example, Stream
 from utils.distributed.modes import ALL
 from utils.optimizer import Group
 from utils.seed import random_for
+
+
+class ICLOptions(OptionGroup):
+    """Options of ICL."""
+
+    ICL_n_shot: Int = Field(1, ge=1, description="Demonstrations in front of a question.")
+    ICL_same_instance: bool = Field(False, description="One of them asks for the same fact in other words.")
+    ICL_same_concept: bool = Field(False, description="All of them are about the concept of the question.")
 
 
 class ICL(Method):
@@ -41,31 +49,26 @@ class ICL(Method):
     prompt: whole demonstrations are left out until it fits, the first ones first.
     """
 
-    class Options(OptionGroup):
-        """Options of ICL."""
-
-        ICL_n_shot: Int = Field(1, ge=1, description="Demonstrations in front of a question.")
-        ICL_same_instance: bool = Field(False, description="One of them asks for the same fact in other words.")
-        ICL_same_concept: bool = Field(False, description="All of them are about the concept of the question.")
-
+    Options = ICLOptions
+    options: ICLOptions
     trains: ClassVar = False
     heads = GENERATING
     backbones = WRITING
     parallel = ALL
     excludes: ClassVar = {
-        setting: "nothing is trained"
-        for setting in ("is_replay", "freeze_parts", "PEFT_type", "keep_optimizer_state", "recovery")
+        Setting(option): "nothing is trained"
+        for option in ("is_replay", "freeze_parts", "PEFT_type", "keep_optimizer_state", "recovery")
     }
     state: ClassVar = ("seen",)
 
-    def __init__(self, *args):
+    def __init__(self, *args: Any):
         super().__init__(*args)
         self.seen = 0  # tasks
         self.pool = Pool(())
         self.warned = False
 
     @classmethod
-    def problems(cls, config: Config, options: OptionGroup, stream: Stream) -> list[str]:
+    def problems(cls, config: Config, options: ICLOptions, stream: Stream) -> list[str]:
         train, test = ([e for task in stream.tasks for e in getattr(task, split)] for split in ("train", "test"))
         problems = [
             f"{name}: needs examples with concept and instance, and {stream.name} has none"
@@ -82,7 +85,6 @@ class ICL(Method):
 
     def setup(self) -> None:
         self.model.requires_grad_(False)
-        self.plain, self.encoder.render = self.encoder.render, self.render
 
     def before_task(self, task: Task) -> None:
         self.seen = task.index + 1
@@ -101,11 +103,10 @@ class ICL(Method):
     def trainable(self, task: Task) -> list[Group]:
         return []
 
-    def render(self, x: Example) -> tuple[str, str]:
-        """Prompt with demonstrations, and answer."""
-        prompt, answer = self.plain(x)
-        lines = ["".join(self.plain(example)) + "\n" for example in self.demonstrations(x)]
-        return "".join(self._fitting(lines, prompt, self.max_length(x.task))) + prompt, answer
+    def render(self, example: Example, template: Callable[[Example], tuple[str, str]]) -> tuple[str, str]:
+        prompt, answer = template(example)
+        lines = ["".join(template(shown)) + "\n" for shown in self.demonstrations(example)]
+        return "".join(self._fitting(lines, prompt, self.max_length(example.task))) + prompt, answer
 
     def _fitting(self, lines: list[str], prompt: str, limit: int | None) -> list[str]:
         """The last demonstrations that fit before the prompt; once it is said that some do not."""

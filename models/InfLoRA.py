@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.Base import Task
+from models.Base import Setting, Task
 from models.PEFT import PEFT
 from utils.config import Config, Float, OptionGroup
 from utils.dataloader import Batch, collate
@@ -53,11 +53,12 @@ class InfLoRA(PEFT):
     """
 
     Options = InfLoRAOptions
+    options: InfLoRAOptions
     backbones = frozenset({"decoder"})
     per_task = True
     inference = "sum"
     state = ("basis",)
-    excludes: ClassVar = {"keep_optimizer_state": "each task has parameters of its own"}
+    excludes: ClassVar = {Setting("keep_optimizer_state"): "each task has parameters of its own"}
 
     @classmethod
     def problems(cls, config: Config, options: InfLoRAOptions, stream: Stream) -> list[str]:
@@ -86,7 +87,7 @@ class InfLoRA(PEFT):
             self.basis[layer] = extend(self._basis_of(layer, covariance), covariance, eps + (1 - eps) * progress)
 
     def _basis_of(self, layer: str, like: Tensor) -> Tensor:
-        return self.basis.get(layer, like[:, :0]).to(like.device)
+        return self.basis.get(layer, like[:, :0])
 
     @torch.no_grad()
     def covariances(self, task: Task) -> dict[str, Tensor]:

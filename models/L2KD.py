@@ -7,18 +7,28 @@ from dataclasses import replace
 from typing import Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.Base import Task
 from models.common.pseudo_samples import answer_all, make_room
-from models.LAMOL import LAMOL
+from models.LAMOL import LAMOL, LAMOLOptions
 from utils.backbone import load_model
 from utils.config import Config, Float
 from utils.dataloader import Batch
 from utils.dataset import Example, Stream
-from utils.distributed.modes import WHOLE_WEIGHTS
-from utils.model.forward import answer_logits
+from utils.model.architecture import Model
 from utils.model.weights import Weights, assign, eval_mode, snapshot
+
+
+class L2KDOptions(LAMOLOptions):
+    """L2KD."""
+
+    L2KD_variant: Literal["word", "seq", "seq_soft"] = Field(
+        "word", description="What is learned: probabilities, the teacher's answers, or its probabilities of those."
+    )
+    L2KD_distill_weight: Float = Field(1.0, gt=0, description="w, weight of what the teacher gives.")
+    L2KD_temperature: Float = Field(2.0, gt=0, description="tau, temperature of the distillation.")
+    L2KD_first_task_teacher: bool = Field(True, description="The first task has a teacher, too; else it is LAMOL.")
 
 
 class L2KD(LAMOL):
@@ -38,21 +48,12 @@ class L2KD(LAMOL):
     et al. (ACL 2024); there the teacher is also read one position late and with dropout, here not.
     """
 
-    class Options(LAMOL.Options):
-        """L2KD."""
-
-        L2KD_variant: Literal["word", "seq", "seq_soft"] = Field(
-            "word", description="What is learned: probabilities, the teacher's answers, or its probabilities of those."
-        )
-        L2KD_distill_weight: Float = Field(1.0, gt=0, description="w, weight of what the teacher gives.")
-        L2KD_temperature: Float = Field(2.0, gt=0, description="tau, temperature of the distillation.")
-        L2KD_first_task_teacher: bool = Field(True, description="The first task has a teacher, too; else it is LAMOL.")
-
-    parallel = WHOLE_WEIGHTS  # its loss asks a teacher
-    state = (*LAMOL.state, "teacher", "answers")
+    Options = L2KDOptions
+    options: L2KDOptions
+    state = (*LAMOL.state, "teacher", "written")
 
     @classmethod
-    def problems(cls, config: Config, options: Options, stream: Stream) -> list[str]:
+    def problems(cls, config: Config, options: L2KDOptions, stream: Stream) -> list[str]:
         problems = super().problems(config, options, stream)
         if options.L2KD_variant == "seq":
             problems += cls.unused(options, ["L2KD_temperature"], "L2KD_variant seq, which distils no probabilities")
@@ -61,7 +62,7 @@ class L2KD(LAMOL):
     def setup(self) -> None:
         super().setup()
         self.teacher: Weights = {}
-        self.answers: list[str] = []  # the teacher's, to the questions of the task
+        self.written: list[str] = []  # the teacher's, to the questions of the task
 
     def before_task(self, task: Task) -> None:
         super().before_task(task)
@@ -69,7 +70,7 @@ class L2KD(LAMOL):
             student = snapshot(self.named())
             self._be_teacher(task)
             if self.options.L2KD_variant != "word":
-                self.answers = self._write_answers(task)
+                self.written = self._write_answers(task)
             if self.options.L2KD_variant != "seq":
                 self.teacher = snapshot(self.named())
             assign(self.named(), student)
@@ -93,12 +94,12 @@ class L2KD(LAMOL):
 
     def train_examples(self, task: Task) -> Sequence[Example]:
         rows = super().train_examples(task)
-        answered = [replace(example, target=answer) for example, answer in zip(rows, self.answers, strict=False)]
+        answered = [replace(example, target=answer) for example, answer in zip(rows, self.written, strict=False)]
         return [*answered, *rows[len(answered) :]]
 
-    def loss(self, model: nn.Module, batch: Batch, task: Task) -> dict[str, Tensor]:
-        logits, labels = answer_logits(model, batch)
-        if not self.teacher and not self.answers:
+    def loss(self, model: Model, batch: Batch, task: Task) -> dict[str, Tensor]:
+        logits, labels = self.outputs(model, batch, task.index)
+        if not self.teacher and not self.written:
             return self.learn(logits, labels, batch)
         w, tau = self.options.L2KD_distill_weight, self.options.L2KD_temperature
         if self.teacher:
@@ -110,4 +111,4 @@ class L2KD(LAMOL):
 
     def after_task(self, task: Task) -> None:
         super().after_task(task)
-        self.teacher, self.answers = {}, []
+        self.teacher, self.written = {}, []

@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import ClassVar
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.Base import GENERATING, WRITING, Method, Task
+from models.Base import GENERATING, WRITING, Method, Setting, Task
 from models.common.losses import answer_loss, distillation
 from models.common.pseudo_samples import make_room, parse, sample_texts, tell, top_up
 from utils.buffer import split_evenly
@@ -19,10 +19,27 @@ from utils.config import Config, Float, Int, OptionGroup
 from utils.dataloader import Batch
 from utils.dataset import Example, Stream
 from utils.distributed.modes import ALL
-from utils.model.forward import answer_logits
+from utils.model.architecture import Model
 from utils.model.weights import Weights, eval_mode
 
 ANS, GEN = "__ans__", "__gen__"
+
+
+class LAMOLOptions(OptionGroup):
+    """LAMOL."""
+
+    LAMOL_lambda: Float = Field(0.25, ge=0, description="Weight of l_G, the loss of writing whole examples.")
+    LAMOL_gamma: Float = Field(0.2, ge=0, description="Pseudo-samples, as a share of the new task's examples.")
+    LAMOL_topk: Int = Field(20, ge=1, description="Pseudo-samples are drawn from the k best tokens.")
+    LAMOL_top_up: Int = Field(5, ge=0, description="Most rounds in which malformed pseudo-samples are replaced.")
+    LAMOL_use_task_specific_gen_token: bool = Field(False, description="A GEN token of its own for each task.")
+    LAMOL_use_eos_as_gen_token: bool = Field(False, description="The end-of-sequence token is GEN.")
+    LAMOL_use_ans_token: bool = Field(True, description="The token ANS stands between question and answer.")
+    LAMOL_ans_split_token: str | None = Field(
+        None,
+        min_length=1,
+        description="Text that ends each question, in place of ANS; appended where missing.",
+    )
 
 
 class LAMOL(Method):
@@ -40,27 +57,13 @@ class LAMOL(Method):
     longer than `max_seq_length` are left out of l_G, or the model would learn to write half questions.
     """
 
-    class Options(OptionGroup):
-        """LAMOL."""
-
-        LAMOL_lambda: Float = Field(0.25, ge=0, description="Weight of l_G, the loss of writing whole examples.")
-        LAMOL_gamma: Float = Field(0.2, ge=0, description="Pseudo-samples, as a share of the new task's examples.")
-        LAMOL_topk: Int = Field(20, ge=1, description="Pseudo-samples are drawn from the k best tokens.")
-        LAMOL_top_up: Int = Field(5, ge=0, description="Most rounds in which malformed pseudo-samples are replaced.")
-        LAMOL_use_task_specific_gen_token: bool = Field(False, description="A GEN token of its own for each task.")
-        LAMOL_use_eos_as_gen_token: bool = Field(False, description="The end-of-sequence token is GEN.")
-        LAMOL_use_ans_token: bool = Field(True, description="The token ANS stands between question and answer.")
-        LAMOL_ans_split_token: str | None = Field(
-            None,
-            min_length=1,
-            description="Text that ends each question, in place of ANS; appended where missing.",
-        )
-
+    Options = LAMOLOptions
+    options: LAMOLOptions
     heads = GENERATING
     backbones = WRITING
     scenarios = frozenset({"CIT", "IIL", "CIL", "TIL"})
     parallel = ALL
-    excludes: ClassVar = {"is_replay": "pseudo-samples take the place of memory"}
+    excludes: ClassVar = {Setting("is_replay"): "pseudo-samples take the place of memory"}
     state = ("pseudo", "longest")
     sampling: ClassVar[tuple[str, ...]] = ("LAMOL_topk", "LAMOL_top_up")  # options about pseudo-samples alone
 
@@ -68,7 +71,7 @@ class LAMOL(Method):
     longest = 0  # tokens of the longest text of an earlier task
 
     @classmethod
-    def problems(cls, config: Config, options: OptionGroup, stream: Stream) -> list[str]:
+    def problems(cls, config: Config, options: LAMOLOptions, stream: Stream) -> list[str]:
         problems = []
         if options.LAMOL_use_task_specific_gen_token and options.LAMOL_use_eos_as_gen_token:
             problems.append("LAMOL_use_task_specific_gen_token: has no effect with LAMOL_use_eos_as_gen_token")
@@ -107,7 +110,6 @@ class LAMOL(Method):
         special = dict.fromkeys([self.gen(task) for task in tasks] + [ANS] * options.LAMOL_use_ans_token)
         tokenizer.add_tokens([token for token in special if token != tokenizer.eos_token], special_tokens=True)
         make_room(self.model, len(tokenizer))
-        self.encoder.render = self.render
 
     @property
     def weights(self) -> dict[str, float]:
@@ -125,7 +127,7 @@ class LAMOL(Method):
             return self.backbone.tokenizer.eos_token
         return f"__{task}__" if self.options.LAMOL_use_task_specific_gen_token else GEN
 
-    def render(self, example: Example) -> tuple[str, str]:
+    def render(self, example: Example, template: Callable[[Example], tuple[str, str]]) -> tuple[str, str]:
         """Prompt and answer as text: "x ANS" and "y", or of the whole example GEN and "x ANS y"."""
         question, answer = example.input.strip(), " " + example.target.strip()
         if self.options.LAMOL_use_ans_token:
@@ -156,8 +158,8 @@ class LAMOL(Method):
         limit = task.max_length or math.inf
         return [row for row, length in zip(rows, self.encoder.lengths(rows), strict=True) if length <= limit]
 
-    def loss(self, model: nn.Module, batch: Batch, task: Task) -> dict[str, Tensor]:
-        return self.learn(*answer_logits(model, batch), batch)
+    def loss(self, model: Model, batch: Batch, task: Task) -> dict[str, Tensor]:
+        return self.learn(*self.outputs(model, batch, task.index), batch)
 
     def learn(self, logits: Tensor, labels: Tensor, batch: Batch, source: str | None = None) -> dict[str, Tensor]:
         """l_A and lambda l_G of the rows from one source; None: of all rows."""

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.Base import Task
-from models.LAMOL import LAMOL
+from models.LAMOL import LAMOL, LAMOLOptions
 from utils.config import Float
 from utils.dataloader import Batch
-from utils.distributed.modes import WHOLE_WEIGHTS
-from utils.model.forward import answer_logits
+from utils.model.architecture import Model
 from utils.model.weights import Weights, snapshot
+
+
+class LAMOL_KDOptions(LAMOLOptions):
+    """LAMOL_KD."""
+
+    LAMOL_KD_distill_weight: Float = Field(1.0, ge=0, description="w, weight of the distillation.")
+    LAMOL_KD_temperature: Float = Field(2.0, gt=0, description="tau, temperature of the distillation.")
 
 
 class LAMOL_KD(LAMOL):
@@ -25,13 +31,8 @@ class LAMOL_KD(LAMOL):
     In the published code the teacher is read one position late and with dropout; here not.
     """
 
-    class Options(LAMOL.Options):
-        """LAMOL_KD."""
-
-        LAMOL_KD_distill_weight: Float = Field(1.0, ge=0, description="w, weight of the distillation.")
-        LAMOL_KD_temperature: Float = Field(2.0, gt=0, description="tau, temperature of the distillation.")
-
-    parallel = WHOLE_WEIGHTS  # its loss asks a teacher
+    Options = LAMOL_KDOptions
+    options: LAMOL_KDOptions
     state = (*LAMOL.state, "teacher")
     sampling = (*LAMOL.sampling, "LAMOL_KD_distill_weight", "LAMOL_KD_temperature")
 
@@ -43,8 +44,8 @@ class LAMOL_KD(LAMOL):
         super().before_task(task)
         self.teacher = snapshot(self.learning(task)) if self.pseudo else {}
 
-    def loss(self, model: nn.Module, batch: Batch, task: Task) -> dict[str, Tensor]:
-        logits, labels = answer_logits(model, batch)
+    def loss(self, model: Model, batch: Batch, task: Task) -> dict[str, Tensor]:
+        logits, labels = self.outputs(model, batch, task.index)
         terms = self.learn(logits, labels, batch, "task")
         if self.teacher:
             w, tau = self.options.LAMOL_KD_distill_weight, self.options.LAMOL_KD_temperature

@@ -7,16 +7,27 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.Base import Task
+from models.Base import Setting, Task
 from models.common.virtual_tokens import NewRows, random_words
-from models.LAMOL_KD import LAMOL_KD
+from models.LAMOL_KD import LAMOL_KD, LAMOL_KDOptions
 from utils.config import Float, Int, per_task
 from utils.dataloader import Batch
-from utils.model.forward import answer_logits
+from utils.model.architecture import Model
 from utils.optimizer import Group
 from utils.seed import random_for
 
 NO_MODEL = "the model never changes, only the prompt learns"
+
+
+class LFPT5Options(LAMOL_KDOptions):
+    """LFPT5."""
+
+    LFPT5_num_virtual_tokens: Int = Field(100, ge=1, description="n, virtual tokens of the prompt.")
+    LFPT5_label_filter: bool = Field(True, description="Keep only pseudo-samples with an answer of their task.")
+    LAMOL_topk: Int = Field(64, ge=1, description="Pseudo-samples are drawn from the k best tokens.")
+    LAMOL_use_task_specific_gen_token: bool = Field(True, description="A GEN token of its own for each task.")
+    LAMOL_KD_distill_weight: Float = Field(0.05, ge=0, lt=1, description="k, weight of the distillation.")
+    LAMOL_KD_temperature: Float = Field(1.0, gt=0, description="tau, temperature of the distillation.")
 
 
 class LFPT5(LAMOL_KD):
@@ -34,20 +45,12 @@ class LFPT5(LAMOL_KD):
     Adafactor at 0.5, n = 300). Other task types continue the prompt, too.
     """
 
-    class Options(LAMOL_KD.Options):
-        """LFPT5."""
-
-        LFPT5_num_virtual_tokens: Int = Field(100, ge=1, description="n, virtual tokens of the prompt.")
-        LFPT5_label_filter: bool = Field(True, description="Keep only pseudo-samples with an answer of their task.")
-        LAMOL_topk: Int = Field(64, ge=1, description="Pseudo-samples are drawn from the k best tokens.")
-        LAMOL_use_task_specific_gen_token: bool = Field(True, description="A GEN token of its own for each task.")
-        LAMOL_KD_distill_weight: Float = Field(0.05, ge=0, lt=1, description="k, weight of the distillation.")
-        LAMOL_KD_temperature: Float = Field(1.0, gt=0, description="tau, temperature of the distillation.")
-
-    excludes: ClassVar = LAMOL_KD.excludes | dict.fromkeys(
-        ("freeze_parts", "PEFT_type", "recovery", "is_probing"), NO_MODEL
-    )
-    state = (*LAMOL_KD.state, "answers")
+    Options = LFPT5Options
+    options: LFPT5Options
+    excludes: ClassVar = LAMOL_KD.excludes | {
+        Setting(option): NO_MODEL for option in ("freeze_parts", "PEFT_type", "recovery", "is_probing")
+    }
+    state = (*LAMOL_KD.state, "targets")
     sampling = (*LAMOL_KD.sampling, "LFPT5_label_filter")
 
     def setup(self) -> None:
@@ -57,7 +60,7 @@ class LFPT5(LAMOL_KD):
         super().setup()
         if len(tokenizer) > old:
             self.extra["rows"] = NewRows(self.model, old, len(tokenizer) - old)
-        self.answers: dict[int, list[str]] = {}  # by task; -1: all
+        self.targets: dict[int, list[str]] = {}  # by task; -1: all
 
     def soft_prompt(self, task_id: int | None) -> Tensor:
         return self.extra["prompt"][0]
@@ -66,8 +69,8 @@ class LFPT5(LAMOL_KD):
         lr = per_task(self.config.lr_list, self.config.lr, task.index)
         return [Group(list(self.extra.parameters()), lr, self.config.weight_decay)]
 
-    def loss(self, model: nn.Module, batch: Batch, task: Task) -> dict[str, Tensor]:
-        logits, labels = answer_logits(model, batch, self.soft_prompt(task.index))
+    def loss(self, model: Model, batch: Batch, task: Task) -> dict[str, Tensor]:
+        logits, labels = self.outputs(model, batch, task.index)
         learned = self.learn(logits, labels, batch)
         if not self.teacher:
             return learned
@@ -81,10 +84,10 @@ class LFPT5(LAMOL_KD):
         samples = super().write(task, old, attempt, count)
         if not self.options.LFPT5_label_filter:
             return samples
-        return [sample if sample and sample[1] in self.answers[old] else None for sample in samples]
+        return [sample if sample and sample[1] in self.targets[old] else None for sample in samples]
 
     def after_task(self, task: Task) -> None:
         super().after_task(task)
         if self.options.LFPT5_label_filter:
-            self.answers[task.index] = sorted({example.target.strip() for example in task.train})
-            self.answers[-1] = sorted({*self.answers.get(-1, []), *self.answers[task.index]})
+            self.targets[task.index] = sorted({example.target.strip() for example in task.train})
+            self.targets[-1] = sorted({*self.targets.get(-1, []), *self.targets[task.index]})

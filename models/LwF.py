@@ -6,14 +6,22 @@ from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.Base import Method, Task
 from models.common.losses import answer_loss, distillation
 from utils.config import Float, OptionGroup
 from utils.dataloader import IGNORE, Batch
+from utils.model.architecture import Model
 from utils.model.forward import labelled_states
 from utils.model.weights import Weights, borrowed, eval_mode, snapshot
+
+
+class LwFOptions(OptionGroup):
+    """LwF."""
+
+    LwF_lambda: Float = Field(1, ge=0, description="Weight of the distillation.")
+    LwF_temperature: Float = Field(2, gt=0, description="Temperature of teacher and student in it.")
 
 
 class LwF(Method):
@@ -32,12 +40,8 @@ class LwF(Method):
     Rows from memory, where there is one, are learned but not distilled.
     """
 
-    class Options(OptionGroup):
-        """LwF."""
-
-        LwF_lambda: Float = Field(1, ge=0, description="Weight of the distillation.")
-        LwF_temperature: Float = Field(2, gt=0, description="Temperature of teacher and student in it.")
-
+    Options = LwFOptions
+    options: LwFOptions
     state: ClassVar = ("teacher",)
 
     def __init__(self, *args: Any):
@@ -48,11 +52,7 @@ class LwF(Method):
         if task.index > 0:
             self.teacher = snapshot(self.learning(task))  # the rest will not differ
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.teacher = {name: w.to(self.model.device) for name, w in self.teacher.items()}
-
-    def loss(self, model: nn.Module, batch: Batch, task: Task) -> dict[str, Tensor]:
+    def loss(self, model: Model, batch: Batch, task: Task) -> dict[str, Tensor]:
         logits, labels = self.outputs(model, batch, task.index)
         terms = {"answer": answer_loss(logits, labels, batch.tokens["all"])}
         if self.teacher:
@@ -62,7 +62,7 @@ class LwF(Method):
             terms["distillation"] = self.options.LwF_lambda * kl
         return terms
 
-    def _pairs(self, logits: Tensor, model: nn.Module, batch: Batch, task: Task) -> list[tuple[Tensor, Tensor]]:
+    def _pairs(self, logits: Tensor, model: Model, batch: Batch, task: Task) -> list[tuple[Tensor, Tensor]]:
         """Logits (B, K, V) of student and teacher, of all that is distilled together."""
         if self.classifier is None or not self.classifier.is_task_known:
             old = self.teacher_logits(self.teacher, batch, task.index - 1)
@@ -71,13 +71,13 @@ class LwF(Method):
             olds = self._old_heads(model, batch, task)
         return list(zip(self._old_heads(model, batch, task), olds, strict=True))
 
-    def _old_heads(self, model: nn.Module, batch: Batch, task: Task) -> list[Tensor]:
+    def _old_heads(self, model: Model, batch: Batch, task: Task) -> list[Tensor]:
         """What the heads of earlier tasks say, (B, K, classes of the task) each."""
         states, _ = labelled_states(model, batch)
         return [self.classifier.one(k, states) for k in range(task.index)]
 
     def learning_heads(self, task: Task) -> set[int]:
-        return set(range(self.heads_at(task.index)))
+        return set(range(self.answers.count(task.index)))
 
 
 def only(labels: Tensor, rows: list[int]) -> Tensor:

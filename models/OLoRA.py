@@ -6,15 +6,15 @@ from typing import ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.Base import Task
+from models.Base import Setting, Task
 from models.PEFT import PEFT
 from utils.config import Config, Float, OptionGroup
 from utils.dataloader import Batch
 from utils.dataset import Stream
-from utils.distributed.modes import WHOLE_WEIGHTS
 from utils.model import adapters
+from utils.model.architecture import Model
 
 
 class OLoRAOptions(OptionGroup):
@@ -39,16 +39,16 @@ class OLoRA(PEFT):
     """
 
     Options = OLoRAOptions
+    options: OLoRAOptions
     per_task = True
     inference = "sum"
-    parallel = WHOLE_WEIGHTS  # its loss reads the factors
-    excludes: ClassVar = {"keep_optimizer_state": "each task has parameters of its own"}
+    excludes: ClassVar = {Setting("keep_optimizer_state"): "each task has parameters of its own"}
 
     @classmethod
     def problems(cls, config: Config, options: OLoRAOptions, stream: Stream) -> list[str]:
         return adapters.need_lora(config)
 
-    def loss(self, model: nn.Module, batch: Batch, task: Task) -> dict[str, Tensor]:
+    def loss(self, model: Model, batch: Batch, task: Task) -> dict[str, Tensor]:
         terms = super().loss(model, batch, task)
         *earlier, newest = adapters.names(self.model)
         new_a, new_b = (adapters.factors(self.model, side, newest) for side in "AB")

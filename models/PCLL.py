@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import ClassVar
 
@@ -13,18 +13,39 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.Base import Task
+from models.Base import Setting, Task
 from models.common.pseudo_samples import answer_all, sample_texts
 from models.common.vae import Gaussian, cyclic, gaussian_kl, shifted
 from models.LAMOL_KD import LAMOL_KD
 from utils.config import Config, Count, Float, Int, OptionGroup
 from utils.dataloader import IGNORE, Batch, collate
 from utils.dataset import Example, Stream
+from utils.model.architecture import Model
 from utils.model.forward import answer_logits, token_states
-from utils.model.weights import Weights, borrowed, eval_mode
+from utils.model.weights import Weights, eval_mode
 from utils.seed import seed_for, seed_torch
 
 LATENT = ("PCLL_weight_kl", "PCLL_alpha_z", "PCLL_latent_size", "PCLL_cycles")  # options of the autoencoder
+
+
+class PCLLOptions(OptionGroup):
+    """PCLL."""
+
+    LAMOL_gamma: Float = Field(0.2, ge=0, description="Pseudo-samples, as a share of the new task's examples.")
+    LAMOL_topk: Int = Field(20, ge=1, description="Pseudo-samples are drawn from the k best tokens.")
+    LAMOL_top_up: Int = Field(20, ge=0, description="Most rounds in which unusable pseudo-samples are replaced.")
+    PCLL_prompt: str = Field(
+        "In the {task} task:", pattern=r"\{task\}", description='p; {task} becomes "0-th" ... or "current".'
+    )
+    PCLL_cue: str = Field(" Answer:", min_length=1, description="Text between question and answer.")
+    PCLL_KD_weight: Float = Field(0.5, ge=0, le=1, description="k, share of distillation on pseudo rows.")
+    PCLL_KD_temperature: Float = Field(1.0, gt=0, description="tau, temperature of the distillation.")
+    PCLL_weight_vae_loss: Float = Field(1.0, ge=0, description="w_vae; 0: samples without a latent.")
+    PCLL_weight_gen_loss: Float = Field(0.5, ge=0, description="w_gen, weight of writing whole examples.")
+    PCLL_weight_kl: Float = Field(0.2, ge=0, description="c, weight of the divergence inside L_vae.")
+    PCLL_alpha_z: Float = Field(0.1, gt=0, description="alpha, scale of what the latent adds to embeddings.")
+    PCLL_latent_size: Count = Field(128, description="Numbers in a latent z.")
+    PCLL_cycles: Count = Field(4, description="Cycles of beta in a task; in each it rises for 90 % of the steps.")
 
 
 class PCLL(LAMOL_KD):
@@ -43,27 +64,12 @@ class PCLL(LAMOL_KD):
     with a prompt that names no task, except in TIL, or the test would tell the task.
     """
 
-    class Options(OptionGroup):
-        """PCLL."""
-
-        LAMOL_gamma: Float = Field(0.2, ge=0, description="Pseudo-samples, as a share of the new task's examples.")
-        LAMOL_topk: Int = Field(20, ge=1, description="Pseudo-samples are drawn from the k best tokens.")
-        LAMOL_top_up: Int = Field(20, ge=0, description="Most rounds in which unusable pseudo-samples are replaced.")
-        PCLL_prompt: str = Field(
-            "In the {task} task:", pattern=r"\{task\}", description='p; {task} becomes "0-th" ... or "current".'
-        )
-        PCLL_cue: str = Field(" Answer:", min_length=1, description="Text between question and answer.")
-        PCLL_KD_weight: Float = Field(0.5, ge=0, le=1, description="k, share of distillation on pseudo rows.")
-        PCLL_KD_temperature: Float = Field(1.0, gt=0, description="tau, temperature of the distillation.")
-        PCLL_weight_vae_loss: Float = Field(1.0, ge=0, description="w_vae; 0: samples without a latent.")
-        PCLL_weight_gen_loss: Float = Field(0.5, ge=0, description="w_gen, weight of writing whole examples.")
-        PCLL_weight_kl: Float = Field(0.2, ge=0, description="c, weight of the divergence inside L_vae.")
-        PCLL_alpha_z: Float = Field(0.1, gt=0, description="alpha, scale of what the latent adds to embeddings.")
-        PCLL_latent_size: Count = Field(128, description="Numbers in a latent z.")
-        PCLL_cycles: Count = Field(4, description="Cycles of beta in a task; in each it rises for 90 % of the steps.")
-
+    Options = PCLLOptions
+    options: PCLLOptions
     backbones = frozenset({"decoder"})  # z is added to the tokens that are written, behind those that are read
-    excludes: ClassVar = LAMOL_KD.excludes | {"PEFT_type": "its encoder is a whole copy of the backbone, and learns"}
+    excludes: ClassVar = LAMOL_KD.excludes | {
+        Setting("PEFT_type"): "its encoder is a whole copy of the backbone, and learns"
+    }
     state = (*LAMOL_KD.state, "step", "steps")
     sampling = ("LAMOL_topk", "LAMOL_top_up", "PCLL_KD_weight", "PCLL_KD_temperature")
     step, steps = 0, 1  # of the task
@@ -71,7 +77,7 @@ class PCLL(LAMOL_KD):
     by_task = True
 
     @classmethod
-    def problems(cls, config: Config, options: OptionGroup, stream: Stream) -> list[str]:
+    def problems(cls, config: Config, options: PCLLOptions, stream: Stream) -> list[str]:
         problems = cls.stream_problems(config, stream)
         if options.LAMOL_gamma and not options.PCLL_weight_vae_loss and not options.PCLL_weight_gen_loss:
             problems.append("LAMOL_gamma: needs PCLL_weight_vae_loss or PCLL_weight_gen_loss, else nobody writes")
@@ -84,7 +90,6 @@ class PCLL(LAMOL_KD):
     def setup(self) -> None:
         options, width = self.options, self.model.get_input_embeddings().embedding_dim
         self.teacher: Weights = {}
-        self.encoder.render = self.render
         if options.PCLL_weight_vae_loss:
             seed_torch(self.config.seed, "vae")
             self.extra["encoder"] = copy.deepcopy(self.model.base_model)
@@ -97,7 +102,7 @@ class PCLL(LAMOL_KD):
     def weights(self) -> dict[str, float]:
         return {"answer": 1.0, "lm": self.options.PCLL_weight_gen_loss, "vae": self.options.PCLL_weight_vae_loss}
 
-    def render(self, example: Example) -> tuple[str, str]:
+    def render(self, example: Example, template: Callable[[Example], tuple[str, str]]) -> tuple[str, str]:
         """Prompt and answer as text, in the views "answer" (y), "vae" (x) and "lm" (x and y)."""
         named = example.view != "answer" or self.config.il_mode == "TIL"
         which = f"{example.task}-th" if named else "current"
@@ -119,7 +124,7 @@ class PCLL(LAMOL_KD):
         super().after_step(task)
         self.step += 1
 
-    def loss(self, model: nn.Module, batch: Batch, task: Task) -> dict[str, Tensor]:
+    def loss(self, model: Model, batch: Batch, task: Task) -> dict[str, Tensor]:
         logits, labels, kl = self.conditioned(model, batch)
         terms = self.learn(logits, labels, batch, "task")
         if self.teacher:
@@ -133,11 +138,10 @@ class PCLL(LAMOL_KD):
             terms["kl"] = weight * kl / batch.tokens.get("vae", 1.0)
         return terms
 
-    def teacher_logits(self, teacher: Weights, batch: Batch) -> Tensor:
-        with borrowed(self.named(), teacher), eval_mode(self.model, self.extra):
-            return self.conditioned(self.model, batch)[0]
+    def outputs(self, model: Model, batch: Batch, index: int | None) -> tuple[Tensor, Tensor]:
+        return self.conditioned(model, batch)[:2]
 
-    def conditioned(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def conditioned(self, model: Model, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Logits and labels of `answer_logits`, with latents in rows of the view "vae"; and the sum of their KL."""
         if not self.weights["vae"]:
             return *answer_logits(model, batch), torch.zeros(())

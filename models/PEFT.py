@@ -8,21 +8,22 @@ from typing import Any, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.Base import Method, Task
-from utils.classifier import MASKED
+from models.Base import Method, Setting, Task
+from utils.classifier import MASKED, HeadAnswers
 from utils.config import Config, OptionGroup
 from utils.dataloader import Batch, Encoded, collate
 from utils.dataset import Example, Stream
 from utils.distributed.collectives import sum_over_processes
 from utils.distributed.modes import ALL
 from utils.model import adapters
+from utils.model.architecture import Model
 from utils.model.forward import forward, labelled_states
 from utils.model.generation import generate
 
 
-class PeftOptions(OptionGroup):
+class PEFTOptions(OptionGroup):
     """Method PEFT."""
 
     PEFT_per_task: bool = Field(True, description="An adapter for each task; False: one for all, trained on and on.")
@@ -52,12 +53,13 @@ class PEFT(Method):
     is task 0's.
     """
 
-    Options = PeftOptions
+    Options = PEFTOptions
+    options: PEFTOptions
     parallel = ALL
-    needs: ClassVar = {"PEFT_type": "the kind of the adapters"}
+    needs: ClassVar = {Setting("PEFT_type"): "the kind of the adapters"}
 
     @classmethod
-    def problems(cls, config: Config, options: PeftOptions, stream: Stream) -> list[str]:
+    def problems(cls, config: Config, options: PEFTOptions, stream: Stream) -> list[str]:
         way, per_task = options.PEFT_inference, options.PEFT_per_task
         rules = [
             (way != "newest" and not per_task, "PEFT_inference: has no effect with PEFT_per_task False"),
@@ -91,8 +93,8 @@ class PEFT(Method):
 
     @property
     def is_plain(self) -> bool:
-        is_own = type(self).predict is PEFT.predict and self.classifier is None
-        return is_own and self.inference in ("newest", "sum")
+        own = type(self).predict is PEFT.predict
+        return own and self.answers.are_greedy and self.inference in ("newest", "sum")
 
     @property
     def isolates(self) -> bool:
@@ -101,6 +103,8 @@ class PEFT(Method):
 
     def setup(self) -> None:
         self.routed: list[int] = []  # tasks whose adapters have answered, since this was last logged
+        if self.isolates:
+            self.answers = AdapterHeads(self.answers)
         if self.per_task:
             adapters.rename(self.model, adapters.FIRST, "task_0", self.config.seed)
 
@@ -124,26 +128,6 @@ class PEFT(Method):
 
     def learning_heads(self, task: Task) -> set[int]:
         return {task.index} if self.isolates else super().learning_heads(task)
-
-    def outputs(self, model: nn.Module, batch: Batch, index: int | None) -> tuple[Tensor, Tensor]:
-        if not self.isolates:
-            return super().outputs(model, batch, index)
-        count, classes = self.heads_at(index), self.classifier.classes
-        parts = [self._head_logits(model, batch, k) for k in (range(count) if index is None else [count - 1])]
-        logits, labels = torch.cat([z for z, _ in parts], dim=-1), self.classifier.known(parts[0][1], count)
-        if index is not None:  # the task's own classes alone are in question, and of words O
-            logits = F.pad(logits, (classes.starts[count - 1], 0), value=MASKED)
-            if self.stream.is_word_level and count > 1:
-                with torch.no_grad():
-                    logits[..., 0] = self._head_logits(model, batch, 0)[0][..., 0]
-        return logits, labels
-
-    def _head_logits(self, model: nn.Module, batch: Batch, k: int) -> tuple[Tensor, Tensor]:
-        """Logits (B, K, C) of head k under its adapter, or under the newest if it has none yet; and labels (B, K)."""
-        names = adapters.names(self.model)
-        with adapters.using(self.model, names[min(k, len(names) - 1)]):
-            states, labels = labelled_states(model, batch)
-        return self.classifier.one(k, states), labels
 
     def predict(self, rows: Sequence[Encoded], task_id: int | None, max_new_tokens: int) -> list[str]:
         if self.classifier is not None or self.inference in ("newest", "sum"):
@@ -183,6 +167,35 @@ class PEFT(Method):
         right, total = sum_over_processes({"counts": counts})["counts"].tolist()
         self.session.log.info(f"task {task_id}: {100 * right / total:.1f} % answered by the task's own adapter")
         self.session.log.event("route", task=task_id, accuracy=right / total)
+
+
+class AdapterHeads(HeadAnswers):
+    """Heads that each read the states of their own task's adapter."""
+
+    def __init__(self, answers: HeadAnswers):
+        super().__init__(answers.backbone, answers.config, answers.stream)
+        self.heads = answers.heads
+
+    def outputs(
+        self, model: Model, batch: Batch, index: int | None, prompt: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits of the task's own classes alone, and of words O; with index None those of all heads."""
+        count, classes = self.count(index), self.heads.classes
+        parts = [self._one(model, batch, k) for k in (range(count) if index is None else [count - 1])]
+        logits, labels = torch.cat([z for z, _ in parts], dim=-1), self.heads.known(parts[0][1], count)
+        if index is not None:
+            logits = F.pad(logits, (classes.starts[count - 1], 0), value=MASKED)
+            if self.stream.is_word_level and count > 1:
+                with torch.no_grad():
+                    logits[..., 0] = self._one(model, batch, 0)[0][..., 0]
+        return logits, labels
+
+    def _one(self, model: Model, batch: Batch, k: int) -> tuple[Tensor, Tensor]:
+        """Logits (B, K, C) of head k under its adapter, or under the newest if it has none yet; and labels (B, K)."""
+        names = adapters.names(self.backbone.model)
+        with adapters.using(self.backbone.model, names[min(k, len(names) - 1)]):
+            states, labels = labelled_states(model, batch)
+        return self.heads.one(k, states), labels
 
 
 def surprise(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.Base import Method, Task
+from models.Base import Method, Setting, Task
 from models.common.virtual_tokens import random_words
 from utils.config import Config, Int, OptionGroup, per_task
 from utils.dataset import Stream
@@ -16,6 +16,14 @@ from utils.optimizer import Group
 from utils.seed import random_for, seed_torch
 
 NO_MODEL = "the model never changes, only prompts learn"
+
+
+class ProgPromptOptions(OptionGroup):
+    """ProgPrompt."""
+
+    ProgPrompt_num_tokens_per_task: Int = Field(10, ge=1, description="n, virtual tokens of each task's prompt.")
+    ProgPrompt_use_mlp: bool = Field(True, description="Learn the prompt through a residual MLP.")
+    ProgPrompt_mlp_size: Int = Field(800, ge=1, description="m, width of the MLP's hidden layer.")
 
 
 class ProgPrompt(Method):
@@ -32,21 +40,16 @@ class ProgPrompt(Method):
     begins as words. Published for T5: n = 10, lr 0.3, weight decay 1e-5.
     """
 
-    class Options(OptionGroup):
-        """ProgPrompt."""
-
-        ProgPrompt_num_tokens_per_task: Int = Field(10, ge=1, description="n, virtual tokens of each task's prompt.")
-        ProgPrompt_use_mlp: bool = Field(True, description="Learn the prompt through a residual MLP.")
-        ProgPrompt_mlp_size: Int = Field(800, ge=1, description="m, width of the MLP's hidden layer.")
-
+    Options = ProgPromptOptions
+    options: ProgPromptOptions
     scenarios = frozenset({"TIL"})
     excludes: ClassVar = {
-        "is_replay": "the prompts of earlier tasks never change",
-        "freeze_parts": NO_MODEL,
-        "PEFT_type": NO_MODEL,
-        "keep_optimizer_state": "each task learns a prompt of its own",
-        "recovery": NO_MODEL,
-        "is_probing": NO_MODEL,
+        Setting("is_replay"): "the prompts of earlier tasks never change",
+        Setting("freeze_parts"): NO_MODEL,
+        Setting("PEFT_type"): NO_MODEL,
+        Setting("keep_optimizer_state"): "each task learns a prompt of its own",
+        Setting("recovery"): NO_MODEL,
+        Setting("is_probing"): NO_MODEL,
     }
     state = ("count", "is_open")
 
@@ -54,7 +57,7 @@ class ProgPrompt(Method):
     is_open = False  # the newest one is still read through the MLP
 
     @classmethod
-    def problems(cls, config: Config, options: OptionGroup, stream: Stream) -> list[str]:
+    def problems(cls, config: Config, options: ProgPromptOptions, stream: Stream) -> list[str]:
         if options.is_changed("ProgPrompt_mlp_size") and not options.ProgPrompt_use_mlp:
             return ["ProgPrompt_mlp_size: has no effect without ProgPrompt_use_mlp; set ProgPrompt_use_mlp: True"]
         return []

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.Base import Method, Task
 from models.common.losses import answer_loss
@@ -18,8 +18,28 @@ from utils.dataset import Stream
 from utils.distributed.collectives import share, sum_over_processes
 from utils.distributed.modes import ALL
 from utils.model import freeze
+from utils.model.architecture import Model
 from utils.model.forward import answer_logits, labelled_states
 from utils.model.weights import eval_mode
+
+
+class SEQOptions(OptionGroup):
+    """SEQ: SEQ* with a classifier."""
+
+    SEQ_fix_encoder: bool = Field(False, description="B: the backbone does not learn, but in the warm-up.")
+    SEQ_fix_old_classifier: bool = Field(False, description="C: heads of earlier tasks do not learn.")
+    SEQ_preallocated_classifier: bool = Field(
+        False, description="P: the loss of every task is over the classes of all tasks."
+    )
+    SEQ_warmup_epoch_before_fix_encoder: Int = Field(
+        0, ge=0, description="W: epochs on the first task in which all learns, before its own epochs."
+    )
+    SEQ_warmup_target: Literal["causal-lm", "ce-loss"] = Field(
+        "causal-lm", description="What the warm-up learns: answers as text, or their classes."
+    )
+    SEQ_use_prototype_for_prediction: bool = Field(
+        False, description="Heads are class means of features; only the warm-up trains."
+    )
 
 
 class SEQ(Method):
@@ -38,24 +58,8 @@ class SEQ(Method):
     In the published code the fixed parts still moved a little, and the means were divided by numbers of batches.
     """
 
-    class Options(OptionGroup):
-        """SEQ: SEQ* with a classifier."""
-
-        SEQ_fix_encoder: bool = Field(False, description="B: the backbone does not learn, but in the warm-up.")
-        SEQ_fix_old_classifier: bool = Field(False, description="C: heads of earlier tasks do not learn.")
-        SEQ_preallocated_classifier: bool = Field(
-            False, description="P: the loss of every task is over the classes of all tasks."
-        )
-        SEQ_warmup_epoch_before_fix_encoder: Int = Field(
-            0, ge=0, description="W: epochs on the first task in which all learns, before its own epochs."
-        )
-        SEQ_warmup_target: Literal["causal-lm", "ce-loss"] = Field(
-            "causal-lm", description="What the warm-up learns: answers as text, or their classes."
-        )
-        SEQ_use_prototype_for_prediction: bool = Field(
-            False, description="Heads are class means of features; only the warm-up trains."
-        )
-
+    Options = SEQOptions
+    options: SEQOptions
     parallel = ALL
 
     def __init__(self, *args: Any):
@@ -63,7 +67,7 @@ class SEQ(Method):
         self.is_warming = False
 
     @classmethod
-    def problems(cls, config: Config, options: OptionGroup, stream: Stream) -> list[str]:
+    def problems(cls, config: Config, options: SEQOptions, stream: Stream) -> list[str]:
         if config.classifier is None:
             changed = filter(options.is_changed, cls.Options.model_fields)
             return [f"{name}: has no effect without a classifier" for name in changed]
@@ -89,9 +93,7 @@ class SEQ(Method):
             problems.append("SEQ_warmup_target: an encoder writes no answers; set SEQ_warmup_target: ce-loss")
         return problems
 
-    @property
-    def trains(self) -> bool:
-        """False where heads are prototypes."""
+    def takes_steps(self, task: Task) -> bool:
         return self.is_warming or not self.options.SEQ_use_prototype_for_prediction
 
     @property
@@ -121,7 +123,7 @@ class SEQ(Method):
         known = super().learning_heads(task) | set(range(task.index, ends))
         return {k for k in known if k >= task.index} if self.options.SEQ_fix_old_classifier else known
 
-    def loss(self, model: nn.Module, batch: Batch, task: Task) -> dict[str, Tensor]:
+    def loss(self, model: Model, batch: Batch, task: Task) -> dict[str, Tensor]:
         if self.writes:
             return {"answer": answer_loss(*answer_logits(model, batch), batch.tokens["all"])}
         if self.options.SEQ_preallocated_classifier:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from models.Base import GENERATING, WRITING, Method, Task
+from models.Base import GENERATING, WRITING, Method, Setting, Task
 from utils.config import Config, NoOptions
 from utils.dataset import Stream
 from utils.distributed.modes import ALL
@@ -34,8 +34,10 @@ class SLAO(Method):
     heads = GENERATING
     backbones = WRITING
     parallel = ALL
-    needs: ClassVar = {"PEFT_type": "LoRA is what is merged"}
-    excludes: ClassVar = {"keep_optimizer_state": "each task starts from factors that the moments do not belong to"}
+    needs: ClassVar = {Setting("PEFT_type"): "LoRA is what is merged"}
+    excludes: ClassVar = {
+        Setting("keep_optimizer_state"): "each task starts from factors that the moments do not belong to"
+    }
     state = ("merged",)
 
     @classmethod
@@ -68,6 +70,6 @@ def orthonormal(rows: Tensor) -> Tensor:
 def merge(merged: Weights, tuned: Weights, t: int) -> Weights:
     """A from the tuned factors, B between merged and tuned ones; t counts tasks from 1."""
     return {
-        name: w if ".lora_A." in name or t == 1 else torch.lerp(merged[name].to(w.device), w, 1 / math.sqrt(t))
+        name: w if ".lora_A." in name or t == 1 else torch.lerp(merged[name], w, 1 / math.sqrt(t))
         for name, w in tuned.items()
     }

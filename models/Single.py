@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from models.Base import Method, Task
+from models.Base import Method, Setting, Task
 from utils.distributed.modes import ALL
 
 
@@ -19,8 +19,8 @@ class Single(Method):
 
     parallel = ALL
     excludes: ClassVar = {
-        "is_replay": "each task is learned alone",
-        "keep_optimizer_state": "the weights that the moments belong to are gone",
+        Setting("is_replay"): "each task is learned alone",
+        Setting("keep_optimizer_state"): "the weights that the moments belong to are gone",
     }
 
     def before_task(self, task: Task) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -14,6 +14,14 @@ from utils.distributed.modes import ALL
 from utils.model.weights import Weights, assign, interpolate, snapshot
 
 Share = Annotated[Float, Field(ge=0, le=1)]
+
+
+class TaskVectorOptions(OptionGroup):
+    """Options of TaskVector."""
+
+    TaskVector_merge: Literal["scale", "wise_ft", "magmax"] = Field("scale", description="How weights are edited.")
+    TaskVector_alpha: Share = Field(0.5, description="Share of the change that is kept.")
+    TaskVector_grid: tuple[Share, ...] = Field((), description="Other shares, evaluated beside it.")
 
 
 class TaskVector(Method):
@@ -37,26 +45,21 @@ class TaskVector(Method):
     nothing of a task, as with facts, what is scaled away is lost.
     """
 
-    class Options(OptionGroup):
-        """Options of TaskVector."""
-
-        TaskVector_merge: Literal["scale", "wise_ft", "magmax"] = Field("scale", description="How weights are edited.")
-        TaskVector_alpha: Share = Field(0.5, description="Share of the change that is kept.")
-        TaskVector_grid: tuple[Share, ...] = Field((), description="Other shares, evaluated beside it.")
-
+    Options = TaskVectorOptions
+    options: TaskVectorOptions
     heads = GENERATING
     backbones = WRITING
     parallel = ALL
     state: ClassVar = ("base", "learned", "vector")
 
-    def __init__(self, *args):
+    def __init__(self, *args: Any):
         super().__init__(*args)
         self.base: Weights = {}  # theta_old (scale) or theta_0, of what learns
         self.learned: Weights = {}  # theta_t where the model no longer has it: scale with a grid
         self.vector: Weights = {}  # magmax: the largest changes so far
 
     @classmethod
-    def problems(cls, config: Config, options: OptionGroup, stream: Stream) -> list[str]:
+    def problems(cls, config: Config, options: TaskVectorOptions, stream: Stream) -> list[str]:
         problems = []
         if len({options.TaskVector_alpha, *options.TaskVector_grid}) <= len(options.TaskVector_grid):
             problems.append("TaskVector_grid: expected shares that differ from each other and from TaskVector_alpha")
@@ -95,9 +98,9 @@ class TaskVector(Method):
         return interpolate(self.base, theta, alpha)
 
     def _theta(self) -> Weights:
-        """The weights now, where the base is: on the CPU after a run was resumed."""
+        """The weights now, of the tensors in the base."""
         named = self.named()
-        return {name: named[name].detach().to(value.device, copy=True) for name, value in self.base.items()}
+        return snapshot({name: named[name] for name in self.base})
 
 
 def change(old: Weights, new: Weights) -> Weights:

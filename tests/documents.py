@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 from models import METHODS
-from models.Base import Method
+from models.Base import Method, Setting
+from utils.classifier import AnswerKind
 from utils.config import GROUPS
 from utils.factory import load_method
 from utils.options.parse import option_table
@@ -46,24 +47,25 @@ def capabilities() -> str:
 
 
 def _capabilities(name: str, method: type[Method]) -> str:
-    heads = ["generating" if head == "None" else head for head in sorted(method.heads)]
+    needed, excluded = ({setting.option for setting in settings} for settings in (method.needs, method.excludes))
+    heads = ["generating" if head == AnswerKind.WRITTEN else head for head in sorted(method.heads)]
     cells = [
         f"`{name}`",
         *("yes" if mode in method.scenarios else "-" for mode in SCENARIOS),
         ", ".join(heads),
         ", ".join(sorted(method.backbones)),
         ", ".join(["one", *sorted(method.parallel)]),
-        *("needed" if s in method.needs else "-" if s in method.excludes else "yes" for s in SETTINGS),
+        *("needed" if s in needed else "-" if s in excluded else "yes" for s in SETTINGS),
         _reasons({**method.needs, **method.excludes}),
     ]
     return "| " + " | ".join(cells) + " |"
 
 
-def _reasons(why: dict[str, str]) -> str:
+def _reasons(why: dict[Setting, str]) -> str:
     """Settings with the same reason together: `is_replay, recovery: nothing is trained`."""
     settings: dict[str, list[str]] = {}
     for setting, reason in why.items():
-        settings.setdefault(reason, []).append(setting)
+        settings.setdefault(reason, []).append(str(setting))
     return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in settings.items())
 
 

@@ -258,7 +258,8 @@ def word_stream() -> Stream:
 
 def make_config(method: str = "SEQ", **options: Any) -> Config:
     """Options of a small run."""
-    needed = [SETTINGS[name] for name in SETTINGS if method in METHODS and name in load_method(method).needs]
+    kind = load_method(method) if method in METHODS or ":" in method else Method
+    needed = [SETTINGS[name] for name in SETTINGS if name in map(str, kind.needs)]
     values: dict[str, Any] = {
         "cfg": None,
         "wandb_name": "tiny",
@@ -269,8 +270,8 @@ def make_config(method: str = "SEQ", **options: Any) -> Config:
         "training_epochs": 2,
         "checkpoint_minutes": 0,
     }
-    if method in METHODS and "CIT" not in load_method(method).scenarios:
-        values["il_mode"] = min(load_method(method).scenarios)
+    if "CIT" not in kind.scenarios:
+        values["il_mode"] = min(kind.scenarios)
     for setting in needed:
         values |= setting
     return Config(**values | options)
@@ -317,11 +318,11 @@ def make_method(
     config, stream = session.config, stream or micro_stream()
     method_class = method_class or load_method(config.method)
     backbone = load_backbone(config)
-    getattr(
-        session.encoder, "plain", session.encoder
-    ).tokenizer = backbone.tokenizer  # one object, as in a real run: a method may add tokens to it
+    encoder = getattr(session.encoder, "plain", session.encoder)
+    encoder.tokenizer = backbone.tokenizer  # one object, as in a real run: a method may add tokens to it
     own = method_class.Options(**OWN.get(config.method, {}) | options)
     method = method_class(session, own, backbone, stream)
+    encoder.method = method
     method.setup()
     return method
 

@@ -1,11 +1,12 @@
-"""Classes of a stream, and heads that tell them from hidden states: one head per task.
+"""How a method answers: by writing, or by heads that classify hidden states, one head per task.
 
-Shapes: B rows, K places of a row, D hidden size, C classes of the heads that are asked.
+Shapes: B rows, K positions of a row, D hidden size, C classes of the heads in use.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
 from functools import cached_property
 
 import torch
@@ -13,14 +14,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.config import Config
-from utils.dataloader import Encoded, Encoder
+from utils.dataloader import IGNORE, Batch, Encoded, Encoder, collate
 from utils.dataset import Example, Stream
 from utils.errors import UserError
+from utils.model import freeze
 from utils.model.adapters import innermost
+from utils.model.architecture import Backbone, Model
+from utils.model.forward import answer_logits, labelled_states
+from utils.model.generation import generate
+from utils.optimizer import Group
 from utils.scoring import normalise
 from utils.seed import seed_torch
 
-MASKED = -1e4  # logit of a class that is out of the question; finite, so that differences and divergences stay numbers
+MASKED = -1e4  # logit of an excluded class; finite, so that differences and divergences stay numbers
+
+
+class AnswerKind(StrEnum):
+    """Ways to answer: the values of the option `classifier`."""
+
+    WRITTEN = "None"
+    LINEAR = "Linear"
+    COSINE = "CosineLinear"
 
 
 class Classes:
@@ -88,28 +102,21 @@ class CosineLinear(nn.Module):
         return self.scale * F.linear(F.normalize(x, dim=-1), F.normalize(self.weight, dim=-1))
 
 
-def make_heads(config: Config, stream: Stream, model: nn.Module) -> Heads:
-    """Heads with their first weights, for states of this model."""
-    width, is_task_known = innermost(model).config.hidden_size, config.il_mode == "TIL"
-    heads = Heads(config.classifier, width, Classes(stream), is_task_known, config.classifier_scale, config.seed)
-    return heads.to(model.device)
-
-
 class Heads(nn.ModuleList):
     """One head per task; all are there from the start.
 
     Args:
-        kind: "Linear" or "CosineLinear".
+        kind: LINEAR or COSINE.
         width: D.
         classes: Of the stream.
-        is_task_known: Only the classes of a row's own task are in question (TIL).
+        is_task_known: Only the classes of a row's own task are possible (TIL).
         scale: Of cosine heads.
         seed: For their first weights.
     """
 
-    def __init__(self, kind: str, width: int, classes: Classes, is_task_known: bool, scale: float, seed: int):
+    def __init__(self, kind: AnswerKind, width: int, classes: Classes, is_task_known: bool, scale: float, seed: int):
         def make(size: int) -> nn.Module:
-            return nn.Linear(width, size) if kind == "Linear" else CosineLinear(width, size, scale)
+            return nn.Linear(width, size) if kind == AnswerKind.LINEAR else CosineLinear(width, size, scale)
 
         seed_torch(seed, "heads")
         super().__init__([make(size) for size in classes.sizes])
@@ -120,7 +127,7 @@ class Heads(nn.ModuleList):
 
         Args:
             states: (B, K, D).
-            count: How many heads are asked.
+            count: How many heads are in use.
             tasks: The task of each row; where it is known, classes of other tasks are at MASKED.
         """
         logits = torch.cat([self.one(k, states) for k in range(count)], dim=-1)
@@ -142,15 +149,139 @@ class Heads(nn.ModuleList):
 
     @torch.no_grad()
     def set_prototypes(self, index: int, means: Tensor) -> None:
-        """Let the weights of a head be vectors of its classes, (C, D), without a bias."""
+        """Set the weights of a head to vectors of its classes, (C, D), without a bias."""
         head = self[index]
         head.weight.copy_(means)
         if isinstance(head, nn.Linear):
             head.bias.zero_()
 
 
+class WrittenAnswers:
+    """Answers are written token by token, by the head of the language model."""
+
+    heads: Heads | None = None
+    newest: int | None = None  # the task learned last; None: none so far
+    are_greedy = True  # the most likely text, which can be verified without generation
+
+    def __init__(self, backbone: Backbone):
+        self.backbone = backbone
+
+    def outputs(
+        self, model: Model, batch: Batch, index: int | None, prompt: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (B, K, V) and their labels (B, K).
+
+        Args:
+            model: The language model.
+            batch: Encoded examples.
+            index: The task being learned; None: as in `predict`.
+            prompt: Virtual tokens (P, D) in front of each text.
+        """
+        return answer_logits(model, batch, prompt)
+
+    def predict(
+        self, rows: Sequence[Encoded], task_id: int | None, max_new_tokens: int, prompt: Tensor | None = None
+    ) -> list[str]:
+        """Answers to encoded prompts; arguments as in `Method.predict`."""
+        return generate(self.backbone, rows, max_new_tokens, prompt)
+
+    def count(self, index: int | None) -> int:
+        """How many heads are in use after task `index`."""
+        return 0
+
+    def learning(self, index: int, examples: Sequence[Example]) -> set[int]:
+        """Tasks whose heads are trained in task `index`, whose examples and remembered ones are given."""
+        return set()
+
+    def groups(self, tasks: set[int], config: Config) -> list[Group]:
+        """The parameters of the heads of these tasks."""
+        return []
+
+    def unused(self, model: Model) -> set[str]:
+        """Names of the model's parameters that no answer depends on."""
+        return set()
+
+    def start_afresh(self) -> None:
+        """Reset the heads to their first weights."""
+
+
+class HeadAnswers(WrittenAnswers):
+    """Answers are classes: a head per task classifies hidden states."""
+
+    heads: Heads
+    are_greedy = False
+
+    def __init__(self, backbone: Backbone, config: Config, stream: Stream):
+        super().__init__(backbone)
+        self.config, self.stream = config, stream
+        self.heads = self._make()
+
+    def _make(self) -> Heads:
+        """Heads with their first weights."""
+        config, model = self.config, self.backbone.model
+        kind, width, is_task_known = answer_kind(config), innermost(model).config.hidden_size, config.il_mode == "TIL"
+        heads = Heads(kind, width, Classes(self.stream), is_task_known, config.classifier_scale, config.seed)
+        return heads.to(model.device)
+
+    def outputs(
+        self, model: Model, batch: Batch, index: int | None, prompt: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (B, K, C) of the classes known after task `index`, and the classes (B, K)."""
+        states, labels = labelled_states(model, batch, prompt)
+        count, tasks = self.count(index), [example.task for example in batch.examples]
+        return self.heads(states, count, tasks), self.heads.known(labels, count)
+
+    @torch.no_grad()
+    def predict(
+        self, rows: Sequence[Encoded], task_id: int | None, max_new_tokens: int, prompt: Tensor | None = None
+    ) -> list[str]:
+        """Names of the most likely classes, of each classified position."""
+        examples = [Example("", "", task=task_id or 0)] * len(rows)
+        batch = collate(rows, examples, self.backbone.pad_id).to(self.backbone.model.device)
+        logits, labels = self.outputs(self.backbone.model, batch, task_id, prompt)
+        chosen = zip(logits.argmax(dim=-1).tolist(), labels.tolist(), strict=True)
+        names = self.heads.classes.names
+        return [" ".join(names[c] for c, y in zip(*row, strict=True) if y != IGNORE) for row in chosen]
+
+    def count(self, index: int | None) -> int:
+        """How many heads are in use after task `index`; None: after the newest, or all before any task."""
+        index = self.newest if index is None else index
+        return len(self.heads) if index is None else min(index + 1, len(self.heads))
+
+    def learning(self, index: int, examples: Sequence[Example]) -> set[int]:
+        """In CIL all so far, which share one softmax; in TIL those of which there are examples."""
+        if self.heads.is_task_known:
+            return {example.task for example in examples}
+        return set(range(self.count(index)))
+
+    def groups(self, tasks: set[int], config: Config) -> list[Group]:
+        """One group, with the rate of classifiers."""
+        parameters = [w for k in sorted(tasks) for w in self.heads[k].parameters()]
+        return [Group(parameters, config.classifier_lr, config.classifier_weight_decay)]
+
+    def unused(self, model: Model) -> set[str]:
+        """The head of the language model."""
+        return freeze.writer(model)
+
+    def start_afresh(self) -> None:
+        """Reset the heads to their first weights."""
+        self.heads.load_state_dict(self._make().state_dict())
+
+
+def answer_kind(config: Config) -> AnswerKind:
+    """How a run answers."""
+    return AnswerKind(str(config.classifier))
+
+
+def make_answers(config: Config, stream: Stream, backbone: Backbone) -> WrittenAnswers:
+    """How a method on this backbone answers."""
+    if answer_kind(config) == AnswerKind.WRITTEN:
+        return WrittenAnswers(backbone)
+    return HeadAnswers(backbone, config, stream)
+
+
 class ClassEncoder:
-    """Encodes prompts without answers. It stands in for `Encoder` where a classifier answers.
+    """Encodes prompts without answers, in place of `Encoder` where a classifier answers.
 
     A text is classified at its last token or, with "cls_token", its first; a word at its first sub-word. Of an
     over-long text the last tokens are kept, of an over-long sentence the first words: the rest get no label.
@@ -180,7 +311,7 @@ class ClassEncoder:
         ]
 
     def for_prediction(self, examples: Sequence[Example], max_length: int | None) -> list[Encoded]:
-        """The same without the classes: 0 stands at every place."""
+        """The same without the classes: 0 at every position."""
         encoded = self._prompts(examples, max_length)
         return [Encoded(ids, (), (), tuple((place, 0) for place in places)) for ids, places in encoded]
 
@@ -194,7 +325,7 @@ class ClassEncoder:
         self._words.clear()
 
     def _prompts(self, examples: Sequence[Example], max_length: int | None) -> list[tuple[list[int], list[int]]]:
-        """Token ids of each example, and the places that are classified."""
+        """Token ids of each example, and the positions that are classified."""
         if self.is_word_level:
             return [self._sentence(example.input.split(" "), max_length) for example in examples]
         rows = [list(row.prompt) for row in self.plain.for_prediction(examples, max_length)]

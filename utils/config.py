@@ -153,7 +153,9 @@ class BackboneOptions(OptionGroup):
 class TrainOptions(OptionGroup):
     """Training."""
 
-    method: Name = Field("SEQ", description="Continual-learning method: a file in models/.")
+    method: str = Field(
+        "SEQ", description="Continual-learning method: a file in models/, or package.module:Class outside the project."
+    )
     training_epochs: Int = Field(10, ge=0, description="Passes over each task.")
     training_epochs_first_task: Int | None = Field(None, ge=0, description="The same for the first task.")
     training_epochs_list: tuple[Annotated[Int, Field(ge=0)], ...] | None = Field(

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -74,10 +74,19 @@ class Batch:
         return Batch(ids, mask, labels, self.examples, self.tokens)
 
 
+class Formatting(Protocol):
+    """The hooks of a method that an encoder calls."""
+
+    loss_on_prompts: ClassVar[bool]
+
+    def render(self, example: Example, template: Callable[[Example], tuple[str, str]]) -> tuple[str, str]:
+        """Prompt and answer of an example as text."""
+
+
 class Encoder:
     """Tokenises examples; each text once.
 
-    `render` turns an example into prompt and answer; a method with a format of its own puts its own function there.
+    A method with a format different from the template of `prompt_type` has hooks for it (`method`).
 
     Args:
         tokenizer: The backbone's.
@@ -91,8 +100,8 @@ class Encoder:
         self, tokenizer: Any, prompt_type: str, ends: bool = False, parse_special: bool = False, day: str = DEFAULT_DAY
     ):
         self.tokenizer, self.ends, self.parse_special, self.day = tokenizer, ends, parse_special, day
-        self.loss_on_prompts = False  # a method may learn to write the questions too
-        self.render: Callable[[Example], tuple[str, str]] = partial(render, prompt_type=prompt_type)
+        self.prompt_type = prompt_type
+        self.method: Formatting | None = None  # whose hooks are called; None: only the template is used
         plain = tokenizer("x", add_special_tokens=False)["input_ids"]
         special = tokenizer("x")["input_ids"]
         at = next(i for i in range(len(special)) if list(special[i : i + len(plain)]) == list(plain))
@@ -110,7 +119,7 @@ class Encoder:
             max_length: Most tokens of prompt and answer together; None: no limit.
         """
         rows = [self._cut(row, max_length, len(row.answer)) for row in self._rows(examples)]
-        if self.loss_on_prompts:  # on all but the first token, which nothing predicts
+        if self.method is not None and self.method.loss_on_prompts:  # on all but the first token: nothing predicts it
             return [row._replace(labelled=range(1, len(row.prompt))) for row in rows]
         return rows
 
@@ -122,6 +131,11 @@ class Encoder:
         """Tokens of prompt and answer of each example, before anything is cut."""
         extra = len(self.bos) + len(self.end)
         return [extra + len(row.prompt) + len(row.answer) for row in self._rows(examples)]
+
+    def render(self, example: Example) -> tuple[str, str]:
+        """Prompt and answer of an example as text: by the method's hook, or by the template."""
+        template = partial(render, prompt_type=self.prompt_type)
+        return template(example) if self.method is None else self.method.render(example, template)
 
     def forget(self) -> None:
         """Drop the cached token ids."""

@@ -4,22 +4,60 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import re
+import sys
 
 from models import METHODS
+from models.Base import Method, Setting
+from utils.classifier import answer_kind
 from utils.config import Config
 from utils.errors import UserError
 
 
-def load_method(name: str) -> type:
+def load_method(name: str) -> type[Method]:
     """Import and return one method's class; only that file is imported.
+
+    Args:
+        name: A name in METHODS, or package.module:Class for a class outside this project.
 
     Raises:
         UserError: there is no such method.
     """
+    if ":" in name:
+        return _outside(name)
     if name not in METHODS:
         raise UserError(f"expected one of {', '.join(METHODS)}, got {name!r}{_hint(name)}")
     return getattr(importlib.import_module(METHODS[name]), name)
+
+
+def _outside(name: str) -> type[Method]:
+    """The class `package.module:Class`; modules in the working directory are found, too."""
+    module, _, class_name = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), class_name, None)
+    except (ModuleNotFoundError, ValueError, TypeError) as error:  # the others: no name of a module
+        raise UserError(f"{name!r} cannot be imported: {error}; expected package.module:Class") from None
+    if found is None:
+        raise UserError(f"module {module} has no class {class_name!r}")
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise UserError(f"{name!r} is not a subclass of Method in models/Base.py")
+    if class_name in METHODS:
+        raise UserError(f"{name!r} has the name of a method of this project; rename the class")
+    prefixes = tuple(f"{base.__name__}_" for base in found.__mro__ if issubclass(base, Method))
+    for option in found.Options.model_fields:
+        if not option.startswith(prefixes):
+            raise UserError(f"option {option} of {name!r} must begin with {class_name}_")
+        if option in Config.model_fields:
+            raise UserError(f"option {option} of {name!r} is an option of every run; rename it")
+    return found
+
+
+def short_name(config: Config) -> str:
+    """The name of the method's class."""
+    return config.method.rpartition(":")[2]
 
 
 SETTING_OF = {  # names of published methods that are settings of any method here
@@ -48,41 +86,35 @@ def _hint(name: str) -> str:
     return f"; did you mean {known[near[0]]!r}?" if near else ""
 
 
-def check_capability(config: Config, method: type) -> list[str]:
-    """Why this method can't run as configured; empty if it can. Nothing is loaded for the answer."""
+def check_capability(config: Config, method: type[Method]) -> list[str]:
+    """Why this method cannot run as configured; empty if it can. Nothing is loaded for the answer."""
     problems = []
     for option, value, allowed in (
         ("il_mode", config.il_mode, method.scenarios),
-        ("classifier", str(config.classifier), method.heads),
+        ("classifier", answer_kind(config), method.heads),
     ):
         if value not in allowed:
             problems.append(f"method {config.method} supports {option} {', '.join(sorted(allowed))}; got {value}")
     problems += [
-        f"method {config.method} needs {need} ({why}); set {need if ': ' in need else need + _switched_on(need)}"
-        for need, why in sorted(method.needs.items())
-        if not _holds(config, need)
+        f"method {config.method} needs {need} ({why}); set {need}{_switched_on(need)}"
+        for need, why in sorted(method.needs.items(), key=str)
+        if not need.holds(config)
     ]
     problems += [
         f"method {config.method} cannot be combined with {setting} ({why}); leave {setting} out"
-        for setting, why in sorted(method.excludes.items())
-        if getattr(config, setting)
+        for setting, why in sorted(method.excludes.items(), key=str)
+        if setting.holds(config)
     ]
     return problems
 
 
-def _holds(config: Config, need: str) -> bool:
-    """True if a setting is on ("is_replay") or has the value that is needed ("Replay_update: step")."""
-    setting, _, value = need.partition(": ")
-    return getattr(config, setting) == value if value else bool(getattr(config, setting))
-
-
-def _switched_on(setting: str) -> str:
-    return ": True" if Config.model_fields[setting].annotation is bool else ""
+def _switched_on(setting: Setting) -> str:
+    return ": True" if Config.model_fields[setting.option].annotation is bool else ""
 
 
 def describe(config: Config) -> str:
     """The method with the settings that make it another experiment: `SEQ + replay 10 %`."""
-    words = [config.method]
+    words = [short_name(config)]
     if config.freeze_parts:
         match = " (substring)" if config.freeze_match == "substring" else ""
         words.append(f"freeze {', '.join(config.freeze_parts)} from task {config.freeze_from_task}{match}")

@@ -289,7 +289,7 @@ def test_says_what_it_needs_in_known_words(name):
     kind, config = load_method(name), tiny.make_config(name)
     assert kind.__name__ == name
     assert kind.scenarios <= {"CIL", "TIL", "IIL", "CIT", "CKE"}
-    assert all(hasattr(config, setting.partition(": ")[0]) for setting in {**kind.needs, **kind.excludes})
+    assert all(hasattr(config, setting.option) for setting in {**kind.needs, **kind.excludes})
     assert not kind.needs.keys() & kind.excludes.keys()
     family = tuple(f"{base.__name__}_" for base in kind.__mro__ if base.__name__ in METHODS)
     assert all(option.startswith(family) for option in kind.Options.model_fields)

@@ -102,7 +102,7 @@ VARIANTS |= {
 def plain_variant(name: str) -> str:
     """The options of a method that has no variant above: a scenario it supports, and what it cannot do without."""
     method = load_method(name)
-    needed = {key: value for need in SETTINGS if need in method.needs for key, value in SETTINGS[need].items()}
+    needed = {key: value for need in map(str, method.needs) for key, value in SETTINGS[need].items()}
     options = {"method": name, "is_replay": False, "il_mode": min(method.scenarios & {"CIT"} or method.scenarios)}
     return " ".join(f"--{key} {value}" for key, value in (options | needed).items())
 

@@ -35,7 +35,7 @@ def names(methods: Collection[str] = METHODS) -> list[str]:
         for method in METHODS
         if method in methods and load_method(method).trains
         for setting, options in SETTINGS.items()
-        if not load_method(method).excludes.keys() & options.keys()
+        if not {setting.option for setting in load_method(method).excludes} & options.keys()
     ]
 
 

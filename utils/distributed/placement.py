@@ -80,6 +80,9 @@ class Replicated:
         state = self.optimizer.state
         return {name: dict(state[w]) for name, w in self.named.items() if w in state}
 
+    def edited(self) -> None:
+        """Note that the weights were edited after a step."""
+
     @contextmanager
     def whole(self) -> Iterator[None]:
         """All weights in the method's model on each process inside the `with`; all processes must call this."""
@@ -190,6 +193,13 @@ class Partitioned(Replicated):
         from deepspeed.utils import safe_set_full_optimizer_state
 
         safe_set_full_optimizer_state(w, value.to(w.device), key)
+
+    def edited(self) -> None:
+        """Copy them to the pieces that AdamW steps, from which DeepSpeed writes the weights after each step."""
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        for w in self.named.values():
+            safe_set_full_fp32_param(w, w.detach())
 
     def moments(self) -> OptimizerState:
         """Collected on the CPU."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,17 @@ def eval_mode(*modules: nn.Module) -> Iterator[None]:
     finally:
         for inner, training in modes:
             inner.training = training
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """Nested dicts, lists and tuples with their tensors on a device; other values as they are."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {name: moved(inner, device) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(moved(inner, device) for inner in value)
+    return value
 
 
 def interpolate(a: Weights, b: Weights, share: float) -> Weights:

@@ -22,7 +22,7 @@ from pydantic.fields import FieldInfo
 from models import METHODS
 from utils.config import GROUPS, NAME_LENGTH, NAME_PATTERN, Config, OptionGroup
 from utils.errors import UserError
-from utils.factory import load_method
+from utils.factory import load_method, short_name
 from utils.options import consistency, yaml_dialect
 from utils.options.hints import hint
 
@@ -125,9 +125,10 @@ def _run_name(config: Config, file: dict[str, Given]) -> str:
     in_file = file["dataset"].value if "dataset" in file else config.dataset
     if config.cfg is None or config.dataset_files or config.dataset != in_file:
         words.append(Path(config.dataset_files[0]).stem if config.dataset_files else config.dataset)
-    stem, method = (config.method if config.cfg is None else Path(config.cfg).stem), config.method
+    method = short_name(config)
+    stem = method if config.cfg is None else Path(config.cfg).stem
     in_file = file["method"].value if "method" in file else Config.model_fields["method"].default
-    if config.cfg is not None and method != in_file:
+    if config.cfg is not None and config.method != in_file:
         stem = method if stem == in_file else f"{stem}-{method}"
     return clean_name("-".join([*words, stem]))
 

@@ -22,7 +22,7 @@ def text(method: Method, processes: int) -> str:
     rows = [["task", "train", "dev", "test", "examples", "epochs", "steps", "trainable"]]
     _plan_memory(method)
     for index, data in enumerate(method.stream.tasks):
-        method.newest, task = index, task_of(method, index)
+        task = task_of(method, index)
         examples, steps, learning = _sizes(method, task)
         most = max(most, sum(learning))
         splits = [str(len(getattr(data, split))) for split in ("train", "dev", "test")]
@@ -43,7 +43,7 @@ def text(method: Method, processes: int) -> str:
 
 def _sizes(method: Method, task: Task) -> tuple[int, int, list[int]]:
     """Examples of an epoch, optimizer steps of the task, and the sizes of the trainable tensors."""
-    if not method.trains:
+    if not method.takes_steps(task):
         return 0, 0, []
     examples = len(method.train_examples(task))
     steps = math.ceil(examples / (method.config.batch_size - method.memory_rows())) * task.epochs

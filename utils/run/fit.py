@@ -17,6 +17,7 @@ from utils.distributed.placement import OptimizerState, Replicated, place
 from utils.errors import UserError
 from utils.logger import Window
 from utils.model.freeze import describe
+from utils.model.weights import snapshot
 from utils.optimizer import Group, set_learning_rate
 from utils.run.cost import peak_memory
 from utils.seed import random_for, seed_torch
@@ -58,8 +59,8 @@ def fit(
         DivergedError: the loss is not finite; the weights are those before that step.
         UserError: nothing is left to train.
     """
-    method.newest = min(task.index, len(method.stream.tasks) - 1)
-    if not method.trains:
+    method.answers.newest = min(task.index, len(method.stream.tasks) - 1)
+    if not method.takes_steps(task):
         return {}
     start = start or Progress(task.index)
     examples = list(method.train_examples(task))
@@ -71,7 +72,7 @@ def fit(
     meter = _Meter(session, task, title, plan.steps * task.epochs, start.epoch * plan.steps + start.step)
     for progress, batches in plan.walk(start):
         rate = set_learning_rate(placed.stepper, session.config, progress.done - 1, plan.steps * task.epochs)
-        terms = _step(placed.step, placed.stepper, batches, method, task, session, progress)
+        terms = _step(placed, batches, method, task, session, progress)
         meter.add(terms, sum(int(batch.attention_mask.sum()) for batch in batches), progress, rate)
         stop = False
         if on_step is not None:
@@ -87,8 +88,7 @@ def fit(
 
 
 def _step(
-    wrapped: nn.Module,
-    optimizer,
+    placed: Replicated,
     batches: list[Batch],
     method: Method,
     task: Task,
@@ -98,6 +98,9 @@ def _step(
     """One optimizer step over the micro-batches of this process; returns the mean of each loss term."""
     accelerator, config = session.accelerator, session.config
     seed_torch(config.seed, "step", at, accelerator.process_index)
+    wrapped, optimizer = placed.step, placed.stepper
+    edits = type(method).on_update is not Method.on_update  # copies of the weights are made only where they are used
+    before = snapshot(_trained(method)) if edits else {}
     total: dict[str, Tensor] = {}
     for batch in batches:
         with accelerator.accumulate(wrapped):
@@ -112,8 +115,16 @@ def _step(
             optimizer.zero_grad()  # last: earlier it would drop what was accumulated
         for name, value in terms.items():
             total[name] = total.get(name, 0) + value.detach() / len(batches)
+    if edits:
+        with torch.no_grad():
+            method.on_update(before, task)
+        placed.edited()
     method.after_step(task)
     return total
+
+
+def _trained(method: Method) -> dict[str, nn.Parameter]:
+    return {name: w for name, w in method.named().items() if w.requires_grad}
 
 
 class _Plan:

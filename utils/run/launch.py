@@ -123,10 +123,12 @@ def assemble(plan: Plan, backbone: Backbone, accelerator: Accelerator, log: RunL
     )
     if stream.tasks[0].train[0].messages and backbone.stop_ids:
         stop_also_at(backbone, encoder.turn_end)
+    plain = encoder
     if config.classifier is not None:
         encoder = ClassEncoder(encoder, Classes(stream), config.backbone_extract_token)
     session = Session(config, accelerator, encoder, log, fit)
     method = plan.method(session, plan.options, backbone, stream)
+    plain.method = method
     method.setup()
     freeze.select(method.model, config.freeze_parts, config.freeze_match)  # not first in the task that needs it
     return method

@@ -16,7 +16,7 @@ def relearn(method: Method, epochs: int) -> None:
     session = method.session.aside("recovery", config)
     plain = Method(session, None, method.backbone, method.stream)
     if method.classifier is not None:
-        plain.extra["heads"] = method.classifier
+        plain.answers.heads = plain.extra["heads"] = method.classifier
     train = method.stream.tasks[0].train
     part = train[: max(1, round(config.recovery_ratio * len(train)))]
     number = len(method.stream.tasks)

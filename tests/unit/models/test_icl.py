@@ -131,7 +131,7 @@ def test_an_answer_is_the_first_line():
     assert first_line("moo \nQuestion: what 1?") == "moo"
     assert first_line("") == ""
     method = method_of()
-    with mock.patch("models.Base.generate", lambda *_: ["0 1\nwhat 02? 0 2", "0 3"]):
+    with mock.patch("utils.classifier.generate", lambda *_: ["0 1\nwhat 02? 0 2", "0 3"]):
         assert method.predict([], None, 8) == ["0 1", "0 3"]
 
 

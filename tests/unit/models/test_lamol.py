@@ -80,18 +80,18 @@ def test_the_two_views_of_an_example(tmp_path, kind, text):
     example = Example("cat ? ", " meow", task=2)
     question = "cat ?__ans__" if not text else "cat ? Answer:"
     gen = {"common": "__gen__", "per task": "__2__", "eos": "<eos>"}[kind]
-    assert method.render(example) == (question, " meow")
-    assert method.render(replace(example, view="lm")) == (gen, f"{question} meow")
+    assert method.encoder.render(example) == (question, " meow")
+    assert method.encoder.render(replace(example, view="lm")) == (gen, f"{question} meow")
     (row,) = method.encoder([replace(example, view="lm")], None)
     assert len(row.prompt) == 1
     assert row.answer[-1] == tiny.EOS
     question, answer = parse(f"{question} meow<eos>", "<eos>", method.separator, bool(text))
-    assert method.render(Example(question, answer, task=2)) == method.render(example)
+    assert method.encoder.render(Example(question, answer, task=2)) == method.encoder.render(example)
 
 
 def test_a_question_that_ends_with_the_split_text_keeps_it_once(tmp_path):
     method = make(tmp_path, **TEXT)
-    assert method.render(Example("Who?\nAnswer:", "I")) == ("Who?\nAnswer:", " I")
+    assert method.encoder.render(Example("Who?\nAnswer:", "I")) == ("Who?\nAnswer:", " I")
 
 
 def test_new_tokens_are_one_id_each_and_learn(tmp_path):
@@ -154,8 +154,11 @@ def test_the_loss_by_hand(tmp_path):
 def test_without_writing_it_is_sequential_fine_tuning_on_its_own_format(tmp_path):
     class Formatted(SEQ):
         def setup(self):
-            other = LAMOL(self.session, LAMOL.Options(), self.backbone, self.stream)
-            other.setup()
+            self.other = LAMOL(self.session, LAMOL.Options(), self.backbone, self.stream)
+            self.other.setup()
+
+        def render(self, example, template):
+            return self.other.render(example, template)
 
     made = []
     for number, (kind, options) in enumerate([(Formatted, {}), (LAMOL, {"LAMOL_lambda": 0.0, "LAMOL_gamma": 0.0})]):
@@ -463,7 +466,7 @@ def test_a_teacher_learns_its_task_alone_from_the_first_weights(tmp_path):
         assert type(method) is LAMOL
         assert rows == list(tiny.micro_stream().tasks[index].train)
         assert tiny.same(start, first)
-    assert made.method.teacher == {} and made.method.answers == []
+    assert made.method.teacher == {} and made.method.written == []
     events = [event["event"] for event in made.log.events]
     assert events.count("teacher_train") == 3
     assert any(message.startswith("teacher: task 1") for message in made.log.messages)

@@ -142,10 +142,10 @@ def test_samples_with_an_unknown_answer_are_dropped():
     method = make()
     learn(method, 0)
     learn(method, 1)
-    assert method.answers[1] == sorted({e.target for e in tiny.micro_stream().tasks[1].train})
-    assert method.answers[-1] == sorted({*method.answers[0], *method.answers[1]})
+    assert method.targets[1] == sorted({e.target for e in tiny.micro_stream().tasks[1].train})
+    assert method.targets[-1] == sorted({*method.targets[0], *method.targets[1]})
     ours, theirs = "meow", "boom"
-    method.answers = {0: [ours], 1: [theirs], -1: [theirs, ours]}
+    method.targets = {0: [ours], 1: [theirs], -1: [theirs, ours]}
     written = [f"cat a__ans__ {answer}<eos>" for answer in (ours, theirs, "nonsense")] + ["cat a"]
     with mock.patch.object(lamol_module, "sample_texts", lambda *_, **__: written):
         found = [[pair and pair[1] for pair in method.write(tiny.make_task(2), old, 0, 4)] for old in (0, 1, -1)]

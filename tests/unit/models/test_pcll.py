@@ -78,9 +78,9 @@ def test_the_views(tmp_path, il_mode):
     method = make(tmp_path, tiny.make_config("PCLL", il_mode=il_mode))
     example = Example("cat", "meow", task=2)
     which = "2-th" if il_mode == "TIL" else "current"  # a test question tells its task in TIL alone
-    assert method.render(example) == (f"In the {which} task: cat Answer:", " meow")
-    assert method.render(replace(example, view="vae")) == ("In the 2-th task:", " cat")
-    assert method.render(replace(example, view="lm")) == ("In the 2-th task:", " cat Answer: meow")
+    assert method.encoder.render(example) == (f"In the {which} task: cat Answer:", " meow")
+    assert method.encoder.render(replace(example, view="vae")) == ("In the 2-th task:", " cat")
+    assert method.encoder.render(replace(example, view="lm")) == ("In the 2-th task:", " cat Answer: meow")
 
 
 def test_the_prior_does_not_see_the_question(tmp_path):
