@@ -284,7 +284,8 @@ class ClassEncoder:
     """Encodes prompts without answers, in place of `Encoder` where a classifier answers.
 
     A text is classified at its last token or, with "cls_token", its first; a word at its first sub-word. Of an
-    over-long text the last tokens are kept, of an over-long sentence the first words: the rest get no label.
+    over-long text the last tokens are kept. In training an over-long sentence keeps its first words, and the others get
+    no label; in evaluation a sentence is whole, as every word counts.
 
     Args:
         plain: Encodes prompts.
@@ -311,8 +312,8 @@ class ClassEncoder:
         ]
 
     def for_prediction(self, examples: Sequence[Example], max_length: int | None) -> list[Encoded]:
-        """The same without the classes: 0 at every position."""
-        encoded = self._prompts(examples, max_length)
+        """The same with class 0 at every position; sentences that are classified word by word are not cut."""
+        encoded = self._prompts(examples, None if self.is_word_level else max_length)
         return [Encoded(ids, (), (), tuple((place, 0) for place in places)) for ids, places in encoded]
 
     def lengths(self, examples: Sequence[Example]) -> list[int]:

@@ -395,6 +395,8 @@ def test_the_first_piece_of_each_word_is_labelled():
     assert [place for place, _ in cut.classes] == starts[:2] and cut.prompt[-1] == tiny.EOS
     (short,) = method.predict([cut._replace(classes=tuple((p, 0) for p, _ in cut.classes))], None, 8)
     assert len(short.split()) == 2
+    (whole,) = encoder.for_prediction([example], starts[2] + 1)  # every word is scored
+    assert [place for place, _ in whole.classes] == starts and whole.prompt == row.prompt
 
 
 def test_tags_that_are_not_known_yet_are_outside():

@@ -28,7 +28,7 @@ from utils.model.architecture import Backbone
 from utils.options.checks import Plan
 from utils.options.parse import flatten, origin, to_yaml
 from utils.prompt import choose
-from utils.report import summary
+from utils.report import data, summary
 from utils.run import dry_run, identity
 from utils.run.failures import explained, how_to_resume
 from utils.run.fit import fit
@@ -56,6 +56,7 @@ def launch(plan: Plan, folder: Path | None) -> dict[str, Any]:
         if folder is not None:
             identity.check(folder, plan.resolved, plan.stream)
         method = build_method(plan, accelerator, log)
+        data.check_sentences(plan.stream, method.encoder, method.backbone)
         folder = _open_folder(plan, accelerator, folder)
         log.write_to(folder)
     with explained(folder):
@@ -70,6 +71,8 @@ def _run(plan: Plan, method: Method, accelerator: Accelerator, log: RunLog, fold
         log.info(origin(plan.resolved))
         for remark in buffer.remarks(config, method.stream):
             log.warning(remark)
+        for line in data.lines(plan.stream, method.encoder, method.backbone) if accelerator.is_main_process else []:
+            log.info(line)
         if launched is not None:
             log.info(modes.describe(config, accelerator.num_processes))
         if accelerator.is_main_process:

@@ -8,7 +8,8 @@ from tests.unit.preprocess.raw_data import FIXTURES, as_windows, build, changed,
 from utils.dataset import SPLITS, Example, Stream, TaskData, encode, load_stream, save_stream
 from utils.errors import UserError
 from utils.preprocess import load
-from utils.preprocess.shared.tagged import Sentence
+from utils.preprocess.shared.raw import Origin
+from utils.preprocess.shared.tagged import Sentence, read_sentences
 from utils.preprocess.word_level import deal
 from utils.prompt import render
 
@@ -70,6 +71,15 @@ def test_fewnerd_runs_become_entities_and_types_are_shuffled():
     assert "I-LOCATION-BODY-OF-WATER" in whole.config["label2idx"]
     assert stream.config["idx2label"] != build("fewnerd", seed=2, **TWO_TWO).config["idx2label"]
     assert stream == build("fewnerd", **TWO_TWO)
+
+
+def test_bare_types_and_bio_tags_are_read_alike(tmp_path):
+    (tmp_path / "a.txt").write_text("Tom\tB-person_actor\nHanks\tI-person_actor\nTom\tB-person_actor\nran\tO\n")
+    (tmp_path / "b.txt").write_text("Tom\tperson_actor\nHanks\tperson_actor\nran\tO\n")
+    origin = Origin("x", "y", "z")
+    (bio,), (bare,) = (read_sentences(tmp_path / name, origin, runs=True) for name in ("a.txt", "b.txt"))
+    assert bio.tags == ["B-PERSON_ACTOR", "I-PERSON_ACTOR", "B-PERSON_ACTOR", "O"]
+    assert bare.tags == ["B-PERSON_ACTOR", "I-PERSON_ACTOR", "O"]
 
 
 def test_dealing_by_hand():

@@ -30,7 +30,7 @@ def read_sentences(path: Path, origin: Origin, runs: bool = False) -> list[Sente
     Args:
         path: The file.
         origin: Where it is published.
-        runs: True if tags are bare types, of which a run is one entity.
+        runs: True if tags are bare types, of which a run is one entity; B-TYPE and I-TYPE are read as such there too.
 
     Raises:
         UserError: the file is missing or empty, or a line is not a word and a tag.
@@ -60,9 +60,10 @@ def _cells(line: str, where: str, runs: bool) -> tuple[str, str]:
     if len(cells) < 2 or not word or " " in word:
         raise UserError(f"{where}: expected a word and a tag with a space or a tab between them, got something else")
     prefix, dash, kind = tag.partition("-")
-    if runs and tag:
+    is_bio = prefix in ("B", "I") and bool(dash and kind)
+    if runs and tag and not is_bio:  # a file of bare types in another edition has B-TYPE and I-TYPE
         return word, tag if tag == OUTSIDE else f"I-{tag}"
-    if tag != OUTSIDE and not (prefix in ("B", "I") and dash and kind):
+    if tag != OUTSIDE and not is_bio:
         raise UserError(f"{where}: expected the tag O, B-TYPE or I-TYPE, got {shown(tag)}")
     return word, tag
 

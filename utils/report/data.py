@@ -1,0 +1,92 @@
+"""What is odd in the data of a run: one line per task and finding, printed at the start.
+
+Time and memory are bounded: of a long split evenly spaced examples are checked, and the line says how many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from utils.classifier import ClassEncoder
+from utils.dataloader import Encoder
+from utils.dataset import SPLITS, Example, Stream
+from utils.errors import UserError
+from utils.model.architecture import Backbone
+from utils.model.generation import decode
+
+CHECKED = 20_000  # examples of a split in a stream of one task; several tasks share them
+LEAST = 500  # but at least this many of each
+
+
+def lines(stream: Stream, encoder: Encoder | ClassEncoder, backbone: Backbone) -> list[str]:
+    """Counts per task, only those that are not 0.
+
+    Args:
+        stream: What is learned and asked.
+        encoder: Of the run; its cache is emptied. With a classifier targets are classes, and are not checked.
+        backbone: Its tokenizer decodes.
+    """
+    limit = max(LEAST, CHECKED // len(stream.tasks))
+    found = []
+    for task in stream.tasks:
+        splits = {split: _some(getattr(task, split), limit) for split in SPLITS}
+        part = ""
+        if any(len(splits[split]) < len(getattr(task, split)) for split in SPLITS):
+            part = f" (of at most {limit} examples of each split that were checked)"
+        counts = list(_questions(splits["train"], splits["test"]))
+        if isinstance(encoder, Encoder):
+            counts += _targets([e for split in splits.values() for e in split], encoder, backbone)
+            encoder.forget()
+        found += [f"data of {task.name}: {count} {what}{part}" for count, what in counts if count]
+    return found
+
+
+def check_sentences(stream: Stream, encoder: Encoder | ClassEncoder, backbone: Backbone) -> None:
+    """Refuse test sentences that a model cannot read whole, where every word has a tag to be scored.
+
+    Raises:
+        UserError: some have more tokens than the model has positions.
+    """
+    if isinstance(encoder, Encoder) or not stream.is_word_level:
+        return
+    shape = getattr(backbone.model.config, "max_position_embeddings", None)
+    limit = min(shape or backbone.tokenizer.model_max_length, backbone.tokenizer.model_max_length)
+    for task in stream.tasks:
+        long = sum(length > limit for length in encoder.lengths(task.test))
+        if long:
+            raise UserError(
+                f"{stream.name}, {task.name}: {long} of {len(task.test)} test sentences have more than the {limit} "
+                "tokens that the backbone can read, so not all words could be scored; split these sentences"
+            )
+
+
+def _some(examples: Sequence[Example], limit: int) -> Sequence[Example]:
+    """All examples, or `limit` evenly spaced ones."""
+    if len(examples) <= limit:
+        return examples
+    return [examples[i * len(examples) // limit] for i in range(limit)]
+
+
+def _questions(train: Sequence[Example], test: Sequence[Example]) -> Iterator[tuple[int, str]]:
+    learned = {_question(example) for example in train}
+    yield len(train) - len(learned), "repeated questions in train"
+    yield sum(_question(example) in learned for example in test), "test questions that are in train too"
+
+
+def _question(example: Example) -> tuple:
+    return example.input.strip(), example.messages and example.messages[:-1]
+
+
+def _targets(examples: Sequence[Example], encoder: Encoder, backbone: Backbone) -> Iterator[tuple[int, str]]:
+    wanted = [_target(example) for example in examples]
+    yield sum(not target for target in wanted), "empty targets"
+    treated = "which are read as tokens" if encoder.parse_special else "which are read as text"
+    special = encoder.special
+    yield sum(special.hide(t) != t for t in wanted), f"targets that hold special tokens, {treated}"
+    written = [decode(backbone, row.answer) for row in encoder(examples, None)]
+    changed = sum(a != b for a, b in zip(written, wanted, strict=True))
+    yield changed, "targets that another text comes back for after encoding and decoding: no answer can match them"
+
+
+def _target(example: Example) -> str:
+    return (example.messages[-1][1] if example.messages else example.target).strip()
