@@ -36,7 +36,7 @@ from utils.storage.files import read_json
 ROOT = Path(__file__).resolve().parents[1]
 POLL_SECONDS = 0.2  # between two checks of the runs
 GRACE_SECONDS = 60  # for a run to end after SIGTERM
-_DIGESTS: dict[tuple, str] = {}  # of streams, by where they are
+_DIGESTS: dict[tuple[Any, ...], str] = {}  # of streams, by where they are
 DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
@@ -318,7 +318,7 @@ def _parser() -> argparse.ArgumentParser:
         "--launch",
         metavar="WORDS",
         type=shlex.split,
-        help="start each run with `accelerate launch WORDS`, e.g. --launch='--config_file config/accelerate/ddp.yaml'",
+        help="start each run with `accelerate launch WORDS`, e.g. --launch='--config_file config/accelerate/gpu_8.yaml'",
     )
     return parser
 

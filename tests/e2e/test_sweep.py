@@ -16,6 +16,7 @@ from tests.tiny import backbone_folder, micro_stream
 from utils import sweep
 from utils.dataset import save_stream
 from utils.errors import UserError
+from utils.options.parse import ConfigError
 from utils.storage.files import read_json, write_json, write_text
 from utils.sweep import Job, is_finished
 
@@ -49,12 +50,13 @@ def test_a_job_is_started_resumed_or_left_alone(tmp_path, monkeypatch):
 
 @pytest.fixture
 def files(tmp_path):
-    """Two YAML files of small runs, the second one wrong, and a long one."""
+    """YAML files of small runs: one that works, one that diverges, one with a wrong option, one that is long."""
     streams = save_stream(micro_stream(), tmp_path / "streams").parent
     options = dict(zip(SMALL[2::2], SMALL[3::2], strict=True))
     options |= {"--dataset_path": str(streams), "--backbone": backbone_folder()}
     yaml = "".join(f"{name.removeprefix('--')}: {value}\n" for name, value in options.items())
     write_text(tmp_path / "c/SEQ.yaml", yaml)
+    write_text(tmp_path / "c/diverges.yaml", yaml.replace("lr: 3e-3", "lr: 1e30"))
     write_text(tmp_path / "c/wrong.yaml", yaml + "lrr: 1\n")
     write_text(tmp_path / "c/long.yaml", yaml.replace("training_epochs: 2", "training_epochs: 100000"))
     return tmp_path / "c"
@@ -62,14 +64,14 @@ def files(tmp_path):
 
 @pytest.mark.slow
 def test_everything_is_done_once(files, tmp_path, capsys):
-    words = [str(files / "SEQ.yaml"), str(files / "wrong.yaml")]
+    words = [str(files / "SEQ.yaml"), str(files / "diverges.yaml")]
     words += ["--seeds", "1", "2", "--jobs", "2", "--dump_path", str(tmp_path / "runs")]
     words += ["--option", "training_epochs", "1"]
     assert sweep.main(words) == 1
     told = capsys.readouterr().out
-    assert "4 runs, 0 finished before" in told and told.count("did you mean 'lr'") == 2
-    failed = [line for line in told.splitlines() if "failed: " in line]
-    assert len(failed) == 2 and all(f"{tmp_path}/runs/sweep/sweep-c-wrong-seed" in line for line in failed)
+    failed = [line for line in told.splitlines() if "failed: the loss is not finite in task 0" in line]
+    assert "4 runs, 0 finished before" in told and len(failed) == 2
+    assert all(f"{tmp_path}/runs/sweep/sweep-c-diverges-seed" in line for line in failed)
     section = read_json(tmp_path / "runs/sweep/compare.json")[0]
     assert [row["seeds"] for row in section["rows"]] == [[1, 2]]
     runs = sorted((tmp_path / "runs/sweep-c-SEQ").iterdir())
@@ -78,6 +80,12 @@ def test_everything_is_done_once(files, tmp_path, capsys):
     assert sweep.main(words) == 1
     assert "4 runs, 1 finished before" in capsys.readouterr().out
     assert sorted((tmp_path / "runs/sweep-c-SEQ").iterdir()) == runs and is_finished(runs[0])
+
+
+def test_a_wrong_option_is_reported_before_any_run_starts(files, tmp_path):
+    with pytest.raises(ConfigError, match="did you mean 'lr'"):
+        sweep.main([str(files / "SEQ.yaml"), str(files / "wrong.yaml"), "--dump_path", str(tmp_path / "runs")])
+    assert not list((tmp_path / "runs").glob("sweep-c-*"))
 
 
 def begin_long(files, root, *more):
