@@ -318,7 +318,7 @@ def _parser() -> argparse.ArgumentParser:
         "--launch",
         metavar="WORDS",
         type=shlex.split,
-        help="start each run with `accelerate launch WORDS`, e.g. --launch='--config_file config/accelerate/gpu_8.yaml'",
+        help="start each run with `accelerate launch WORDS`: --launch='--config_file config/accelerate/gpu_8.yaml'",
     )
     return parser
 
