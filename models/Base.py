@@ -182,7 +182,7 @@ class Method:
         """Names of the model's frozen parameters in this task: `freeze_parts`, and the base of adapters."""
         parts = self.config.freeze_parts if task.index >= self.config.freeze_from_task else ()
         chosen = freeze.select(self.model, parts, self.config.freeze_match)
-        return chosen | adapters.resting(self.model) | self.answers.unused(self.model)
+        return chosen | adapters.resting(self.model) | self.answers.unused(self.model) | freeze.unread(self.model)
 
     def learning_heads(self, task: Task) -> set[int]:
         """Tasks whose heads are trained."""
@@ -341,9 +341,26 @@ class Method:
         return collate(rows, examples, self.backbone.pad_id).to(self.model.device)
 
     def max_length(self, index: int) -> int | None:
-        """Most tokens of prompt and answer together in a task; None: no limit."""
-        length = self.config.max_seq_length if self.config.max_seq_length > 0 else self.stream.max_seq_length(index)
+        """Most tokens of prompt and answer together in a task, by default as stream and model allow; None: no limit."""
+        limits = [limit for limit in (self.stream.max_seq_length(index), self.room(index)) if limit is not None]
+        length = self.config.max_seq_length if self.config.max_seq_length > 0 else min(limits, default=None)
         return per_task(self.config.max_seq_length_list, length, index)
+
+    def room(self, index: int) -> int | None:
+        """Positions of the model that are left for a prompt, besides the longest answer and peft's virtual tokens."""
+        count, adapter = self.backbone.positions, self.config.PEFT_type
+        if count is None:
+            return None
+        if self.backbone.kind == "decoder" and self.classifier is None:  # a decoder writes after the prompt
+            count -= self.max_new_tokens(index)
+        virtual = self.config.PEFT_num_virtual_tokens if adapter in ("PromptTuning", "PrefixTuning") else 0
+        return max(1, count - virtual)
+
+    def max_new_tokens(self, index: int) -> int:
+        """Most tokens of an answer that is generated in a task."""
+        own = self.config.backbone_max_new_token
+        length = own if own > 0 else self.stream.max_new_tokens(index)
+        return per_task(self.config.backbone_max_new_token_list, length, index)
 
     @torch.no_grad()
     def features(self, examples: Sequence[Example], max_length: int | None) -> NDArray[np.float32]:

@@ -59,12 +59,34 @@ def load_backbone(config: Config) -> Backbone:
     if tokenizer.eos_token_id is None and not is_encoder:
         raise UserError(f"backbone: the tokenizer of {find_source(config)} has no end-of-sequence token")
     model = load_model(config)
+    _check_vocabulary(adapters.innermost(model), tokenizer, find_source(config))
     if is_encoder:
         return Backbone(model, tokenizer, tokenizer.pad_token_id, [])
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     stop_ids = _stop_ids(model, tokenizer)
     _make_greedy(model, pad_id, stop_ids)
     return Backbone(model, tokenizer, pad_id, stop_ids)
+
+
+def _check_vocabulary(net: PreTrainedModel, tokenizer: Any, source: str) -> None:
+    """Refuse a tokenizer that can give ids for which the model has no row.
+
+    Special tokens without a row are harmless, as text in data is never read as a special token, unless they end or pad
+    texts or the chat template writes them. Gemma 3 has one, for images.
+    """
+    rows = net.get_input_embeddings().weight.shape[0]
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    written = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token}
+    beyond = sorted(
+        token
+        for token, index in tokenizer.get_vocab().items()
+        if index >= rows and (token not in special or token in written or token in str(tokenizer.chat_template or ""))
+    )
+    if beyond:
+        raise UserError(
+            f"backbone: the tokenizer of {source} has tokens for which the model has no row, such as {beyond[0]!r}: "
+            f"{len(tokenizer)} tokens, {rows} rows; use the model's own tokenizer, or resize the model's embeddings"
+        )
 
 
 def load_model(config: Config) -> Model:
@@ -154,11 +176,12 @@ def _fetch(load: Callable[..., Any], config: Config, **options: Any) -> Any:
     except (UserError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a folder from elsewhere can make the library raise nearly anything
-        reason = str(error).strip().split("\n")[0]
-        what = "could not be loaded" if Path(source).exists() else "is no local folder and could not be fetched"
+        reason = " ".join(str(error).split())[:400] or type(error).__name__
+        if Path(source).exists():
+            raise UserError(f"backbone: the model in {source} could not be loaded: {reason}") from None
         raise UserError(
-            f"backbone: {source} {what} ({reason}). With a network, python utils/download_backbones.py "
-            f"--backbone {source} --out DIR fetches a model; then use --backbone DIR"
+            f"backbone: {source} is no local folder and could not be fetched ({reason}). With a network, "
+            f"python utils/download_backbones.py --backbone {source} --out DIR fetches a model; then use --backbone DIR"
         ) from None
 
 

@@ -135,6 +135,9 @@ class BackboneOptions(OptionGroup):
     backbone_cache_path: str | None = Field(
         None, description="Folder of the checkpoint (load_llm_ckpt), otherwise the hub's download cache."
     )
+    backbone_self_test: bool = Field(
+        True, description="Check at the start of a run that padding does not change what the model computes."
+    )
     backbone_random_init: bool = Field(False, description="Keep the architecture, draw new weights.")
     backbone_dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "float32", description="Type of the weights; auto: the checkpoint's own."
@@ -218,7 +221,9 @@ class PeftOptions(OptionGroup):
     PEFT_lora_alpha: Int = Field(16, ge=1, description="LoRA's update is scaled by alpha / r.")
     PEFT_lora_dropout: Float = Field(0.05, ge=0, lt=1, description="Dropout before LoRA's down-projection.")
     PEFT_lora_target_modules: tuple[str, ...] | None = Field(
-        None, description="Names of the linear layers that get LoRA, or [all-linear]; None: peft's table."
+        None,
+        description="Names of the linear layers that get LoRA, or [all-linear]; None: as in peft's table, all-linear "
+        "for models that are not in it.",
     )
     PEFT_bottleneck_size: Int = Field(50, ge=1, description="Width of a bottleneck adapter, behind each block.")
     PEFT_num_virtual_tokens: Int = Field(10, ge=1, description="Length of a prompt or prefix.")

@@ -120,6 +120,7 @@ def _answer(method: Method, session: Session, cell: Cell, examples: list[Example
     rows = encoder.for_prediction(examples, cell.max_length)
     answers: list[Answer | None] = [None] * len(rows)
     by_length = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt) + len(rows[i].answer))
+    _warn_of_cuts(session, cell, examples)
     processes = session.accelerator.num_processes  # the others are about as far
     bar = session.log.progress(_title(cell), processes * len(rows), unit="questions")
     task_id = cell.task if config.il_mode == "TIL" else None
@@ -145,6 +146,16 @@ def _answer(method: Method, session: Session, cell: Cell, examples: list[Example
 def _title(cell: Cell) -> str:
     """Moment and questions, which name the folder and the file of the predictions."""
     return f"{cell.file.parent.name}: {cell.file.stem}"
+
+
+def _warn_of_cuts(session: Session, cell: Cell, examples: list[Example]) -> None:
+    lengths = [len(row.prompt) for row in session.encoder.for_prediction(examples, None)] if cell.max_length else []
+    cut = sum(length > cell.max_length for length in lengths)
+    if cut:
+        session.log.warning(
+            f"{cell.file.stem}: {cut} of {len(examples)} questions have more than {cell.max_length} tokens; they lose "
+            "tokens from the left (max_seq_length)"
+        )
 
 
 def _chunks(indices: list[int], size: int) -> list[list[int]]:

@@ -246,7 +246,12 @@ def make_run_folder(config: Config) -> Path:
 
 
 def environment(
-    config: Config, device: str, processes: int, distributed: str = "NO", mode: str | None = None
+    config: Config,
+    device: str,
+    processes: int,
+    distributed: str = "NO",
+    mode: str | None = None,
+    self_test: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What another person needs to repeat the run."""
     return {
@@ -259,6 +264,7 @@ def environment(
         "distributed_type": distributed,
         "mode": mode,
         "threads": torch.get_num_threads(),
+        "self_test": self_test,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {name: _version(name) for name in PACKAGES},

@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 from tests import tiny
 from utils.backbone import find_source, load_backbone, load_model
 from utils.dataloader import Encoded, collate
-from utils.dataset import Example
+from utils.dataset import Example, Stream, TaskData
 from utils.errors import UserError
 from utils.model.forward import answer_logits, features, forward
 from utils.model.generation import generate
@@ -205,3 +206,76 @@ def test_type_of_the_weights(name, dtype):
     for random in (False, True):
         assert load_model(tiny.make_config(backbone_dtype=name, backbone_random_init=random)).dtype is dtype
     assert load_model(tiny.make_config(backbone_dtype="auto")).dtype is torch.float32
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_has_rows_is_refused(tmp_path):
+    folder = copy_of(tmp_path)
+    words = tiny.tokenizer.__wrapped__()
+    words.add_tokens(["<image>"], special_tokens=True)  # data never hold it: text stays text
+    words.save_pretrained(folder)
+    load_backbone(tiny.make_config(backbone=str(folder)))
+    words.add_tokens(["zebra"])
+    words.save_pretrained(folder)
+    with pytest.raises(
+        UserError, match=r"has tokens for which the model has no row, such as 'zebra': 322 tokens, 320 "
+    ):
+        load_backbone(tiny.make_config(backbone=str(folder)))
+
+
+def test_a_folder_that_cannot_be_loaded_is_not_to_be_downloaded(tmp_path):
+    folder = copy_of(tmp_path)
+    (folder / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError) as caught:
+        load_backbone(tiny.make_config(backbone=str(folder)))
+    assert str(caught.value).startswith(f"backbone: the model in {folder} could not be loaded: ")
+    assert "download" not in str(caught.value)
+
+
+def test_a_question_is_as_long_as_the_model_has_positions():
+    method = tiny.make_method(tiny.make_session(tiny.make_config(max_seq_length=-1)))
+    assert method.max_length(0) == 48  # of the stream
+    stream = replace(
+        tiny.micro_stream(), config={k: v for k, v in tiny.micro_stream().config.items() if "SEQ" not in k}
+    )
+    for options, expected in (
+        ({}, 256 - 8),
+        ({"backbone_max_new_token": 30}, 256 - 30),
+        ({"PEFT_type": "PromptTuning", "PEFT_num_virtual_tokens": 5}, 256 - 8 - 5),
+        ({"max_seq_length": 20}, 20),
+        ({"backbone": tiny.backbone_folder("t5")}, None),
+        ({"backbone": tiny.backbone_folder("bart")}, 256),
+    ):
+        method = tiny.make_method(tiny.make_session(tiny.make_config(**options), stream=stream), stream)
+        assert method.max_length(0) == expected, options
+    config = tiny.make_config(backbone=tiny.backbone_folder("roberta"), classifier="Linear", il_mode="CIL")
+    classes = replace(tiny.class_stream(), config=tiny.class_stream().config | {"MAX_SEQ_LENGTH": [1000] * 3})
+    method = tiny.make_method(tiny.make_session(config, stream=classes), classes)
+    assert method.max_length(0) == 256 - tiny.PAD - 1  # RoBERTa counts from its padding on
+    long = Example("dog " * 500, "kind 0", label=0, label_in_task=0)
+    assert method.features([long], method.max_length(0)).shape == (1, 32)
+
+
+def test_long_questions_are_answered(tmp_path):
+    long = Example("cat " * 400, "meow", task=0)
+    task = TaskData("long", (long,) * 4, (long,), (long,))
+    stream = Stream("long", (task,), {"PROMPT_TYPE": "none", "IL_MODE": "CIT", "MAX_NEW_TOKENS": [8]})
+    for mode in ("verify", "generate"):
+        (tmp_path / mode).mkdir()
+        config = tiny.make_config(backbone=tiny.backbone_folder("gpt2"), evaluation_mode=mode)
+        log = tiny.run(tmp_path / mode, config, stream).log
+        told = [message for message in log.messages if "have more than 248 tokens" in message]
+        assert any("1 of 1 questions" in message for message in told)
+        assert any("4 of 4 examples" in message for message in told)
+
+
+def test_lora_goes_into_all_linear_layers_of_models_that_peft_does_not_know():
+    from transformers import AutoModelForCausalLM, Olmo2Config
+
+    from utils.model import adapters
+
+    shape = Olmo2Config(
+        vocab_size=320, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
+        intermediate_size=64,
+    )  # fmt: skip
+    model = adapters.wrap(AutoModelForCausalLM.from_config(shape), tiny.make_config(PEFT_type="LoRA"))
+    assert sum("lora_A" in name for name, _ in model.named_parameters()) == 7

@@ -76,7 +76,7 @@ def _recipe(config: Config, model: PreTrainedModel) -> PeftConfig:
             r=config.PEFT_lora_r,
             lora_alpha=config.PEFT_lora_alpha,
             lora_dropout=config.PEFT_lora_dropout,
-            target_modules="all-linear" if targets == ("all-linear",) else targets and list(targets),
+            target_modules=_targets(targets, model),
         )
     if config.PEFT_type == "IA3":
         return peft.IA3Config(**kind)
@@ -95,6 +95,15 @@ def _recipe(config: Config, model: PreTrainedModel) -> PeftConfig:
     return peft.PromptTuningConfig(
         **kind, prompt_tuning_init="TEXT", prompt_tuning_init_text=text, tokenizer_name_or_path=model.name_or_path
     )
+
+
+def _targets(targets: tuple[str, ...] | None, model: PreTrainedModel) -> str | list[str] | None:
+    """Layers that get LoRA; None: those of peft's table, which has no row for many models."""
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as TABLE
+
+    if targets == ("all-linear",) or (targets is None and model.config.model_type not in TABLE):
+        return "all-linear"
+    return targets and list(targets)
 
 
 def has_adapters(model: Model) -> TypeIs[PeftModel]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:  # seconds to import: not for --help
@@ -31,6 +32,20 @@ def kind_of(shape: PreTrainedConfig) -> str:
     return "encoder" if fills_masks and not getattr(shape, "is_decoder", False) else "decoder"
 
 
+def positions(net: PreTrainedModel) -> int | None:
+    """How many tokens a model can read, by its configuration; None: it does not say.
+
+    Models of RoBERTa's kind count from the id of their padding on, so that they have a few fewer.
+    """
+    count = getattr(net.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(count, int) or count < 1:
+        return None
+    for name, module in net.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return count - module.padding_idx - 1
+    return count
+
+
 @dataclass
 class Backbone:
     """A language model with its tokenizer."""
@@ -44,3 +59,8 @@ class Backbone:
     def kind(self) -> str:
         """One of KINDS."""
         return kind_of(self.model.config)
+
+    @cached_property
+    def positions(self) -> int | None:
+        """See `positions`; adapters change nothing about it."""
+        return positions(self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model)

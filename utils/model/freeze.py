@@ -67,18 +67,32 @@ def writer(model: Model) -> set[str]:
 
 
 def blocks(model: Model) -> nn.ModuleList:
-    """The model's transformer blocks: its largest list of modules of one class; of an encoder-decoder, both lists.
+    """The model's transformer blocks: the largest list of modules of its text part; of an encoder-decoder, both lists.
 
     Raises:
         UserError: the model has no such list.
     """
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return nn.ModuleList([*_largest_list(model.get_encoder()), *_largest_list(model.get_decoder())])
-    return _largest_list(model)
+    return _largest_list(model.get_decoder() if _has_other_parts(model) else model)
+
+
+def _has_other_parts(model: Model) -> bool:
+    """True for a model that also reads images or sounds."""
+    config = getattr(model, "config", None)
+    return config is not None and not config.is_encoder_decoder and config.get_text_config() is not config
+
+
+def unread(model: Model) -> set[str]:
+    """Names of the parameters that no text goes through: those of the parts that read images or sounds."""
+    if not _has_other_parts(model):
+        return set()
+    text = [model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()]
+    return {name for name, _ in model.named_parameters()} - _names(model, text)
 
 
 def _largest_list(model: nn.Module) -> nn.ModuleList:
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len({type(x) for x in m}) == 1]
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m)]
     if not lists:
         raise UserError(f"freeze_parts: {type(model).__name__} has no list of layers; name parameters instead")
     return max(lists, key=lambda module: sum(w.numel() for w in module.parameters()))

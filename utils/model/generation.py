@@ -77,7 +77,7 @@ def verify(
         For each row an answer that scores in exact match as the generated one does, or None if undecided. The text
         of a refuted row is only the beginning of what the model would say.
     """
-    rows = [Encoded(row.prompt, row.answer) for row in rows]
+    rows = [Encoded(row.prompt, row.answer[:max_new_tokens]) for row in rows]
     batch = collate(rows, [Example("", "")] * len(rows), backbone.pad_id).to(backbone.model.device)
     logits, labels = answer_logits(backbone.model, batch, prompt)
     pairs = zip(logits.argmax(dim=-1).tolist(), labels.tolist(), strict=True)

@@ -32,6 +32,7 @@ from utils.report import data, summary
 from utils.run import dry_run, identity
 from utils.run.failures import explained, how_to_resume
 from utils.run.fit import fit
+from utils.run.self_test import self_test
 from utils.run.trackers import start_tracker
 from utils.run.trainer import Trainer
 from utils.session import Session
@@ -57,13 +58,16 @@ def launch(plan: Plan, folder: Path | None) -> dict[str, Any]:
             identity.check(folder, plan.resolved, plan.stream)
         method = build_method(plan, accelerator, log)
         data.check_sentences(plan.stream, method.encoder, method.backbone)
+        tested = self_test(method, accelerator.num_processes)
         folder = _open_folder(plan, accelerator, folder)
         log.write_to(folder)
     with explained(folder):
-        return _run(plan, method, accelerator, log, folder)
+        return _run(plan, method, accelerator, log, folder, tested)
 
 
-def _run(plan: Plan, method: Method, accelerator: Accelerator, log: RunLog, folder: Path) -> dict[str, Any]:
+def _run(
+    plan: Plan, method: Method, accelerator: Accelerator, log: RunLog, folder: Path, tested: dict[str, Any]
+) -> dict[str, Any]:
     """Train and evaluate, with a log in the run folder."""
     config, launched = plan.config, plan.launched
     try:
@@ -78,7 +82,9 @@ def _run(plan: Plan, method: Method, accelerator: Accelerator, log: RunLog, fold
         if accelerator.is_main_process:
             remove_drafts(folder)
             kind = accelerator.distributed_type.value
-            write_environment(folder, config, str(accelerator.device), accelerator.num_processes, kind, launched)
+            write_environment(
+                folder, config, str(accelerator.device), accelerator.num_processes, kind, launched, tested
+            )
         log.tracker = start_tracker(accelerator, config, flatten(plan.resolved), folder, log.warning)
         results = Trainer(method, folder).run()
         if results:

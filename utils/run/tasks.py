@@ -17,14 +17,13 @@ def task_of(method: Method, index: int) -> Task:
     config, data = method.config, method.stream.tasks[index]
     first = index == 0 and config.training_epochs_first_task is not None
     epochs = config.training_epochs_first_task if first else config.training_epochs
-    new = config.backbone_max_new_token if config.backbone_max_new_token > 0 else method.stream.max_new_tokens(index)
     return Task(
         index,
         data.name,
         data.train,
         per_task(config.training_epochs_list, epochs, index),
         method.max_length(index),
-        per_task(config.backbone_max_new_token_list, new, index),
+        method.max_new_tokens(index),
     )
 
 

@@ -5,7 +5,7 @@ import torch
 
 from tests import tiny
 from utils.errors import UserError
-from utils.model.freeze import blocks, describe, matches, select
+from utils.model.freeze import blocks, describe, matches, select, unread
 
 
 def model(family="neox", layers=2, **more):
@@ -150,3 +150,20 @@ def test_blocks_are_the_model_s_layers():
         assert len(blocks(model(family, 7))) == 7
     with pytest.raises(UserError, match="has no list of layers"):
         blocks(torch.nn.Linear(2, 2))
+
+
+def test_of_a_model_that_reads_images_too_the_text_part_alone_is_meant():
+    from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3TextConfig, SiglipVisionConfig
+
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    text = Gemma3TextConfig(**size, vocab_size=320, num_key_value_heads=1, head_dim=16)
+    vision = SiglipVisionConfig(**size | {"num_hidden_layers": 9}, image_size=28, patch_size=14)
+    model = AutoModelForCausalLM.from_config(
+        Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=300)
+    )
+    assert all(".language_model.layers.0." in name for name in select(model, ("layers 0",)))
+    assert len(blocks(model)) == 2
+    unused = unread(model)
+    assert unused == {name for name, _ in model.named_parameters() if "vision" in name or "multi_modal" in name}
+    assert unused
+    assert not unread(tiny.make_model())
