@@ -150,7 +150,7 @@ def _title(cell: Cell) -> str:
 
 def _warn_of_cuts(session: Session, cell: Cell, examples: list[Example]) -> None:
     lengths = [len(row.prompt) for row in session.encoder.for_prediction(examples, None)] if cell.max_length else []
-    cut = sum(length > cell.max_length for length in lengths)
+    cut = sum(length > (cell.max_length or length) for length in lengths)
     if cut:
         session.log.warning(
             f"{cell.file.stem}: {cut} of {len(examples)} questions have more than {cell.max_length} tokens; they lose "

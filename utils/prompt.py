@@ -248,7 +248,7 @@ def _compiled(source: str) -> Any:
 
         tags = {"generation"}  # noqa: RUF012 (jinja's declaration)
 
-        def parse(self, parser):
+        def parse(self, parser: Any) -> Any:
             next(parser.stream)
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 

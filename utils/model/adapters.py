@@ -103,7 +103,7 @@ def _targets(targets: tuple[str, ...] | None, model: PreTrainedModel) -> str | l
 
     if targets == ("all-linear",) or (targets is None and model.config.model_type not in TABLE):
         return "all-linear"
-    return targets and list(targets)
+    return list(targets) if targets else None
 
 
 def has_adapters(model: Model) -> TypeIs[PeftModel]:

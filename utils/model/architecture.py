@@ -63,4 +63,5 @@ class Backbone:
     @cached_property
     def positions(self) -> int | None:
         """See `positions`; adapters change nothing about it."""
-        return positions(self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model)
+        model: Any = self.model
+        return positions(model.get_base_model() if hasattr(model, "get_base_model") else model)

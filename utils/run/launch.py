@@ -25,6 +25,7 @@ from utils.factory import describe
 from utils.logger import RunLog, make_run_folder, write_environment
 from utils.model import freeze
 from utils.model.architecture import Backbone
+from utils.model.self_test import self_test
 from utils.options.checks import Plan
 from utils.options.parse import flatten, origin, to_yaml
 from utils.prompt import choose
@@ -32,7 +33,6 @@ from utils.report import data, summary
 from utils.run import dry_run, identity
 from utils.run.failures import explained, how_to_resume
 from utils.run.fit import fit
-from utils.run.self_test import self_test
 from utils.run.trackers import start_tracker
 from utils.run.trainer import Trainer
 from utils.session import Session
@@ -58,7 +58,8 @@ def launch(plan: Plan, folder: Path | None) -> dict[str, Any]:
             identity.check(folder, plan.resolved, plan.stream)
         method = build_method(plan, accelerator, log)
         data.check_sentences(plan.stream, method.encoder, method.backbone)
-        tested = self_test(method, accelerator.num_processes)
+        has_virtual = plan.method.soft_prompt is not Method.soft_prompt
+        tested = self_test(method.backbone, plan.config, accelerator.num_processes, has_virtual, method.is_plain)
         folder = _open_folder(plan, accelerator, folder)
         log.write_to(folder)
     with explained(folder):

@@ -4,10 +4,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Lfm2Config, RwkvConfig
 
+from models.Base import Method
 from tests import tiny
 from utils.errors import UserError
+from utils.model import self_test as module
 from utils.model.freeze import blocks, describe
-from utils.run.self_test import self_test
 
 
 def saved(folder, shape):
@@ -15,6 +16,11 @@ def saved(folder, shape):
     AutoModelForCausalLM.from_config(shape).save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
     return str(folder)
+
+
+def self_test(method, processes):
+    virtual = type(method).soft_prompt is not Method.soft_prompt
+    return module.self_test(method.backbone, method.config, processes, virtual, method.is_plain)
 
 
 def method_of(**options):
@@ -72,7 +78,9 @@ def test_a_model_that_takes_no_prefix_is_one_sentence(tmp_path):
         bos_token_id=None,
     )  # fmt: skip
     folder = saved(tmp_path, shape)
-    with pytest.raises(UserError, match=r"^backbone: the model with PrefixTuning fails on a batch of two texts: .+"):
+    with pytest.raises(
+        UserError, match=r"^backbone: Lfm2ForCausalLM with PrefixTuning fails on a batch of two texts: .+"
+    ):
         self_test(method_of(backbone=folder, PEFT_type="PrefixTuning"), 1)
     method = method_of(backbone=folder)
     assert self_test(method, 1)["largest_difference_by_padding"] < 1e-4

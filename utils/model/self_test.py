@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.Base import Method
+from utils.config import Config
 from utils.dataloader import Encoded, collate
 from utils.dataset import Example
 from utils.errors import UserError
+from utils.model import adapters
+from utils.model.architecture import Backbone
 from utils.model.forward import answer_logits, features
 from utils.model.generation import continuations
 from utils.model.weights import eval_mode
@@ -25,18 +27,30 @@ LENGTHS = (3, 24)  # tokens of the two rows
 TOLERANCE = {torch.float32: 1e-2}  # largest difference, as a share of the largest value; of shorter types 0.1
 
 
-def self_test(method: Method, processes: int) -> dict[str, Any]:
-    """What was found, for env.json.
+def self_test(
+    backbone: Backbone, config: Config, processes: int, has_virtual: bool = False, generates: bool = False
+) -> dict[str, Any]:
+    """Run the model on two rows; uses no random numbers and leaves the model as it is.
+
+    Args:
+        backbone: With its adapters.
+        config: Of the run.
+        processes: Of the run.
+        has_virtual: The method puts virtual tokens before texts.
+        generates: The model writes answers.
+
+    Returns:
+        The result, for env.json.
 
     Raises:
         UserError: the model cannot be run, or padding changes what it computes and rows would be padded.
     """
-    if not method.config.backbone_self_test:
+    if not config.backbone_self_test:
         return {"skipped": "backbone_self_test"}
-    began, adapter = time.perf_counter(), method.config.PEFT_type
-    name = type(method.model).__name__ if adapter is None else f"the model with {adapter}"
+    began, name = time.perf_counter(), type(adapters.innermost(backbone.model)).__name__
+    name += f" with {config.PEFT_type}" if config.PEFT_type else ""
     try:
-        difference = _difference(method)
+        difference = _difference(backbone, has_virtual, generates)
     except (UserError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a model that cannot take these inputs can raise anything
@@ -44,53 +58,54 @@ def self_test(method: Method, processes: int) -> dict[str, Any]:
         raise UserError(
             f"backbone: {name} fails on a batch of two texts: {reason}; use another model or adapter"
         ) from None
-    if difference > TOLERANCE.get(method.model.dtype, 0.1) and _rows_at_once(method, processes) > 1:
-        parts = math.ceil(method.config.batch_size / processes)
+    if difference > TOLERANCE.get(backbone.model.dtype, 0.1) and _rows_at_once(config, processes) > 1:
+        parts = math.ceil(config.batch_size / processes)
         raise UserError(
             f"backbone: {name} computes something else for a text when it is padded in a batch (by {difference:.1%}); "
             f"set evaluate_batch_size: 1 and gradient_accumulation_steps: {parts}, so that texts are read one by one"
         )
     return {
         "largest_difference_by_padding": difference,
-        "vocabulary": {"tokenizer": len(method.backbone.tokenizer), "model": _rows(method)},
-        "positions": method.backbone.positions,
+        "vocabulary": {"tokenizer": len(backbone.tokenizer), "model": _embeddings(backbone).shape[0]},
+        "positions": backbone.positions,
         "seconds": round(time.perf_counter() - began, 3),
     }
 
 
-def _rows_at_once(method: Method, processes: int) -> int:
-    config = method.config
+def _rows_at_once(config: Config, processes: int) -> int:
     share = math.ceil(config.batch_size / processes)
     return max(config.evaluate_batch_size, math.ceil(share / min(config.gradient_accumulation_steps, share)))
 
 
-def _rows(method: Method) -> int:
-    return len(method.model.get_input_embeddings().weight)
+def _embeddings(backbone: Backbone) -> Tensor:
+    table: Tensor = adapters.innermost(backbone.model).get_input_embeddings().weight
+    return table
 
 
 @torch.no_grad()
-def _difference(method: Method) -> float:
+def _difference(backbone: Backbone, has_virtual: bool, generates: bool) -> float:
     """Largest difference between the short row alone and padded, as a share of the largest value."""
-    first = 10 if _rows(method) > 10 else 0
-    ids = [first + i % (_rows(method) - first) for i in range(max(LENGTHS))]
+    table = _embeddings(backbone)
+    first = 10 if len(table) > 10 else 0
+    ids = [first + i % (len(table) - first) for i in range(max(LENGTHS))]
     rows = [Encoded(ids[-length:], ids[:2]) for length in LENGTHS]
-    with eval_mode(method.model, method.extra):
-        alone, padded = (_outputs(method, chosen) for chosen in (rows[:1], rows))
-        if method.is_plain:
-            continuations(method.backbone, rows, 2)
-    if not all(torch.isfinite(values).all() for values in alone):
+    prompts = [None, table[:4]] if has_virtual else [None]
+    pairs = []
+    with eval_mode(backbone.model):
+        for prompt in prompts:
+            pairs.append([_output(backbone, chosen, prompt) for chosen in (rows[:1], rows)])
+            if generates:
+                continuations(backbone, rows, 2, prompt)
+    if not all(torch.isfinite(alone).all() for alone, _ in pairs):
         raise UserError("backbone: the model computes values that are not finite; its weights are damaged")
-    pairs = zip(alone, padded, strict=True)
     return max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-9)) for a, b in pairs)
 
 
-def _outputs(method: Method, rows: list[Encoded]) -> list[Tensor]:
-    """What the model computes for the first row: with its adapters, and with virtual tokens if the method has some."""
-    model, is_encoder = method.model, method.backbone.kind == "encoder"
+def _output(backbone: Backbone, rows: list[Encoded], prompt: Tensor | None) -> Tensor:
+    """What the model computes for the first row: logits (K, V) or, of an encoder, a state (D,)."""
+    is_encoder = backbone.kind == "encoder"
     rows = [row._replace(answer=()) for row in rows] if is_encoder else rows
-    batch = collate(rows, [Example("", "")] * len(rows), method.backbone.pad_id).to(model.device)
+    batch = collate(rows, [Example("", "")] * len(rows), backbone.pad_id).to(backbone.model.device)
     if is_encoder:
-        return [features(model, batch)[0]]
-    has_virtual = type(method).soft_prompt is not Method.soft_prompt
-    prompts = [None, model.get_input_embeddings().weight[:4]] if has_virtual else [None]
-    return [answer_logits(model, batch, prompt)[0][0].float() for prompt in prompts]
+        return features(backbone.model, batch)[0]
+    return answer_logits(backbone.model, batch, prompt)[0][0].float()
