@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -361,6 +362,15 @@ class Method:
         own = self.config.backbone_max_new_token
         length = own if own > 0 else self.stream.max_new_tokens(index)
         return per_task(self.config.backbone_max_new_token_list, length, index)
+
+    @property
+    def separates(self) -> bool:
+        """True if each task has weights that answer for it alone."""
+        return False
+
+    def reading_as(self, index: int) -> AbstractContextManager[None]:
+        """Inside the `with` the model reads with the weights that answer a task, where `separates`."""
+        return nullcontext()
 
     @torch.no_grad()
     def features(self, examples: Sequence[Example], max_length: int | None) -> NDArray[np.float32]:

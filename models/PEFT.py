@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -71,12 +72,17 @@ class PEFT(Method):
             ),
             (config.keep_optimizer_state and per_task, "keep_optimizer_state: has no effect with PEFT_per_task"),
             (
-                config.recovery and way in ("task_id", "route"),
-                f"recovery: trains the newest adapter, which does not answer task 0 with PEFT_inference {way}",
+                config.recovery and way == "route",
+                "recovery: trains task 0's adapter, which need not answer task 0 with PEFT_inference route",
             ),
             (
-                config.is_probing and way in ("task_id", "route"),
-                f"is_probing: looks at the newest adapter, which need not answer with PEFT_inference {way}",
+                config.is_probing and way == "route",
+                "is_probing: reads each task's own adapter, which need not answer with PEFT_inference route",
+            ),
+            (
+                config.is_replay and config.classifier is not None and per_task and way != "sum",
+                "is_replay: remembered rows need the adapters and heads of earlier tasks, which are frozen with a "
+                "classifier and PEFT_per_task; leave it out or set PEFT_per_task: False",
             ),
         ]
         return [problem for found, problem in rules if found]
@@ -100,6 +106,14 @@ class PEFT(Method):
     def isolates(self) -> bool:
         """True if each task's head reads states of that task's adapter."""
         return self.classifier is not None and self.per_task and self.inference != "sum"
+
+    def reading_as(self, index: int) -> AbstractContextManager[None]:
+        names = adapters.names(self.model)
+        return adapters.using(self.model, names[min(index, len(names) - 1)]) if self.separates else nullcontext()
+
+    @property
+    def separates(self) -> bool:
+        return self.isolates or (self.inference == "task_id" and self.per_task)
 
     def setup(self) -> None:
         self.routed: list[int] = []  # tasks whose adapters have answered, since this was last logged

@@ -84,7 +84,8 @@ def extract(method: Method, examples: Sequence[Example], task: int) -> Rows:
     lengths = method.encoder.lengths(examples)
     order = sorted(range(len(examples)), key=lengths.__getitem__)  # rows of a batch are of similar length
     mine = [examples[order[k]] for k in share(len(order))]
-    found = gather(list(method.features(mine, method.max_length(task))) if mine else [], len(order))
+    with method.reading_as(task):
+        found = gather(list(method.features(mine, method.max_length(task))) if mine else [], len(order))
     rows = np.empty((len(order), len(found[0])), np.float32)
     rows[order] = found
     return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -19,10 +20,13 @@ def answer_loss(logits: Tensor, labels: Tensor, tokens: float) -> Tensor:
             processes the mean over all answer tokens of the step.
 
     Returns:
-        () float, in nats per token.
+        () float, in nats per token; infinite, which stops training, if a label is of a class that is masked.
     """
     labelled = labels != IGNORE
-    return F.cross_entropy(logits[labelled].float(), labels[labelled], reduction="sum") / tokens
+    asked, wanted = logits[labelled].float(), labels[labelled]
+    is_masked = (asked.gather(1, wanted[:, None]) <= MASKED).any()
+    loss = F.cross_entropy(asked, wanted, reduction="sum") / tokens
+    return torch.where(is_masked, torch.inf, loss)
 
 
 def distillation(student: Tensor, teacher: Tensor, labels: Tensor, tokens: float, temperature: float = 1.0) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
+from models.common.losses import answer_loss
 from models.SEQ import SEQ
 from tests import tiny
 from utils.backbone import kind, load_model
@@ -23,7 +24,9 @@ from utils.model.architecture import kind_of
 from utils.model.forward import features, labelled_states, token_states
 from utils.model.weights import eval_mode, snapshot
 from utils.options.checks import backbone_fits, stream_fits
+from utils.probing import extract
 from utils.run.fit import fit
+from utils.run.recovery import relearn
 
 ROWS = [[5, 6, 7, 8, 9, 10], [20], [30, 31, 32]]
 HEADS = {"classifier": "Linear", "il_mode": "CIL"}
@@ -360,6 +363,39 @@ def test_in_cil_every_adapter_is_asked_with_its_own_head():
     learned(method, 2)
     old = [name for name in before if "task_2" not in name and not name.startswith("extra.heads.2")]
     assert all(torch.equal(before[name], method.named()[name]) for name in old)
+
+
+def test_a_label_of_a_masked_class_stops_training():
+    method = learned(made("bert_encoder", method="PEFT", options=LORA), 0, 1)
+    with torch.no_grad():
+        logits, labels = method.outputs(method.model, batch_from(method, 0, 1), 1)
+    assert torch.isinf(answer_loss(logits, labels, 1.0))  # rows of task 0 among the classes of task 1
+    with torch.no_grad():
+        logits, labels = method.outputs(method.model, batch_from(method, 1), 1)
+    assert torch.isfinite(answer_loss(logits, labels, 1.0))
+
+
+def test_probes_and_recovery_use_each_tasks_own_adapter():
+    method = learned(made("bert_encoder", method="PEFT", options=LORA), 0, 1)
+    torch.manual_seed(0)
+    for name, w in method.model.named_parameters():
+        if adapters.owner(name):
+            w.data += 0.5 * torch.randn_like(w)
+    method.model.eval()
+    for k in (0, 1):
+        examples = tiny.class_stream().tasks[k].test
+        with adapters.using(method.model, f"task_{k}"):
+            own = method.features(examples, None)
+        with adapters.using(method.model, f"task_{1 - k}"):
+            other = method.features(examples, None)
+        found = extract(method, examples, k)
+        assert np.allclose(found, own, atol=1e-4) and not np.allclose(found, other, atol=1e-2), k
+    before = tiny.snapshot(method)
+    relearn(method, 2)
+    moved = {name for name, w in method.named().items() if not torch.equal(before[name], w)}
+    assert moved and all("task_0" in name or name.startswith("extra.heads.0") for name in moved), moved
+    assert any("task_0" in name for name in moved) and method.answers.newest == 1
+    assert adapters.active(method.model) == ["task_1"]
 
 
 def test_with_adapters_of_words_outside_is_what_the_first_says():

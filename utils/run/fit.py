@@ -280,7 +280,9 @@ def _describe(method: Method) -> str:
 def _check_finite(terms: dict[str, Tensor], task: Task, at: Progress) -> None:
     if not all(torch.isfinite(value).all() for value in terms.values()):
         values = ", ".join(f"{name} = {value.item():g}" for name, value in terms.items())
+        is_infinite = any(torch.isinf(value).any() for value in terms.values())
+        masked = ", unless a label is of a class that is masked in this task" if is_infinite else ""
         raise DivergedError(
             f"the loss is not finite in task {task.index} ({task.name}), epoch {at.epoch}, step {at.step}: {values}; "
-            "lower lr, or set max_grad_norm"
+            f"lower lr, or set max_grad_norm{masked}"
         )

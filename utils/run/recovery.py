@@ -16,9 +16,12 @@ def relearn(method: Method, epochs: int) -> None:
     session = method.session.aside("recovery", config)
     plain = Method(session, None, method.backbone, method.stream)
     if method.classifier is not None:
-        plain.answers.heads = plain.extra["heads"] = method.classifier
+        plain.answers, plain.extra["heads"] = method.answers, method.classifier
     train = method.stream.tasks[0].train
     part = train[: max(1, round(config.recovery_ratio * len(train)))]
-    number = len(method.stream.tasks)
-    task = replace(task_of(method, 0), index=number, name="recovery", train=part, epochs=epochs)
-    session.fit(plain, task)
+    index = 0 if method.separates else len(method.stream.tasks)
+    task = replace(task_of(method, 0), index=index, name="recovery", train=part, epochs=epochs)
+    newest = method.answers.newest
+    with method.reading_as(0):  # else the newest weights learn what others answer
+        session.fit(plain, task)
+    method.answers.newest = newest
