@@ -45,13 +45,19 @@ class OptionGroup(BaseModel):
 class RunOptions(OptionGroup):
     """Run."""
 
-    cfg: str | None = Field("config/biography_demo_task2/SEQ.yaml", description="YAML file with options, or None.")
+    cfg: str | None = Field(
+        "config/biography_demo_task2/SEQ.yaml",
+        description="YAML file with options; None: none, as with --backbone or --dataset and no --cfg.",
+    )
     exp_prefix: Name = Field("default", description="First part of the name of the run folder.")
-    wandb_name: Name | None = Field(None, description="Name of the run; None: <exp_prefix>-<name of the YAML file>.")
+    wandb_name: Name | None = Field(
+        None,
+        description="Name of the run; None: <exp_prefix>-<YAML file, or stream and method where it has others>.",
+    )
     dump_path: str = Field("experiments", description="Folder that holds the run folders.")
     logger_filename: Name = Field("train.log", description="Name of the text log inside the run folder.")
     seed: Int = Field(1, ge=0, description="Seed of all randomness.")
-    dry_run: bool = Field(False, description="Tell what would be done, and do nothing.")
+    dry_run: bool = Field(False, description="Print the plan of the run and stop; no weights are loaded.")
     resume: str | None = Field(
         None, description="Run folder to go on with; its own config.yaml replaces all other options."
     )

@@ -11,6 +11,7 @@ import json
 import logging
 import platform
 import re
+import shlex
 import subprocess
 import sys
 from contextlib import suppress
@@ -255,7 +256,7 @@ def environment(
 ) -> dict[str, Any]:
     """What another person needs to repeat the run."""
     return {
-        "command": " ".join([Path(sys.executable).name, *sys.argv]),
+        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "seed": config.seed,

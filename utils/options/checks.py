@@ -6,9 +6,11 @@ problems; a check that raises UserError has found one. All problems are reported
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 
 from models.Base import Method
@@ -164,7 +166,7 @@ def checkpoint_is_whole(plan: Plan) -> list[str]:
     if alone and cached is not None and _is_more_than_a_model(Path(cached)):
         return [
             f"load_llm_ckpt: {cached} holds adapters, heads or prompts of a run; to evaluate it with them: "
-            f"--cfg <run>/config.yaml --is_evaluate_only --evaluate_checkpoint {cached}"
+            f"--cfg <run>/config.yaml --is_evaluate_only --evaluate_checkpoint {shlex.quote(cached)}"
         ]
     return []
 
@@ -175,6 +177,15 @@ def _is_more_than_a_model(folder: Path) -> bool:
         return False
     extra = dict(read_json(folder / "state.json")["state"]["dict"])["extra"]
     return bool(extra["dict"]) or any(folder.rglob("adapter_config.json"))
+
+
+def attention_is_installed(plan: Plan) -> list[str]:
+    """A way to compute attention whose package is missing."""
+    if plan.config.attn_implementation == "flash_attention_2" and find_spec("flash_attn") is None:
+        return [
+            "attn_implementation: flash_attention_2 needs the package flash-attn, which is missing; use auto or sdpa"
+        ]
+    return []
 
 
 def backbone_fits(plan: Plan) -> list[str]:
@@ -215,6 +226,7 @@ CHECKS: tuple[Callable[[Plan], list[str]], ...] = (
     lambda plan: probing.problems(plan.config, plan.stream),
     watching_fits,
     checkpoint_is_whole,
+    attention_is_installed,
     backbone_fits,
     method_agrees,
 )

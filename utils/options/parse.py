@@ -28,7 +28,7 @@ from utils.options.hints import hint
 
 WORDS = {  # pydantic's words -> ours
     "Input should be": "expected",
-    f"match pattern '{NAME_PATTERN}'": "be a name of letters, digits and _ . + -, with . + - not first",
+    f"String should match pattern '{NAME_PATTERN}'": "expected letters, digits and _ . + -, not beginning with . + -",
     "String should": "expected to",
     "a valid tuple": "a list, such as [a, b]",
     ", unable to interpret input": "",
@@ -290,7 +290,7 @@ def _kind(annotation: Any) -> Any:
 
 def _nearest_file(path: Path) -> str:
     folder = path.parent if path.parent.is_dir() else Path("config")
-    near = difflib.get_close_matches(str(path), [str(p) for p in sorted(folder.rglob("*.yaml"))], n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(path), [str(p) for p in sorted(folder.rglob("*.yaml"))], n=1, cutoff=0.8)
     return f"; did you mean {near[0]}?" if near else ""
 
 

@@ -52,6 +52,12 @@ def test_weights_are_not_needed_to_find_a_problem(tmp_path, monkeypatch):
         check(resolve([*words, tiny.backbone_folder("bert_encoder")]))
 
 
+def test_a_missing_package_is_found_before_the_backbone_is_loaded(monkeypatch):
+    monkeypatch.setattr(checks, "find_spec", lambda _: None)
+    (problem,) = problems(tiny.plan(tiny.make_config(attn_implementation="flash_attention_2")))
+    assert problem.startswith("attn_implementation: flash_attention_2 needs the package flash-attn")
+
+
 def test_main_reports_them_without_a_traceback(capsys):
     words = ["--dataset", "nosuch", "--lr_min_ratio", "0.5", "--backbone", "/nowhere"]
     assert main_CL.main(words) == 2
