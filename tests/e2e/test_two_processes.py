@@ -58,6 +58,7 @@ VARIANTS = {
     "stored logits": "--method DERpp --Replay_buffer_size 7 --Replay_sampling_algorithm reservoir --Replay_update step",
     "averages": "--method CLSER --Replay_buffer_size 7 --Replay_sampling_algorithm reservoir --Replay_update step",
     "merged": "--method TaskVector --is_replay false --TaskVector_merge magmax --TaskVector_grid [0.4]",
+    "masked": "--method tests.fixtures.masked:Masked --is_replay false --weight_decay 0.1 --keep_optimizer_state",
     "EWC": "--method EWC --EWC_lambda 100 --EWC_samples 7 --is_replay false",
     "probing": "--il_mode CIL --is_probing --save_features --Replay_buffer_ratio 0.5",
     "LwF": "--method LwF --Replay_buffer_ratio 0.5",

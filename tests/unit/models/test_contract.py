@@ -3,7 +3,6 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from models.Base import Method
 from models.PEFT import PEFT
 from models.SEQ import SEQ
 from tests import tiny
+from tests.fixtures.masked import Masked
 from utils.distributed.modes import ALL, WHOLE_GRADIENTS, WHOLE_WEIGHTS
 from utils.errors import UserError
 from utils.factory import load_method
@@ -86,29 +86,15 @@ def test_where_a_method_runs_is_derived_from_the_hooks_it_overrides():
     assert Method.parallel == WHOLE_WEIGHTS and SEQ.parallel == ALL
 
 
-class Masked(SEQ):
-    """Half of the entries of each weight are fixed from the second task on."""
+class MaskedGradients(Masked):
+    """Only gradients are masked."""
 
-    is_restoring: ClassVar[bool] = True
-
-    def fixed(self, name: str) -> torch.Tensor:
-        w = self.named()[name]
-        return (torch.arange(w.numel()) % 2 == 0).view(w.shape)
+    is_restoring = False
 
     def on_gradients(self, task):
-        if task.index:
-            for name, w in self.named().items():
-                if w.grad is not None:
-                    w.grad[self.fixed(name)] = 0
-
-    def on_update(self, before, task):
-        if task.index and self.is_restoring:
-            for name, old in before.items():
-                self.named()[name][self.fixed(name)] = old[self.fixed(name)]
-
-
-class MaskedGradients(Masked):
-    is_restoring = False
+        for name, w in self.named().items():
+            if task.index and w.grad is not None:
+                w.grad[self.fixed(name)] = 0
 
 
 @pytest.mark.parametrize("parts", [1, 2])
