@@ -1,4 +1,4 @@
-"""Whole runs of main_CL.py on whatever device there is, and what they took."""
+"""Runs of main_CL.py on the first device, with their speed and memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHAPES = {  # name -> layers, width, heads, vocabulary
 
 
 class Figures(NamedTuple):
-    """What a run was."""
+    """Figures of one run."""
 
     folder: Path
     losses: list[float]  # of every step
@@ -52,7 +52,7 @@ def write_inputs(root: Path, shape: str, rows: int = 64, words: int = 60) -> lis
 
 
 def _stream(rows: int, words: int) -> Stream:
-    """Questions of many words, none of two the same length, so that padding has work to do."""
+    """Questions of many words and different lengths, so that rows are padded."""
 
     def example(task: int, i: int) -> Example:
         animals = [tiny.ANIMALS[(i * k + task) % 12] for k in range(1, words - i % 9)]
@@ -82,7 +82,7 @@ def measure_launched(folder: Path, file: str, processes: int, *options: str) -> 
 
 
 def figures(folder: Path) -> Figures:
-    """What a run noted of itself."""
+    """The figures that a run logged."""
     cost = read_json(folder / "cost.json")
     speed = cost["train_tokens"][-1] / cost["train_seconds"][-1]
     return Figures(folder, list(losses_of(folder).values()), speed, cost["peak_memory_bytes"])

@@ -1,4 +1,4 @@
-"""How much is saved by reading virtual tokens once for all rows of a batch (utils/model/forward.py).
+"""Speed of reading virtual tokens once for all rows of a batch (utils/model/forward.py).
 
     python -m benchmarks.prompts [--rounds 9]          about two minutes on one core
 
@@ -33,7 +33,7 @@ ROWS, STEPS, COUNTS = 16, 3, (30, 100, 300, 600)
 
 
 def load() -> tuple[Backbone, Batch]:
-    """The shipped backbone, standing still, and a batch of the shipped stream."""
+    """The embedded backbone, frozen, and a batch of the embedded stream."""
     stream = load_stream("biography_demo_task2", ROOT / "dataset")
     backbone = load_backbone(Config(cfg=None, backbone=str(ROOT / "dataset" / "biography_demo_backbone")))
     backbone.model.requires_grad_(False).train()

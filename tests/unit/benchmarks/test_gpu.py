@@ -1,4 +1,4 @@
-"""The helpers of the GPU checks, on this CPU, so that they work where nobody can try them first."""
+"""The helpers of the GPU checks, on the CPU, so that they work where there is no GPU to try them on."""
 
 import pytest
 
