@@ -1,8 +1,8 @@
 """Every option of a run, declared once: name, type, default, limits, one sentence of help.
 
-The YAML reader, the command line, `--help`, the README table and all error texts come from these declarations
-(utils/options/parse.py). Names are flat and are used as they stand: `config.lr`. Options of one method stand in its own
-file, models/<METHOD>.py, under names that begin with the method's name.
+The YAML reader, the command line, `--help`, docs/options.md and all error messages come from these declarations
+(utils/options/parse.py). Names are flat: `config.lr`. A method declares its options in models/<METHOD>.py, under names
+that begin with the name of the method.
 """
 
 from __future__ import annotations
@@ -12,29 +12,29 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import AllowInfNan, BaseModel, ConfigDict, Field, Strict
 
 EMBEDDED_BACKBONE = "dataset/biography_demo_backbone"
-WATCHING = ("keep_best", "early_stop_accuracy", "early_stop_patience")  # look at scores while a task is learned
+WATCHING = ("keep_best", "early_stop_accuracy", "early_stop_patience")  # they score a split during training
 # Strict: `true` is not the number 1 and 2.5 is not a number of epochs.
 Int = Annotated[int, Strict()]
 Count = Annotated[int, Strict(), Field(ge=1)]
 Float = Annotated[float, Strict(), AllowInfNan(False)]
 NAME_PATTERN, NAME_LENGTH = r"^\w[\w.+-]*$", 100
-Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=NAME_LENGTH)]  # one folder: it cannot leave its parent
+Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=NAME_LENGTH)]  # of a single folder: no path separators
 
 
 T = TypeVar("T")
 
 
 class OptionGroup(BaseModel):
-    """Base of all groups of options: frozen, unknown names refused."""
+    """Base class of all groups of options: frozen, and unknown names are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True, validate_default=True)
 
     def is_changed(self, name: str) -> bool:
-        """True if an option has another value than its default."""
+        """True if the value of an option differs from its default."""
         return getattr(self, name) != type(self).model_fields[name].default
 
     def updated(self, **values: Any) -> Self:
-        """A copy with other values of some options, validated as at first.
+        """A copy with some values replaced, validated again.
 
         Raises:
             pydantic.ValidationError: a value that the option does not allow, or an unknown option.
@@ -57,13 +57,11 @@ class RunOptions(OptionGroup):
     dump_path: str = Field("experiments", description="Folder that holds the run folders.")
     logger_filename: Name = Field("train.log", description="Name of the text log inside the run folder.")
     seed: Int = Field(1, ge=0, description="Seed of all randomness.")
-    dry_run: bool = Field(False, description="Print the plan of the run and stop; no weights are loaded.")
-    resume: str | None = Field(
-        None, description="Run folder to go on with; its own config.yaml replaces all other options."
-    )
+    dry_run: bool = Field(False, description="Check the options, print the plan of the run and stop.")
+    resume: str | None = Field(None, description="Run folder to resume; its config.yaml replaces all other options.")
     save_llm_ckpt: bool = Field(False, description="Keep the checkpoint of every task, not only the newest one.")
     save_total_limit: Int | None = Field(
-        None, ge=1, description="Of these keep only the newest n; the oldest is removed first. None: all."
+        None, ge=1, description="With save_llm_ckpt, keep only the newest n checkpoints; None: all."
     )
     save_llm_ckpt_epoch_interval: Int = Field(
         -1, ge=-1, description="Also write a checkpoint every n epochs; -1: never."
@@ -72,7 +70,7 @@ class RunOptions(OptionGroup):
         -1, ge=-1, description="Also write a checkpoint every n optimizer steps; -1: never."
     )
     checkpoint_minutes: Float = Field(
-        15, ge=0, description="Also write a checkpoint when the last one is n minutes old; 0: never."
+        15, ge=0, description="Also write a checkpoint n minutes after the last one; 0: never."
     )
 
 
@@ -88,20 +86,20 @@ class TrackerOptions(OptionGroup):
 class StreamOptions(OptionGroup):
     """Stream of tasks."""
 
-    dataset: Name = Field("biography_demo_task2", description="Stream to learn: a folder in dataset_path.")
+    dataset: Name = Field("biography_demo_task2", description="Stream to train on: a folder in dataset_path.")
     dataset_path: str = Field("dataset", description="Folder that holds the streams.")
     dataset_files: tuple[str, ...] | None = Field(
-        None, description="Files of your own, one per task (JSON lines with input and target); replaces dataset."
+        None, description="Your own files, one per task (JSON lines with input and target); replaces dataset."
     )
     il_mode: Literal["CIL", "TIL", "IIL", "CIT", "CKE"] = Field(
         "CIT",
         description="Scenario: class-, task-, instance-incremental, instruction tuning, knowledge editing.",
     )
     classification_type: Literal["auto", "sentence-level", "word-level"] = Field(
-        "auto", description="Unit that is classified; auto: as the stream says."
+        "auto", description="Unit of classification; auto: as the stream declares."
     )
     classifier: Literal["Linear", "CosineLinear"] | None = Field(
-        None, description="Heads on top of the backbone, one per task (CIL and TIL); None: answers are generated."
+        None, description="Classification heads on the backbone, one per task (CIL and TIL); None: generated answers."
     )
     prompt_type: Literal[
         "auto",
@@ -111,21 +109,21 @@ class StreamOptions(OptionGroup):
         "relation_classification_qa",
         "relation_classification_state",
         "relation_classification_state_no_pos",
-    ] = Field("auto", description="Template around a question; auto: as the stream says.")
+    ] = Field("auto", description="Prompt template; auto: as the stream declares.")
     metric_for_each_task: tuple[str, ...] | None = Field(
-        None, description="Metric of each task; None: as the stream says."
+        None, description="Metric of each task; None: as the stream declares."
     )
     max_seq_length: Int = Field(
-        -1, ge=-1, description="Most tokens of prompt and answer together; -1: as the stream says."
+        -1, ge=-1, description="Maximum tokens of prompt and answer together; -1: as the stream declares."
     )
     max_seq_length_list: tuple[Count, ...] | None = Field(
         None, description="The same for each task; replaces max_seq_length."
     )
     parse_special_tokens: bool = Field(
-        False, description="Text in data that is spelled like a special token (</s>) is that token, not text."
+        False, description="Parse special tokens (</s>) that occur in the data's text; False: they are plain text."
     )
     chat_date: Annotated[str, Field(pattern=r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|1\d|2[0-8])$")] = Field(
-        "2024-07-26", description="Day that chat templates write as today's, as YYYY-MM-DD (DD at most 28)."
+        "2024-07-26", description="Date that chat templates print as today's, YYYY-MM-DD (DD at most 28)."
     )
 
 
@@ -134,28 +132,29 @@ class BackboneOptions(OptionGroup):
 
     backbone: str = Field(
         EMBEDDED_BACKBONE,
-        description="Hub name or local folder of a decoder, an encoder or an encoder-decoder.",
+        description="Hub name or local folder of a causal LM, an encoder or an encoder-decoder.",
     )
     backbone_revision: str | None = Field(None, description="Revision on the hub.")
     load_llm_ckpt: bool = Field(False, description="Load weights and tokenizer from backbone_cache_path.")
     backbone_cache_path: str | None = Field(
-        None, description="Folder of the checkpoint (load_llm_ckpt), otherwise the hub's download cache."
+        None, description="Folder of the checkpoint (with load_llm_ckpt); otherwise the download cache of the hub."
     )
     backbone_self_test: bool = Field(
         True, description="Check at the start of a run that padding does not change what the model computes."
     )
-    backbone_random_init: bool = Field(False, description="Keep the architecture, draw new weights.")
+    backbone_random_init: bool = Field(False, description="Keep the architecture and initialise the weights at random.")
     backbone_dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "float32", description="Type of the weights; auto: the checkpoint's own."
+        "float32", description="Data type of the weights; auto: that of the checkpoint."
     )
     backbone_extract_token: Literal["last_token", "cls_token"] = Field(
-        "last_token", description="Token whose state stands for a text; cls_token: an encoder's first."
+        "last_token",
+        description="Token whose hidden state represents a text; cls_token: an encoder's first token.",
     )
     attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
-        "auto", description="How attention is computed; auto: as transformers chooses."
+        "auto", description="Implementation of attention; auto: chosen by transformers."
     )
     mixed_precision: Literal["float32", "bfloat16"] | None = Field(
-        None, description="Autocast in training; None: as accelerate's launch file says."
+        None, description="Autocast in training; None: as in the launch file of accelerate."
     )
 
 
@@ -165,7 +164,7 @@ class TrainOptions(OptionGroup):
     method: str = Field(
         "SEQ", description="Continual-learning method: a file in models/, or package.module:Class outside the project."
     )
-    training_epochs: Int = Field(10, ge=0, description="Passes over each task.")
+    training_epochs: Int = Field(10, ge=0, description="Epochs of each task.")
     training_epochs_first_task: Int | None = Field(None, ge=0, description="The same for the first task.")
     training_epochs_list: tuple[Annotated[Int, Field(ge=0)], ...] | None = Field(
         None, description="The same for each task; replaces both."
@@ -177,10 +176,10 @@ class TrainOptions(OptionGroup):
         "shuffle, which changes the results.",
     )
     gradient_accumulation_steps: Int = Field(
-        1, ge=1, description="Parts into which each process cuts its share of a batch, to save memory."
+        1, ge=1, description="Micro-batches into which each process splits its share of a batch, to save memory."
     )
     gradient_checkpointing: bool = Field(
-        False, description="Keep only the inputs of layers and compute the rest again in the backward pass."
+        False, description="Store only the inputs of layers and recompute activations in the backward pass."
     )
     lr: Float = Field(1e-5, ge=0, description="Learning rate of AdamW.")
     lr_list: tuple[Float, ...] | None = Field(None, description="The same for each task; replaces lr.")
@@ -190,13 +189,13 @@ class TrainOptions(OptionGroup):
     classifier_scale: Float = Field(1, gt=0, description="Largest logit of a CosineLinear head.")
     adam_epsilon: Float = Field(1e-8, gt=0, description="Epsilon of AdamW.")
     lr_scheduler: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="Learning rate over the steps of a task."
+        "constant", description="Learning-rate schedule over the steps of a task."
     )
     lr_min_ratio: Float = Field(0, ge=0, le=1, description="Learning rate at the end of a schedule, as a share of lr.")
-    warmup_ratio: Float = Field(0, ge=0, lt=1, description="Share of a task's steps with a rising learning rate.")
+    warmup_ratio: Float = Field(0, ge=0, lt=1, description="Share of the steps of a task with linear warm-up.")
     max_grad_norm: Float | None = Field(None, gt=0, description="Clip the gradient to this norm; None: no clipping.")
     keep_optimizer_state: bool = Field(
-        False, description="Carry the optimizer's moments from task to task instead of a fresh optimizer."
+        False, description="Keep the optimizer state from task to task; False: a fresh optimizer for each task."
     )
     info_per_steps: Int = Field(25, ge=1, description="Log the mean loss every n optimizer steps.")
 
@@ -206,10 +205,9 @@ class FreezeOptions(OptionGroup):
 
     freeze_parts: tuple[str, ...] = Field(
         (),
-        description="Parts that do not learn: embeddings | head | layers A-B | attention A-B | mlp A-B | "
-        "parameter name.",
+        description="Frozen parts: embeddings | head | layers A-B | attention A-B | mlp A-B | parameter name.",
     )
-    freeze_from_task: Int = Field(1, ge=0, description="First task (from 0) in which they do not learn.")
+    freeze_from_task: Int = Field(1, ge=0, description="First task (from 0) in which they are frozen.")
     freeze_match: Literal["component", "substring"] = Field(
         "component",
         description="component: whole parts of names; substring: as in the published code, "
@@ -221,7 +219,7 @@ class PeftOptions(OptionGroup):
     """Adapters: a setting of any method."""
 
     PEFT_type: Literal["LoRA", "IA3", "Bottleneck", "PromptTuning", "PrefixTuning"] | None = Field(
-        None, description="Train an adapter of this kind, not the backbone; None: train the backbone."
+        None, description="Train an adapter of this type and freeze the backbone; None: train the backbone."
     )
     PEFT_lora_r: Int = Field(8, ge=1, description="Rank of LoRA.")
     PEFT_lora_alpha: Int = Field(16, ge=1, description="LoRA's update is scaled by alpha / r.")
@@ -231,39 +229,40 @@ class PeftOptions(OptionGroup):
         description="Names of the linear layers that get LoRA, or [all-linear]; None: as in peft's table, all-linear "
         "for models that are not in it.",
     )
-    PEFT_bottleneck_size: Int = Field(50, ge=1, description="Width of a bottleneck adapter, behind each block.")
+    PEFT_bottleneck_size: Int = Field(50, ge=1, description="Width of the bottleneck adapter after each block.")
     PEFT_num_virtual_tokens: Int = Field(10, ge=1, description="Length of a prompt or prefix.")
     PEFT_prompt_tuning_init_text: str = Field(
-        "auto", description="Text a prompt starts as; auto: random words of the vocabulary, empty: random numbers."
+        "auto",
+        description="Text that initialises a prompt; auto: random vocabulary words, empty: random values.",
     )
 
 
 class ReplayOptions(OptionGroup):
     """Replay: a setting of any method."""
 
-    is_replay: bool = Field(False, description="Train on remembered examples of earlier tasks.")
+    is_replay: bool = Field(False, description="Also train on examples of earlier tasks, kept in memory.")
     Replay_buffer_ratio: Float = Field(
-        0.01, gt=0, le=1, description="Share of each task's examples that is remembered, at least one."
+        0.01, gt=0, le=1, description="Share of the examples of each task kept in memory, at least one."
     )
     Replay_buffer_size: Int | None = Field(
-        None, ge=1, description="Examples remembered, all tasks together; replaces the ratio."
+        None, ge=1, description="Size of the memory in examples, over all tasks; replaces the ratio."
     )
     Replay_batch_level: bool = Field(
-        True, description="Half of each batch is memory; else memory joins the task's examples."
+        True, description="Fill half of each batch from memory; False: add the memory to the examples of the task."
     )
     Replay_sampling_algorithm: Literal["random", "reservoir", "herding"] = Field(
-        "random", description="How remembered examples are chosen."
+        "random", description="How examples for the memory are selected."
     )
     Replay_update: Literal["task", "step"] = Field(
         "task",
-        description="When memory takes examples in: at the end of a task, or after each step (reservoir); then each "
-        "presentation counts, not each example.",
+        description="When the memory is updated: at the end of a task, or after each step (reservoir over "
+        "presentations: an example counts once per epoch).",
     )
     Replay_class_balanced: bool = Field(
-        False, description="Share the budget equally among classes (tasks, where there are no classes)."
+        False, description="Divide the memory equally among classes (among tasks where there are no classes)."
     )
     Replay_fix_budge_each_class: bool = Field(
-        False, description="With class balance: quota of a class is size / all classes, from the start."
+        False, description="With class balance: the quota of a class is size / number of all classes, from the start."
     )
 
 
@@ -272,13 +271,13 @@ class EvaluateOptions(OptionGroup):
 
     evaluate_batch_size: Int = Field(64, ge=1, description="Sequences per process in evaluation.")
     backbone_max_new_token: Int = Field(
-        -1, ge=-1, description="Most tokens of a generated answer; -1: as the stream says."
+        -1, ge=-1, description="Maximum tokens of a generated answer; -1: as the stream declares."
     )
     backbone_max_new_token_list: tuple[Count, ...] | None = Field(
         None, description="The same for each task; replaces backbone_max_new_token."
     )
     evaluation_mode: Literal["verify", "generate"] = Field(
-        "verify", description="verify: check exact match in one pass where that decides it; same scores."
+        "verify", description="verify: decide exact match by one forward pass where possible; same scores as generate."
     )
     is_evaluate_init: bool = Field(True, description="Also evaluate all tasks before any training.")
     evaluate_unseen: bool = Field(False, description="After each task also evaluate tasks not yet learned.")
@@ -287,38 +286,37 @@ class EvaluateOptions(OptionGroup):
     )
     keep_best: bool = Field(
         False,
-        description="End a task with the weights that did best on its dev split, every evaluate_interval epochs.",
+        description="End a task with its best weights on dev, which is scored every evaluate_interval epochs.",
     )
     early_stop_accuracy: Float | None = Field(
         None,
         gt=0,
         le=1,
-        description="End a task when its score on its training questions reaches this, see evaluate_interval.",
+        description="End a task when its score on its training questions reaches this value, see evaluate_interval.",
     )
     early_stop_patience: Int | None = Field(
-        None, ge=1, description="End a task when dev has not got better for n evaluations, see evaluate_interval."
+        None, ge=1, description="End a task when dev has not improved for n evaluations, see evaluate_interval."
     )
     is_evaluate_only: bool = Field(False, description="Evaluate the backbone on all tasks and stop.")
     evaluate_checkpoint: str | None = Field(
         None,
-        description="With is_evaluate_only and the options of a run: evaluate this checkpoint of it, heads included.",
+        description="With is_evaluate_only and the options of a run: evaluate this checkpoint, including its heads.",
     )
     is_probing: bool = Field(
-        False, description="After each task fit probes on frozen features of all tasks: did head or backbone forget?"
+        False,
+        description="After each task, fit probes on frozen features of all tasks: did head or backbone forget?",
     )
     probing_rows_per_class: Int | None = Field(
-        None, ge=1, description="Training examples of each class that probes are fitted on, drawn once; None: all."
+        None, ge=1, description="Training examples per class for the probes, drawn once; None: all."
     )
-    save_features: bool = Field(
-        False, description="Keep the features that are probed: one file for each task and moment."
-    )
+    save_features: bool = Field(False, description="Save the probed features: one file per task and evaluation point.")
     recovery: bool = Field(
         False,
-        description="At the end fine-tune a copy of the model on a part of task 0's training examples "
-        "and evaluate task 0.",
+        description="After the last task, fine-tune a copy of the model on part of the training examples of task 0 and "
+        "evaluate task 0.",
     )
-    recovery_ratio: Float = Field(0.5, gt=0, le=1, description="That part: the first share of the examples.")
-    recovery_epochs: Int = Field(1, ge=1, description="Passes over that part.")
+    recovery_ratio: Float = Field(0.5, gt=0, le=1, description="Share of task 0's training examples, the first ones.")
+    recovery_epochs: Int = Field(1, ge=1, description="Epochs of the recovery.")
 
 
 class Config(  # pydantic collects fields from the last base on
@@ -343,5 +341,5 @@ class NoOptions(OptionGroup):
 
 
 def per_task(values: tuple[T, ...] | None, value: T, index: int) -> T:
-    """The value of one task: from the list if there is one, otherwise the common value."""
+    """The value for one task: from the list if there is one, otherwise the common value."""
     return value if values is None else values[index]
