@@ -49,9 +49,8 @@ def check_sentences(stream: Stream, encoder: Encoder | ClassEncoder, backbone: B
     """
     if isinstance(encoder, Encoder) or not stream.is_word_level:
         return
-    shape = getattr(backbone.model.config, "max_position_embeddings", None)
-    limit = min(shape or backbone.tokenizer.model_max_length, backbone.tokenizer.model_max_length)
-    for task in stream.tasks:
+    limit = backbone.positions
+    for task in stream.tasks if limit is not None else ():
         long = sum(length > limit for length in encoder.lengths(task.test))
         if long:
             raise UserError(
