@@ -1,4 +1,4 @@
-"""In-context learning: nothing is trained; examples of the tasks so far stand in front of each question."""
+"""In-context learning: nothing is trained; each prompt begins with examples of the tasks so far."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class ICLOptions(OptionGroup):
     """Options of ICL."""
 
     ICL_n_shot: Int = Field(1, ge=1, description="Demonstrations in front of a question.")
-    ICL_same_instance: bool = Field(False, description="One of them asks for the same fact in other words.")
-    ICL_same_concept: bool = Field(False, description="All of them are about the concept of the question.")
+    ICL_same_instance: bool = Field(False, description="One demonstration asks for the same fact in other words.")
+    ICL_same_concept: bool = Field(False, description="All demonstrations are about the concept of the question.")
 
 
 class ICL(Method):
@@ -42,7 +42,7 @@ class ICL(Method):
     Before the first task there are none: the base model alone.
 
     Only `same instance` may give the answer away: elsewhere neither x nor what asks the same fact in other words is
-    ever drawn; texts and ids tell. (The published same-concept draw does not exclude the second.) A training question
+    ever drawn, by text or id. (The published same-concept draw does not exclude the second.) A training question
     has no other wording among the training examples, so under `same instance` it gets random ones only.
 
     The limit on tokens (`max_seq_length`, else the stream's own, which was made for one question) holds for the whole
@@ -125,7 +125,7 @@ class ICL(Method):
         return len(self.encoder.bos) + len(self.encoder.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def demonstrations(self, x: Example) -> list[Example]:
-        """What stands in front of x: `ICL_n_shot` examples, or as many as there are."""
+        """Demonstrations for x: `ICL_n_shot` examples, or as many as there are."""
         rng = random_for(self.config.seed, "demonstrations", x.input, x.ids)
         count, pool = self.options.ICL_n_shot, self.pool
         if self.options.ICL_same_concept:
@@ -140,7 +140,7 @@ class ICL(Method):
 
 
 class Pool:
-    """Examples that may stand in front of a question."""
+    """Examples that may be demonstrations."""
 
     def __init__(self, examples: Sequence[Example]):
         self.examples = list(examples)

@@ -1,4 +1,4 @@
-"""InfLoRA: low-rank adaptation inside a subspace that earlier tasks' inputs do not reach."""
+"""InfLoRA: low-rank adaptation in a subspace orthogonal to the inputs of earlier tasks."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class InfLoRAOptions(OptionGroup):
         0.95,
         gt=0,
         le=1,
-        description="Share of the inputs' squared norm that is kept free of later tasks; rises to 1 over the stream.",
+        description="eps, share of the inputs' squared norm protected from later tasks; rises to 1 over the stream.",
     )
 
 
 class InfLoRA(PEFT):
-    """Learn each task with a LoRA whose down-projection is designed beforehand, so that old inputs do not feel it.
+    """Learns each task with a LoRA whose down-projection is designed to be orthogonal to the inputs of earlier tasks.
 
     Liang and Li, "InfLoRA: Interference-Free Low-Rank Adaptation for Continual Learning", CVPR 2024. With the inputs
     of a layer in task t as the columns of H_t and an orthonormal basis M of the inputs of earlier tasks,
@@ -43,13 +43,13 @@ class InfLoRA(PEFT):
         y = W x + sum_{i <= t} B_i A_i x        (the paper's A and B are ours the other way round)
         A_t = U_r^T / sqrt(3),   (I - M M^T) H_t = U S V^T
 
-    only B_t learns. As A_t M = 0, what B_t does is not felt on the span of M. After the task M takes in the directions
-    of H_t until it holds a share eps_t = eps + (1 - eps) t / T of ||H_t||^2 (GPM; Saha et al., ICLR 2021).
+    and only B_t is trained. As A_t M = 0, B_t has no effect on the span of M. After the task M is extended by
+    directions of H_t until it holds a share eps_t = eps + (1 - eps) t / T of ||H_t||^2 (GPM; Saha et al., ICLR 2021).
 
-    Singular vectors come from the (D, D) sum of H H^T; one for each layer is held at the begin and end of a task. The
+    Singular vectors come from the (D, D) sum of H H^T; one per layer is in memory at the start and end of a task. The
     1 / sqrt(3), as in the published code, is the length of the rows that LoRA usually starts with. Deviations: M is
     kept as it is where DualGPM keeps its complement if that is smaller: same subspace, at most D^2 numbers; the
-    factors of earlier tasks are summed beside the base, not merged into it, so that the base stays as it is.
+    factors of earlier tasks are summed with the base, not merged into it, so that the base stays frozen.
     """
 
     Options = InfLoRAOptions
@@ -58,7 +58,7 @@ class InfLoRA(PEFT):
     per_task = True
     inference = "sum"
     state = ("basis",)
-    excludes: ClassVar = {Setting("keep_optimizer_state"): "each task has parameters of its own"}
+    excludes: ClassVar = {Setting("keep_optimizer_state"): "each task has separate parameters"}
 
     @classmethod
     def problems(cls, config: Config, options: InfLoRAOptions, stream: Stream) -> list[str]:
@@ -68,7 +68,7 @@ class InfLoRA(PEFT):
         super().setup()
         net = adapters.innermost(self.model)
         if any(hasattr(part, "base_layer") for part in (net.get_input_embeddings(), net.get_output_embeddings())):
-            raise UserError("PEFT_lora_target_modules: InfLoRA is about inner layers; leave out embeddings and head")
+            raise UserError("PEFT_lora_target_modules: InfLoRA needs inner layers; leave out embeddings and head")
         self.basis: dict[str, Tensor] = {}  # layer -> M
 
     def before_task(self, task: Task) -> None:

@@ -10,17 +10,17 @@ from utils.distributed.modes import ALL
 
 
 class Joint(Method):
-    """At task t start again from the first weights and train on the tasks 0..t together.
+    """Trains on the tasks 0..t together at task t, from the first weights.
 
     So row t of R is what an ordinary multitask run on those tasks reaches, and the last row is the usual upper bound.
-    It is no continual-learning method: it needs all data at once, and the cost of a stream grows with the square of
+    It is not a continual-learning method: it needs all data at once, and the cost of a stream grows with the square of
     its length. An epoch of task t is one pass over the union.
     """
 
     parallel = ALL
     excludes: ClassVar = {
-        Setting("is_replay"): "all of the past is there already",
-        Setting("keep_optimizer_state"): "the weights that the moments belong to are gone",
+        Setting("is_replay"): "all earlier tasks are in the training set already",
+        Setting("keep_optimizer_state"): "the weights are reset, and the moments with them",
     }
 
     def before_task(self, task: Task) -> None:

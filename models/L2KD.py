@@ -24,15 +24,15 @@ class L2KDOptions(LAMOLOptions):
     """L2KD."""
 
     L2KD_variant: Literal["word", "seq", "seq_soft"] = Field(
-        "word", description="What is learned: probabilities, the teacher's answers, or its probabilities of those."
+        "word", description="Targets: probabilities, the teacher's answers, or its probabilities of those."
     )
-    L2KD_distill_weight: Float = Field(1.0, gt=0, description="w, weight of what the teacher gives.")
+    L2KD_distill_weight: Float = Field(1.0, gt=0, description="w, weight of the teacher's targets.")
     L2KD_temperature: Float = Field(2.0, gt=0, description="tau, temperature of the distillation.")
-    L2KD_first_task_teacher: bool = Field(True, description="The first task has a teacher, too; else it is LAMOL.")
+    L2KD_first_task_teacher: bool = Field(True, description="Use a teacher in the first task too; False: LAMOL.")
 
 
 class L2KD(LAMOL):
-    """LAMOL, but each new task is learned from a teacher that has learned this task alone::
+    """LAMOL that learns each new task from a teacher trained on this task alone::
 
         L = w [T_A + lambda T_G](new rows) + [l_A + lambda l_G](pseudo rows)
 
@@ -41,7 +41,7 @@ class L2KD(LAMOL):
         seq_soft:  T = KD_tau on these answers
 
     A task's teacher starts from the weights before any task, learns l_A + lambda l_G by the same loop, with the same
-    options and for as many epochs, teaches in eval mode, and is dropped after the task. Each term is a mean over the
+    options and number of epochs, teaches in eval mode, and is dropped after the task. Each term is a mean over the
     tokens of its own rows.
 
     Answers are written greedily. With `L2KD_first_task_teacher: False` the first task is LAMOL, as in the code of Zheng
@@ -76,7 +76,7 @@ class L2KD(LAMOL):
             assign(self.named(), student)
 
     def _be_teacher(self, task: Task) -> None:
-        """Give the model the weights before any task and let it learn this task alone."""
+        """Reset the model to the weights before any task and train it on this task alone."""
         first = load_model(self.config)
         make_room(first, len(self.backbone.tokenizer))
         assign(self.named(), dict(first.named_parameters()))

@@ -32,9 +32,9 @@ class LAMOLOptions(OptionGroup):
     LAMOL_gamma: Float = Field(0.2, ge=0, description="Pseudo-samples, as a share of the new task's examples.")
     LAMOL_topk: Int = Field(20, ge=1, description="Pseudo-samples are drawn from the k best tokens.")
     LAMOL_top_up: Int = Field(5, ge=0, description="Most rounds in which malformed pseudo-samples are replaced.")
-    LAMOL_use_task_specific_gen_token: bool = Field(False, description="A GEN token of its own for each task.")
+    LAMOL_use_task_specific_gen_token: bool = Field(False, description="A separate GEN token for each task.")
     LAMOL_use_eos_as_gen_token: bool = Field(False, description="The end-of-sequence token is GEN.")
-    LAMOL_use_ans_token: bool = Field(True, description="The token ANS stands between question and answer.")
+    LAMOL_use_ans_token: bool = Field(True, description="Put the token ANS between question and answer.")
     LAMOL_ans_split_token: str | None = Field(
         None,
         min_length=1,
@@ -43,9 +43,9 @@ class LAMOLOptions(OptionGroup):
 
 
 class LAMOL(Method):
-    """One model answers questions and writes its own exercises; before a task it writes some of the earlier ones.
+    """Trains one model to answer and to generate examples; before a task it generates pseudo-samples of earlier ones.
 
-    An example with question x and answer y is learned twice, real and pseudo-samples alike::
+    An example with question x and answer y has two losses, real and pseudo-samples alike::
 
         L = l_A + lambda l_G        l_A: CE of y after "x ANS"        l_G: CE of "x ANS y" after GEN
 
@@ -81,7 +81,7 @@ class LAMOL(Method):
             problems.append("LAMOL_gamma: needs a LAMOL_lambda above 0, else the model never learns to write")
         if config.PEFT_type and (options.LAMOL_use_ans_token or not options.LAMOL_use_eos_as_gen_token):
             problems.append(
-                "PEFT_type: new tokens would not learn, the base stands still; set LAMOL_use_eos_as_gen_token: True, "
+                "PEFT_type: new tokens would not be trained, the base is frozen; set LAMOL_use_eos_as_gen_token: True, "
                 "LAMOL_use_ans_token: False and LAMOL_ans_split_token"
             )
         if not options.LAMOL_gamma:
@@ -98,7 +98,7 @@ class LAMOL(Method):
         """Problems of what is to be learned."""
         problems = []
         if config.prompt_type not in ("auto", "none"):
-            problems.append(f"prompt_type: has no effect with {cls.__name__}, which has a format of its own")
+            problems.append(f"prompt_type: has no effect with {cls.__name__}, which has its own format")
         if any(example.messages for task in stream.tasks for example in (*task.train, *task.test)):
             problems.append(f"method {cls.__name__} learns questions and answers; {stream.name} holds chats")
         return problems
@@ -118,7 +118,7 @@ class LAMOL(Method):
 
     @property
     def by_task(self) -> bool:
-        """True if samples of a certain task can be asked for."""
+        """True if samples of a given task can be requested."""
         return self.options.LAMOL_use_task_specific_gen_token
 
     def gen(self, task: int) -> str:

@@ -21,14 +21,14 @@ class LAMOL_KDOptions(LAMOLOptions):
 
 
 class LAMOL_KD(LAMOL):
-    """LAMOL, but pseudo-samples are learned from the model of the previous task, softly::
+    """LAMOL that learns pseudo-samples by distillation from the model of the previous task::
 
         L = [l_A + lambda l_G](new rows) + w [KD_tau(A) + lambda KD_tau(G)](pseudo rows)
 
     KD_tau is tau^2 KL(teacher || student) at the positions that predict the labels. The teacher is the model as it was
     before the task, in eval mode. Each term is a mean over the tokens of its own rows. The first task is LAMOL.
 
-    In the published code the teacher is read one position late and with dropout; here not.
+    Deviation: the published code reads the teacher one position late and with dropout.
     """
 
     Options = LAMOL_KDOptions

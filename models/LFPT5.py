@@ -16,7 +16,7 @@ from utils.model.architecture import Model
 from utils.optimizer import Group
 from utils.seed import random_for
 
-NO_MODEL = "the model never changes, only the prompt learns"
+NO_MODEL = "the model is frozen, only the prompt is trained"
 
 
 class LFPT5Options(LAMOL_KDOptions):
@@ -31,18 +31,18 @@ class LFPT5Options(LAMOL_KDOptions):
 
 
 class LFPT5(LAMOL_KD):
-    """LAMOL with a soft prompt on a frozen model, and a teacher that holds the prompt on the pseudo-samples::
+    """LAMOL with a soft prompt on a frozen model, and distillation of the previous prompt on the pseudo-samples::
 
         L = (1 - k) [l_A + lambda l_G](all rows) + k [KL(A) + lambda KL(G)](pseudo rows)
 
-    One prompt of n virtual tokens, which begin as random words, answers and writes; each task goes on with it. Before
-    a task it writes pseudo-samples of the earlier ones; KL is that of the outputs under that prompt and under the
+    One prompt of n virtual tokens, initialised with random words, answers and writes in all tasks. Before a task it
+    writes pseudo-samples of the earlier ones; KL is that of the outputs under that prompt and under the
     prompt as it learns, 0 at the start. The first task is l_A + lambda l_G. Besides the prompt only the rows of the new
-    tokens ANS and GEN learn.
+    tokens ANS and GEN are trained.
 
     Deviations: pseudo-samples are a share gamma of the new task, not two of each class. A sample is kept if its answer
     is one of the answers that its task's examples had (published: a label). AdamW at `lr` (published for T5-large:
-    Adafactor at 0.5, n = 300). Other task types continue the prompt, too.
+    Adafactor at 0.5, n = 300). All task types share the prompt.
     """
 
     Options = LFPT5Options

@@ -20,24 +20,24 @@ from utils.model.weights import Weights, borrowed, eval_mode, snapshot
 class LwFOptions(OptionGroup):
     """LwF."""
 
-    LwF_lambda: Float = Field(1, ge=0, description="Weight of the distillation.")
-    LwF_temperature: Float = Field(2, gt=0, description="Temperature of teacher and student in it.")
+    LwF_lambda: Float = Field(1, ge=0, description="lambda, weight of the distillation.")
+    LwF_temperature: Float = Field(2, gt=0, description="tau, temperature of teacher and student.")
 
 
 class LwF(Method):
-    """On the new task's inputs, answer also as the model before the task would have.
+    """Distils the model before the task on the new task's inputs.
 
     Li and Hoiem, ECCV 2016 (PAMI 2018). In task t, with the weights theta_(t-1) of its beginning as teacher,
 
         L(theta) = CE(y | x; theta) + lambda tau^2 KL(p_tau(. | x; theta_(t-1)) || p_tau(. | x; theta))
 
-    per answer token, p_tau being softened by the temperature tau; no old example is needed. As in the paper, with a
-    classifier the old heads are distilled on the new inputs: each by itself in TIL, in CIL the old classes together. A
-    language model has one head for all, so both terms pull at the same distribution, and the teacher reads the new
-    answer's tokens so far. The paper's warm-up of the new head has no counterpart. tau^2 keeps the size of the gradient
-    (Hinton et al., 2015); the paper leaves it out.
+    per answer token, where p_tau is softened by the temperature tau; no old example is needed. As in the paper, with a
+    classifier the old heads are distilled on the new inputs: separately in TIL, the old classes together in CIL. A
+    language model has one head for all tasks, so both terms act on the same distribution, and the teacher reads the
+    preceding tokens of the new answer. The paper's warm-up of the new head has no counterpart. tau^2 keeps the scale of
+    the gradient (Hinton et al., 2015); the paper omits it.
 
-    Rows from memory, where there is one, are learned but not distilled.
+    Rows from memory are learned but not distilled.
     """
 
     Options = LwFOptions
@@ -50,7 +50,7 @@ class LwF(Method):
 
     def before_task(self, task: Task) -> None:
         if task.index > 0:
-            self.teacher = snapshot(self.learning(task))  # the rest will not differ
+            self.teacher = snapshot(self.learning(task))  # all other weights are equal
 
     def loss(self, model: Model, batch: Batch, task: Task) -> dict[str, Tensor]:
         logits, labels = self.outputs(model, batch, task.index)
@@ -72,7 +72,7 @@ class LwF(Method):
         return list(zip(self._old_heads(model, batch, task), olds, strict=True))
 
     def _old_heads(self, model: Model, batch: Batch, task: Task) -> list[Tensor]:
-        """What the heads of earlier tasks say, (B, K, classes of the task) each."""
+        """Logits of the heads of earlier tasks, (B, K, classes of the task) each."""
         states, _ = labelled_states(model, batch)
         return [self.classifier.one(k, states) for k in range(task.index)]
 

@@ -1,4 +1,4 @@
-"""O-LoRA: a low-rank subspace for each task, orthogonal to the earlier ones."""
+"""O-LoRA: a low-rank subspace per task, orthogonal to the earlier ones."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class OLoRAOptions(OptionGroup):
 
 
 class OLoRA(PEFT):
-    """Learn each task with a new LoRA whose down-projection keeps off the rows of all earlier ones.
+    """Learns each task with a new LoRA whose down-projection is penalised for overlap with all earlier ones.
 
     Wang et al., "Orthogonal Subspace Learning for Language Model Continual Learning", Findings of EMNLP 2023. The
-    rows of A_i span the subspace that task i was learned in; earlier factors stand still, all are summed:
+    rows of A_i span the subspace of task i; earlier factors are frozen, all are summed:
 
         y = W x + sum_{i <= t} B_i A_i x
         L = L_task + lambda_1 sum_{i < t} sum_jk |(A_i A_t^T)_jk| + lambda_2 (||A_t|| + ||B_t||)
@@ -42,7 +42,7 @@ class OLoRA(PEFT):
     options: OLoRAOptions
     per_task = True
     inference = "sum"
-    excludes: ClassVar = {Setting("keep_optimizer_state"): "each task has parameters of its own"}
+    excludes: ClassVar = {Setting("keep_optimizer_state"): "each task has separate parameters"}
 
     @classmethod
     def problems(cls, config: Config, options: OLoRAOptions, stream: Stream) -> list[str]:

@@ -43,21 +43,22 @@ class PCLLOptions(OptionGroup):
     PCLL_weight_vae_loss: Float = Field(1.0, ge=0, description="w_vae; 0: samples without a latent.")
     PCLL_weight_gen_loss: Float = Field(0.5, ge=0, description="w_gen, weight of writing whole examples.")
     PCLL_weight_kl: Float = Field(0.2, ge=0, description="c, weight of the divergence inside L_vae.")
-    PCLL_alpha_z: Float = Field(0.1, gt=0, description="alpha, scale of what the latent adds to embeddings.")
+    PCLL_alpha_z: Float = Field(0.1, gt=0, description="alpha, scale of the latent in the embeddings.")
     PCLL_latent_size: Count = Field(128, description="Numbers in a latent z.")
     PCLL_cycles: Count = Field(4, description="Cycles of beta in a task; in each it rises for 90 % of the steps.")
 
 
 class PCLL(LAMOL_KD):
-    """Pseudo-samples from a variational autoencoder whose prior is conditioned on a prompt p that names the task::
+    """Generates pseudo-samples with a variational autoencoder whose prior is conditioned on the task's prompt p::
 
         L_vae = CE(x | p, z) + c beta KL(q(z | p, x) || prior(z | p))
         L     = w_vae L_vae + CE(y | p, x) + w_gen CE(x, y | p)                                    (new rows)
         pseudo rows: the same, with each CE replaced by (1 - k) CE + k KD_tau to the model before the task
 
-    q and prior are normal distributions, read by attention pooling off an encoder of its own, which begins as a copy of
-    the backbone; alpha W z is added to the embedding of every token. beta rises from 0 to 1 in cycles. For an earlier
-    task z is drawn from its prior, x from the model, y is answered greedily; repetitions are dropped and replaced.
+    q and prior are normal distributions, computed by attention pooling from a separate encoder, initialised as a copy
+    of the backbone; alpha W z is added to the embedding of every token. beta rises from 0 to 1 in cycles. For an
+    earlier task z is drawn from its prior, x from the model, y is answered greedily; repetitions are dropped and
+    replaced.
 
     Deviations: new and pseudo rows share one step. L_vae is a mean over tokens, KL included, so the published c of .01
     beside a mean over some 20 tokens is .2 here. Pooling leaves padding out exactly. Answers are learned and asked for
@@ -68,7 +69,7 @@ class PCLL(LAMOL_KD):
     options: PCLLOptions
     backbones = frozenset({"decoder"})  # z is added to the tokens that are written, behind those that are read
     excludes: ClassVar = LAMOL_KD.excludes | {
-        Setting("PEFT_type"): "its encoder is a whole copy of the backbone, and learns"
+        Setting("PEFT_type"): "its encoder is a trainable copy of the whole backbone"
     }
     state = (*LAMOL_KD.state, "step", "steps")
     sampling = ("LAMOL_topk", "LAMOL_top_up", "PCLL_KD_weight", "PCLL_KD_temperature")
@@ -80,7 +81,7 @@ class PCLL(LAMOL_KD):
     def problems(cls, config: Config, options: PCLLOptions, stream: Stream) -> list[str]:
         problems = cls.stream_problems(config, stream)
         if options.LAMOL_gamma and not options.PCLL_weight_vae_loss and not options.PCLL_weight_gen_loss:
-            problems.append("LAMOL_gamma: needs PCLL_weight_vae_loss or PCLL_weight_gen_loss, else nobody writes")
+            problems.append("LAMOL_gamma: needs PCLL_weight_vae_loss or PCLL_weight_gen_loss, else nothing is written")
         if not options.PCLL_weight_vae_loss:
             problems += cls.unused(options, LATENT, "PCLL_weight_vae_loss 0")
         if not options.LAMOL_gamma:

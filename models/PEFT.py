@@ -1,4 +1,4 @@
-"""Adapters beside a base model that never changes: one for all tasks, or one per task."""
+"""Adapters on a frozen base model: one for all tasks, or one per task."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from utils.model.generation import generate
 class PEFTOptions(OptionGroup):
     """Method PEFT."""
 
-    PEFT_per_task: bool = Field(True, description="An adapter for each task; False: one for all, trained on and on.")
+    PEFT_per_task: bool = Field(True, description="An adapter for each task; False: one for all tasks.")
     PEFT_inference: Literal["newest", "sum", "task_id", "route"] = Field(
         "newest",
         description="Which adapter answers: the last, the sum of all (LoRA), the task's (TIL), or the one whose "
@@ -36,21 +36,20 @@ class PEFTOptions(OptionGroup):
 
 
 class PEFT(Method):
-    """Train an adapter for each task, beside a base model that never changes.
+    """Trains an adapter per task on a frozen base model.
 
-    `PEFT_type` says of what kind (LoRA: Hu et al., ICLR 2022; prompts: Lester et al., EMNLP 2021; prefixes: Li and
-    Liang, ACL 2021; IA3: Liu et al., NeurIPS 2022; bottlenecks: Pfeiffer et al., EACL 2021). With one adapter for all
-    tasks this is sequential fine-tuning of the adapter (SeqLoRA), as is SEQ with `PEFT_type`. With one per task, an
-    adapter is made when its task begins and is never touched afterwards, so nothing can be forgotten; the question is
-    which one answers:
+    `PEFT_type` is the kind (LoRA: Hu et al., ICLR 2022; prompts: Lester et al., EMNLP 2021; prefixes: Li and Liang, ACL
+    2021; IA3: Liu et al., NeurIPS 2022; bottlenecks: Pfeiffer et al., EACL 2021). With one adapter for all tasks this
+    is sequential fine-tuning of the adapter (SeqLoRA), as is SEQ with `PEFT_type`. With one per task, an adapter is
+    added when its task begins and is frozen afterwards, so nothing can be forgotten; the question is which one answers:
 
         newest    the last task's
         sum       all together, y = W x + sum_{i <= t} B_i A_i x, in training too (IncLoRA; Wang et al., 2023)
         task_id   the task's own, where tasks are known (TIL)
-        route     i* = argmin_i -1/n sum_k log p_i(x_k | x_<k), the one that the question x surprises least
+        route     i* = argmin_i -1/n sum_k log p_i(x_k | x_<k), the one with the lowest perplexity of the question x
 
     With a classifier and an adapter per task, each head reads the states of its own task's adapter and is learned among
-    the classes of its task; in CIL all adapters are asked and the likeliest class of all answers. Of words, the tag O
+    the classes of its task; in CIL all adapters are evaluated and the likeliest class answers. Of words, the tag O
     is task 0's.
     """
 

@@ -15,7 +15,7 @@ from utils.dataset import Stream
 from utils.optimizer import Group
 from utils.seed import random_for, seed_torch
 
-NO_MODEL = "the model never changes, only prompts learn"
+NO_MODEL = "the model is frozen, only prompts are trained"
 
 
 class ProgPromptOptions(OptionGroup):
@@ -27,34 +27,34 @@ class ProgPromptOptions(OptionGroup):
 
 
 class ProgPrompt(Method):
-    """The model is frozen; each task learns a prompt of its own, read before those of the earlier tasks::
+    """Learns a prompt per task in front of those of the earlier tasks; the model is frozen::
 
         min over P_k and w:  CE(y after [P_k + MLP_w(P_k); P_{k-1}; ...; P_0; x])
 
-    P_k holds the embeddings of n virtual tokens, which begin as n random words. MLP_w (D to m to D, ReLU) makes P_k
+    P_k holds the embeddings of n virtual tokens, initialised with n random words. MLP_w (D to m to D, ReLU) makes P_k
     easier to learn: at the end of the task P_k + MLP_w(P_k) becomes P_k, and w is drawn anew for the next one. Earlier
-    prompts stand still, so nothing is forgotten; in return a question comes with its task, which chooses P_k to P_0.
+    prompts are frozen, so nothing is forgotten; in return each question needs its task, which selects P_k to P_0.
 
     Deviations: the prompt of the last step is kept (published: the one with the best validation score). MLP_w has no
-    layer norm, which would give every prompt the size of T5's embeddings; its last layer begins at 0, so that a prompt
-    begins as words. Published for T5: n = 10, lr 0.3, weight decay 1e-5.
+    layer norm, which would give every prompt the size of T5's embeddings; its last layer is initialised with 0, so that
+    a prompt starts as words. Published for T5: n = 10, lr 0.3, weight decay 1e-5.
     """
 
     Options = ProgPromptOptions
     options: ProgPromptOptions
     scenarios = frozenset({"TIL"})
     excludes: ClassVar = {
-        Setting("is_replay"): "the prompts of earlier tasks never change",
+        Setting("is_replay"): "the prompts of earlier tasks are frozen",
         Setting("freeze_parts"): NO_MODEL,
         Setting("PEFT_type"): NO_MODEL,
-        Setting("keep_optimizer_state"): "each task learns a prompt of its own",
+        Setting("keep_optimizer_state"): "each task learns a separate prompt",
         Setting("recovery"): NO_MODEL,
         Setting("is_probing"): NO_MODEL,
     }
     state = ("count", "is_open")
 
-    count = 0  # prompts that learn or have learned
-    is_open = False  # the newest one is still read through the MLP
+    count = 0  # prompts of the tasks so far
+    is_open = False  # the newest prompt is still computed by the MLP
 
     @classmethod
     def problems(cls, config: Config, options: ProgPromptOptions, stream: Stream) -> list[str]:
@@ -74,7 +74,7 @@ class ProgPrompt(Method):
         return random_words(self.model, self.backbone.tokenizer, n, rng)
 
     def draw_mlp(self, k: int) -> None:
-        """The MLP that task k begins with, if there shall be one; it gives 0."""
+        """Add a fresh MLP for task k, if the option is set; its output is 0."""
         if not self.options.ProgPrompt_use_mlp:
             return
         width, size = self.prompts[0].shape[1], self.options.ProgPrompt_mlp_size

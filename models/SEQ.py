@@ -1,4 +1,4 @@
-"""Sequential fine-tuning: the lower bound that every method is compared with; and SEQ*, how far it goes with heads."""
+"""Sequential fine-tuning, the lower bound for every method; and SEQ*, its extension with heads."""
 
 from __future__ import annotations
 
@@ -26,36 +26,36 @@ from utils.model.weights import eval_mode
 class SEQOptions(OptionGroup):
     """SEQ: SEQ* with a classifier."""
 
-    SEQ_fix_encoder: bool = Field(False, description="B: the backbone does not learn, but in the warm-up.")
-    SEQ_fix_old_classifier: bool = Field(False, description="C: heads of earlier tasks do not learn.")
+    SEQ_fix_encoder: bool = Field(False, description="Freeze the backbone after the warm-up (B).")
+    SEQ_fix_old_classifier: bool = Field(False, description="Freeze the heads of earlier tasks (C).")
     SEQ_preallocated_classifier: bool = Field(
-        False, description="P: the loss of every task is over the classes of all tasks."
+        False, description="Compute the loss of every task over the classes of all tasks (P)."
     )
     SEQ_warmup_epoch_before_fix_encoder: Int = Field(
-        0, ge=0, description="W: epochs on the first task in which all learns, before its own epochs."
+        0, ge=0, description="Warm-up epochs of the whole model on the first task, before its other epochs (W)."
     )
     SEQ_warmup_target: Literal["causal-lm", "ce-loss"] = Field(
-        "causal-lm", description="What the warm-up learns: answers as text, or their classes."
+        "causal-lm", description="Objective of the warm-up: answers as text, or their classes."
     )
     SEQ_use_prototype_for_prediction: bool = Field(
-        False, description="Heads are class means of features; only the warm-up trains."
+        False, description="Use class means of features as heads; only the warm-up trains."
     )
 
 
 class SEQ(Method):
-    """Fine-tune on each task in turn, with no counter-measure to forgetting.
+    """Fine-tunes on each task in turn, without measures against forgetting.
 
     Freeze (Zheng et al., ICLR 2025) and Replay (Chaudhry et al., 2019) are this method with the settings
     `freeze_parts` and `is_replay`, which combine with every other method too.
 
     With a classifier the options below make SEQ* of "Learn or Recall? Revisiting Incremental Learning with Pre-trained
-    Language Models" (Zheng, Qiu and Ma, ACL 2024): the backbone forgets little, the heads lose their place among its
-    features. So (W) all of the model is trained on the first task for some epochs more; then (B) the backbone is fixed;
-    (C) heads of earlier tasks are fixed; (P) all heads are in the softmax from the first task on. Warm-up may train the
-    answers as text (causal-lm) or the heads (ce-loss). Prototypes, the mean features of a class's training examples in
-    eval mode, can take the place of trained heads.
+    Language Models" (Zheng, Qiu and Ma, ACL 2024): the backbone forgets little, the heads lose their alignment with its
+    features. So (W) the whole model is trained on the first task for additional epochs; then (B) the backbone is
+    frozen; (C) heads of earlier tasks are frozen; (P) all heads are in the softmax from the first task on. The warm-up
+    trains the answers as text (causal-lm) or the heads (ce-loss). Prototypes, the mean features of a class's training
+    examples in eval mode, can replace trained heads.
 
-    In the published code the fixed parts still moved a little, and the means were divided by numbers of batches.
+    In the published code the frozen parts still changed slightly, and the means were divided by numbers of batches.
     """
 
     Options = SEQOptions

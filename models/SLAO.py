@@ -17,7 +17,7 @@ from utils.model.weights import Weights, snapshot
 
 
 class SLAO(Method):
-    """Fine-tune one LoRA from task to task and answer with a running average of it, in constant memory.
+    """Fine-tunes one LoRA from task to task and answers with a running merge of it, in constant memory.
 
     Qiao and Mahdavi, "Merge before Forget: A Single LoRA Continual Learning via Continual Merging", ICLR 2026. Task
     t = 1, 2, ... starts from the factors that were tuned on task t - 1, the down-projection made orthonormal,
@@ -28,7 +28,7 @@ class SLAO(Method):
 
         A <- A_t,    B <- B + (B_t - B) / sqrt(t)
 
-    Answers are those of W + B A; training goes on from B_t and A_t.
+    W + B A answers; training continues from B_t and A_t.
     """
 
     heads = GENERATING

@@ -1,4 +1,4 @@
-"""Each task on its own: what a model of the same size reaches where nothing can be forgotten or transferred."""
+"""Each task alone: what a model of the same size reaches without forgetting or transfer."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from utils.distributed.modes import ALL
 
 
 class Single(Method):
-    """At task t start again from the first weights and train on task t alone.
+    """Trains on task t alone at task t, from the first weights.
 
-    Of R the diagonal is what this method is for: R[t, t] is the reference for learning task t, as the last row of Joint
-    is for knowing all of them. A continual learner above it has transferred, one below it has lost ability to learn.
-    R[i, j] off the diagonal says what a model that never saw task j answers there: neither the average of the last row
-    nor forgetting means anything here.
+    The diagonal of R is the result: R[t, t] is the reference for learning task t, as the last row of Joint is for
+    knowing all of them. A continual learner above it has transferred, one below it has lost ability to learn. R[i, j]
+    off the diagonal is the score of a model that never saw task j: the average of the last row and forgetting have no
+    meaning.
     """
 
     parallel = ALL
     excludes: ClassVar = {
         Setting("is_replay"): "each task is learned alone",
-        Setting("keep_optimizer_state"): "the weights that the moments belong to are gone",
+        Setting("keep_optimizer_state"): "the weights are reset, and the moments with them",
     }
 
     def before_task(self, task: Task) -> None:

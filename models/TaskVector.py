@@ -1,4 +1,4 @@
-"""Task vectors: what a task changed in the weights, scaled or merged after it was learned."""
+"""Task vectors: the change of the weights by a task, scaled or merged afterwards."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ class TaskVectorOptions(OptionGroup):
 
     TaskVector_merge: Literal["scale", "wise_ft", "magmax"] = Field("scale", description="How weights are edited.")
     TaskVector_alpha: Share = Field(0.5, description="Share of the change that is kept.")
-    TaskVector_grid: tuple[Share, ...] = Field((), description="Other shares, evaluated beside it.")
+    TaskVector_grid: tuple[Share, ...] = Field((), description="Other shares, evaluated alongside it.")
 
 
 class TaskVector(Method):
-    """Train as SEQ does; edit the weights by arithmetic when a task is learned.
+    """Trains as SEQ does and edits the weights by arithmetic after each task.
 
     With theta_0 the first weights, theta_old those before task t and theta_t those after it:
 
-        scale     theta := theta_old + alpha (theta_t - theta_old)                for t > 0; training goes on from there
-        wise_ft   answers with theta_0 + alpha (theta_t - theta_0)                training goes on from theta_t
-        magmax    answers with theta_0 + alpha max_s (theta_s - theta_0), s <= t  training goes on from theta_t
+        scale     theta := theta_old + alpha (theta_t - theta_old)                for t > 0; training continues from
+        there wise_ft   answers with theta_0 + alpha (theta_t - theta_0)                training continues from theta_t
+        magmax    answers with theta_0 + alpha max_s (theta_s - theta_0), s <= t  training continues from theta_t
 
     where max takes, entry by entry, the vector of largest magnitude. scale: task arithmetic (Ilharco et al., ICLR 2023)
     on a stream, as Zheng et al. (ICLR 2025) use it; the first task is kept whole. wise_ft: WiSE-FT (Wortsman et al.,
     CVPR 2022). magmax: MagMax (Marczak et al., ECCV 2024) on sequentially trained weights; a running maximum keeps one
     vector instead of one per task. alpha = 1 is SEQ for scale and wise_ft.
 
-    The shares of `TaskVector_grid` are evaluated beside alpha without training anything again, at one copy of the
-    weights each. With scale they vary the last task alone: the tasks before it were scaled by alpha.
+    The shares of `TaskVector_grid` are evaluated alongside alpha without further training, at one copy of the weights
+    each. With scale they vary the last task alone: the tasks before it were scaled by alpha.
 
     Difference from the papers: these fine-tune from a model that is good at the tasks already. Where theta_0 knows
-    nothing of a task, as with facts, what is scaled away is lost.
+    nothing of a task, as with facts, scaling loses knowledge.
     """
 
     Options = TaskVectorOptions

@@ -297,7 +297,7 @@ def test_new_tokens_beside_a_base_that_stands_still_are_refused():
     text = {"LAMOL_use_ans_token": False, "LAMOL_ans_split_token": "="}
     for options in ({}, eos, text):
         (problem,) = LAMOL.problems(config, LAMOL.Options(**options), tiny.micro_stream())
-        assert problem.startswith("PEFT_type: new tokens would not learn")
+        assert problem.startswith("PEFT_type: new tokens would not be trained")
     assert LAMOL.problems(config, LAMOL.Options(**eos, **text), tiny.micro_stream()) == []
 
 

@@ -353,7 +353,7 @@ def test_inflora_is_not_felt_where_earlier_tasks_were(tmp_path):
 @pytest.mark.parametrize("outer", ["embed_in", "lm_head"])
 def test_inflora_is_refused_outside_the_layers(outer):
     config = tiny.make_config("InfLoRA", PEFT_lora_target_modules=("query_key_value", outer))
-    with pytest.raises(UserError, match=r"^PEFT_lora_target_modules: InfLoRA is about inner layers; leave out"):
+    with pytest.raises(UserError, match=r"^PEFT_lora_target_modules: InfLoRA needs inner layers; leave out"):
         tiny.make_method(tiny.make_session(config))
 
 
