@@ -34,17 +34,17 @@ class AGEM(GEM):
     """
 
     Options = AGEMOptions
-    options: AGEMOptions
+    options: AGEMOptions  # type: ignore[assignment]  # all code of GEM that reads options is overridden here
 
     def draw(self, rng: random.Random) -> list[list[Example]]:
-        rows = self.memory.sample(self.options.AGEM_batch_size or self.config.batch_size, rng)
+        rows = self.needed_memory.sample(self.options.AGEM_batch_size or self.config.batch_size, rng)
         return [rows] if rows else []
 
-    def multipliers(self, gram: NDArray, products: NDArray) -> NDArray:
+    def multipliers(self, gram: NDArray[np.float64], products: NDArray[np.float64]) -> NDArray[np.float64]:
         return half_space_multipliers(gram, products)
 
 
-def half_space_multipliers(gram: NDArray, products: NDArray) -> NDArray:
+def half_space_multipliers(gram: NDArray[np.float64], products: NDArray[np.float64]) -> NDArray[np.float64]:
     """The v that makes <g + v g_ref, g_ref> = 0, if it is negative; (1,) for shapes like GEM's."""
     (square,), (product,) = gram.ravel(), products
     return np.array([-product / square if product < 0 else 0.0])

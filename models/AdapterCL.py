@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from models.Base import GENERATING, Setting
 from models.PEFT import PEFT
@@ -39,7 +39,7 @@ class AdapterCL(PEFT):
     }
 
     @classmethod
-    def problems(cls, config: Config, options: NoOptions, stream: Stream) -> list[str]:
+    def problems(cls, config: Config, options: Any, stream: Stream) -> list[str]:
         return []
 
     @property

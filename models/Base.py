@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from models.common.losses import answer_loss
 from utils.backbone import load_first_weights
 from utils.buffer import Memory
-from utils.classifier import AnswerKind, Heads, make_answers
+from utils.classifier import AnswerKind, ClassEncoder, Heads, make_answers
 from utils.config import Config, NoOptions, OptionGroup, per_task
 from utils.dataloader import Batch, Encoded, Encoder, collate
 from utils.dataset import Example, Stream
@@ -303,7 +303,7 @@ class Method:
         return self.session.config
 
     @property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> Encoder | ClassEncoder:
         """Turns examples into token ids."""
         return self.session.encoder
 
@@ -316,6 +316,20 @@ class Method:
     def classifier(self) -> Heads | None:
         """One head per task, which classifies hidden states; None: answers are written."""
         return self.answers.heads
+
+    @property
+    def needed_heads(self) -> Heads:
+        """`classifier`, in code that runs only with one."""
+        if self.answers.heads is None:
+            raise RuntimeError(f"{type(self).__name__}: there is no classifier")
+        return self.answers.heads
+
+    @property
+    def needed_memory(self) -> Memory:
+        """`memory`, for methods whose `needs` holds is_replay."""
+        if self.memory is None:
+            raise RuntimeError(f"{type(self).__name__}: there is no memory; declare is_replay in `needs`")
+        return self.memory
 
     def named(self) -> dict[str, nn.Parameter]:
         """All parameters by name; those of `extra` begin with "extra."."""
@@ -385,6 +399,5 @@ class Method:
         return torch.cat([features(self.model, batch.to(device), extract).cpu() for batch in batches]).numpy()
 
     def _remember(self, examples: Sequence[Example], task: Task, *moment: object) -> None:
-        assert self.memory is not None
         rng = random_for(self.config.seed, "memory", task.index, *moment)
-        self.memory.update(examples, rng, lambda rows: self.features(rows, task.max_length))
+        self.needed_memory.update(examples, rng, lambda rows: self.features(rows, task.max_length))

@@ -79,7 +79,7 @@ class DERpp(Method):
 
     def batch(self, examples: Sequence[Example], task: Task, rng: random.Random) -> Sequence[Example]:
         rows = super().batch(examples, task, rng)
-        drawn = self.memory.sample(self.memory_rows(), rng)
+        drawn = self.needed_memory.sample(self.memory_rows(), rng)
         return [*rows, *(replace(example, source="dark") for example in drawn)]
 
     def loss(self, model: Model, batch: Batch, task: Task) -> dict[str, Tensor]:
@@ -96,7 +96,7 @@ class DERpp(Method):
     def _error(self, logits: Tensor, labels: Tensor, batch: Batch, task: Task) -> Tensor:
         """Squared errors to the targets, () float: mean over logits, sum over the answer tokens of x'."""
         if self.options.DERpp_targets == "stored":
-            notes = [self.memory.notes[example.presentation] for example in batch.examples]
+            notes = [self.needed_memory.notes[example.presentation] for example in batch.examples]
             rows = zip(logits, labels, notes, strict=True)
             return sum((dark_error(z[y != IGNORE], note) for z, y, note in rows), logits.sum() * 0)
         if not self.teacher or not batch.examples:
@@ -108,9 +108,10 @@ class DERpp(Method):
 
     def after_step(self, task: Task) -> None:
         super().after_step(task)
-        fresh = [row for row in self.memory.rows() if row.presentation not in self.memory.notes]
+        memory = self.needed_memory
+        fresh = [row for row in memory.rows() if row.presentation not in memory.notes]
         if fresh and self.options.DERpp_targets == "stored":
-            self.memory.notes |= zip((row.presentation for row in fresh), self.dark(fresh, task), strict=True)
+            memory.notes.update(zip((row.presentation for row in fresh), self.dark(fresh, task), strict=True))
 
     def dark(self, examples: Sequence[Example], task: Task) -> list[Dark]:
         """The logits that the model gives now to the answers of some examples, in eval mode."""

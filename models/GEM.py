@@ -47,7 +47,7 @@ class GEM(Method):
     step may oppose a g_k slightly.
     """
 
-    Options = GEMOptions
+    Options: ClassVar[type[OptionGroup]] = GEMOptions
     options: GEMOptions
     needs: ClassVar = {Setting("is_replay"): "the gradients of earlier tasks are those of examples in memory"}
     state: ClassVar = ("steps", "turned")
@@ -81,7 +81,7 @@ class GEM(Method):
     def draw(self, rng: random.Random) -> list[list[Example]]:
         """The examples in memory of each earlier task, or some of them."""
         groups: dict[int, list[Example]] = {}
-        for row in self.memory.rows():
+        for row in self.needed_memory.rows():
             groups.setdefault(row.task, []).append(row)
         size = self.options.GEM_batch_size
         return [rows if size is None else rng.sample(rows, min(size, len(rows))) for rows in groups.values()]
@@ -89,8 +89,9 @@ class GEM(Method):
     def on_gradients(self, task: Task) -> None:
         if not self.drawn:
             return
-        learning = {name: w for name, w in self.named().items() if w.grad is not None}
-        g = {name: w.grad.float() for name, w in learning.items()}
+        grads = {name: w.grad for name, w in self.named().items() if w.grad is not None}
+        learning = {name: w for name, w in self.named().items() if name in grads}
+        g = {name: grad.float() for name, grad in grads.items()}
         world, parts = self.session.accelerator.num_processes, self.config.gradient_accumulation_steps
         size = -(-self.config.batch_size // (world * parts))  # as many as training puts through the model
 
@@ -107,10 +108,10 @@ class GEM(Method):
         self.steps, self.turned = self.steps + 1, self.turned + bool(v.any())
         with torch.no_grad():
             for share, a in zip(v.tolist(), old, strict=True):
-                for name, w in learning.items():
-                    w.grad.add_(a[name], alpha=share)
+                for name, grad in grads.items():
+                    grad.add_(a[name], alpha=share)
 
-    def multipliers(self, gram: NDArray, products: NDArray) -> NDArray:
+    def multipliers(self, gram: NDArray[np.float64], products: NDArray[np.float64]) -> NDArray[np.float64]:
         """v (K,) from <g_i, g_k> (K, K) and <g, g_k> (K,); g becomes g + sum_k v_k g_k."""
         return cone_multipliers(gram, products, self.options.GEM_margin)
 

@@ -90,7 +90,7 @@ class GradientProjection(Method):
             for name, w in learning.items():
                 d[name] += (w.detach().float() - begin[name].float()) / runs
             assign(learning, start)
-        length = sum(x.square().sum() for x in d.values()).sqrt().item()
+        length = torch.stack([x.square().sum() for x in d.values()]).sum().sqrt().item()
         self.session.log.event("direction", task=task.index, runs=runs, length=length)
         return d
 

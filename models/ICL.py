@@ -129,8 +129,8 @@ class ICL(Method):
         rng = random_for(self.config.seed, "demonstrations", x.input, x.ids)
         count, pool = self.options.ICL_n_shot, self.pool
         if self.options.ICL_same_concept:
-            return pool.draw(x, count, rng, pool.concepts.get(x.ids[0], []))
-        twins = pool.facts.get(x.ids, []) if self.options.ICL_same_instance else []
+            return pool.draw(x, count, rng, pool.concepts.get(x.ids[0], []) if x.ids else [])
+        twins = pool.facts.get(x.ids, []) if x.ids and self.options.ICL_same_instance else []
         twins = [example for example in twins if example.input != x.input][:1]
         drawn = twins + pool.draw(x, count - len(twins), rng, pool.examples)
         return rng.sample(drawn, len(drawn))
@@ -154,7 +154,8 @@ class Pool:
 
     def draw(self, x: Example, count: int, rng: random.Random, source: Sequence[Example]) -> list[Example]:
         """Draw examples from `source` that neither are x nor ask for the same fact, without replacement."""
-        barred = self.inputs[x.input] + len(self.facts.get(x.ids, []))  # at least as many as can be drawn in vain
+        facts = self.facts.get(x.ids, []) if x.ids else []
+        barred = self.inputs[x.input] + len(facts)  # at least as many as can be drawn in vain
         drawn = rng.sample(source, min(len(source), count + barred))
         return [e for e in drawn if e.input != x.input and (not x.ids or e.ids != x.ids)][:count]
 

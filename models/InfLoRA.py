@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -53,7 +53,7 @@ class InfLoRA(PEFT):
     """
 
     Options = InfLoRAOptions
-    options: InfLoRAOptions
+    options: InfLoRAOptions  # type: ignore[assignment]  # per_task and inference, which read the options of PEFT, are set below
     backbones = frozenset({"decoder"})
     per_task = True
     inference = "sum"
@@ -61,7 +61,7 @@ class InfLoRA(PEFT):
     excludes: ClassVar = {Setting("keep_optimizer_state"): "each task has separate parameters"}
 
     @classmethod
-    def problems(cls, config: Config, options: InfLoRAOptions, stream: Stream) -> list[str]:
+    def problems(cls, config: Config, options: Any, stream: Stream) -> list[str]:
         return adapters.need_lora(config)
 
     def setup(self) -> None:
@@ -109,7 +109,7 @@ class InfLoRA(PEFT):
         """Add up what goes into the layers inside the `with`."""
         real = batch.attention_mask.bool()
 
-        def watch(layer: str):
+        def watch(layer: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
             def look(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
                 x = args[0][real].double()
                 sums[layer] = sums.get(layer, 0) + x.T @ x

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -50,10 +50,10 @@ class L2KD(LAMOL):
 
     Options = L2KDOptions
     options: L2KDOptions
-    state = (*LAMOL.state, "teacher", "written")
+    state: ClassVar[tuple[str, ...]] = (*LAMOL.state, "teacher", "written")
 
     @classmethod
-    def problems(cls, config: Config, options: L2KDOptions, stream: Stream) -> list[str]:
+    def problems(cls, config: Config, options: Any, stream: Stream) -> list[str]:
         problems = super().problems(config, options, stream)
         if options.L2KD_variant == "seq":
             problems += cls.unused(options, ["L2KD_temperature"], "L2KD_variant seq, which distils no probabilities")

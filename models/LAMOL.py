@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import ClassVar
 
 from pydantic import Field
@@ -57,14 +58,14 @@ class LAMOL(Method):
     longer than `max_seq_length` are left out of l_G, or the model would learn to write half questions.
     """
 
-    Options = LAMOLOptions
+    Options: ClassVar[type[OptionGroup]] = LAMOLOptions
     options: LAMOLOptions
     heads = GENERATING
     backbones = WRITING
     scenarios = frozenset({"CIT", "IIL", "CIL", "TIL"})
     parallel = ALL
     excludes: ClassVar = {Setting("is_replay"): "pseudo-samples take the place of memory"}
-    state = ("pseudo", "longest")
+    state: ClassVar[tuple[str, ...]] = ("pseudo", "longest")
     sampling: ClassVar[tuple[str, ...]] = ("LAMOL_topk", "LAMOL_top_up")  # options about pseudo-samples alone
 
     pseudo: Sequence[tuple[str, str, int]] = ()  # question, answer, task; of the task being learned
@@ -105,7 +106,8 @@ class LAMOL(Method):
 
     def setup(self) -> None:
         tokenizer, options = self.backbone.tokenizer, self.options
-        self.separator = ANS if options.LAMOL_use_ans_token else options.LAMOL_ans_split_token
+        separator = options.LAMOL_ans_split_token
+        self.separator = ANS if options.LAMOL_use_ans_token or separator is None else separator
         tasks = range(len(self.stream.tasks))
         special = dict.fromkeys([self.gen(task) for task in tasks] + [ANS] * options.LAMOL_use_ans_token)
         tokenizer.add_tokens([token for token in special if token != tokenizer.eos_token], special_tokens=True)
@@ -205,7 +207,7 @@ class LAMOL(Method):
         with eval_mode(self.model):
             for old, requested in shares.items():
                 kept, written = top_up(
-                    lambda attempt, count, old=old: self.write(task, old, attempt, count),
+                    partial(self.write, task, old),
                     requested if self.longest else 0,
                     self.options.LAMOL_top_up,
                 )

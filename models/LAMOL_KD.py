@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 from torch import Tensor
 
 from models.Base import Task
 from models.LAMOL import LAMOL, LAMOLOptions
-from utils.config import Float
+from utils.config import Float, OptionGroup
 from utils.dataloader import Batch
 from utils.model.architecture import Model
 from utils.model.weights import Weights, snapshot
@@ -31,9 +33,9 @@ class LAMOL_KD(LAMOL):
     Deviation: the published code reads the teacher one position late and with dropout.
     """
 
-    Options = LAMOL_KDOptions
+    Options: ClassVar[type[OptionGroup]] = LAMOL_KDOptions
     options: LAMOL_KDOptions
-    state = (*LAMOL.state, "teacher")
+    state: ClassVar[tuple[str, ...]] = (*LAMOL.state, "teacher")
     sampling = (*LAMOL.sampling, "LAMOL_KD_distill_weight", "LAMOL_KD_temperature")
 
     def setup(self) -> None:

@@ -50,20 +50,21 @@ class LFPT5(LAMOL_KD):
     excludes: ClassVar = LAMOL_KD.excludes | {
         Setting(option): NO_MODEL for option in ("freeze_parts", "PEFT_type", "recovery", "is_probing")
     }
-    state = (*LAMOL_KD.state, "targets")
+    state: ClassVar[tuple[str, ...]] = (*LAMOL_KD.state, "targets")
     sampling = (*LAMOL_KD.sampling, "LFPT5_label_filter")
 
     def setup(self) -> None:
         tokenizer, old = self.backbone.tokenizer, len(self.backbone.tokenizer)
         rng, n = random_for(self.config.seed, "prompt"), self.options.LFPT5_num_virtual_tokens
-        self.extra["prompt"] = nn.ParameterList([random_words(self.model, tokenizer, n, rng)])
+        self.prompt = nn.ParameterList([random_words(self.model, tokenizer, n, rng)])
+        self.extra["prompt"] = self.prompt
         super().setup()
         if len(tokenizer) > old:
             self.extra["rows"] = NewRows(self.model, old, len(tokenizer) - old)
         self.targets: dict[int, list[str]] = {}  # by task; -1: all
 
     def soft_prompt(self, task_id: int | None) -> Tensor:
-        return self.extra["prompt"][0]
+        return self.prompt[0]
 
     def trainable(self, task: Task) -> list[Group]:
         lr = per_task(self.config.lr_list, self.config.lr, task.index)

@@ -58,7 +58,8 @@ class LwF(Method):
         if self.teacher:
             new, tokens = only(labels, batch.rows("task")), batch.tokens.get("task", 1)  # maybe of memory alone
             pairs = self._pairs(logits, model, batch, task)
-            kl = sum(distillation(own, old, new, tokens, self.options.LwF_temperature) for own, old in pairs)
+            tau = self.options.LwF_temperature
+            kl = sum((distillation(own, old, new, tokens, tau) for own, old in pairs), logits.new_zeros(()))
             terms["distillation"] = self.options.LwF_lambda * kl
         return terms
 
@@ -74,7 +75,7 @@ class LwF(Method):
     def _old_heads(self, model: Model, batch: Batch, task: Task) -> list[Tensor]:
         """Logits of the heads of earlier tasks, (B, K, classes of the task) each."""
         states, _ = labelled_states(model, batch)
-        return [self.classifier.one(k, states) for k in range(task.index)]
+        return [self.needed_heads.one(k, states) for k in range(task.index)]
 
     def learning_heads(self, task: Task) -> set[int]:
         return set(range(self.answers.count(task.index)))

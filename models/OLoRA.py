@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -39,13 +39,13 @@ class OLoRA(PEFT):
     """
 
     Options = OLoRAOptions
-    options: OLoRAOptions
+    options: OLoRAOptions  # type: ignore[assignment]  # per_task and inference, which read the options of PEFT, are set below
     per_task = True
     inference = "sum"
     excludes: ClassVar = {Setting("keep_optimizer_state"): "each task has separate parameters"}
 
     @classmethod
-    def problems(cls, config: Config, options: OLoRAOptions, stream: Stream) -> list[str]:
+    def problems(cls, config: Config, options: Any, stream: Stream) -> list[str]:
         return adapters.need_lora(config)
 
     def loss(self, model: Model, batch: Batch, task: Task) -> dict[str, Tensor]:

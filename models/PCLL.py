@@ -7,7 +7,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from pydantic import Field
@@ -24,6 +24,9 @@ from utils.model.architecture import Model
 from utils.model.forward import answer_logits, token_states
 from utils.model.weights import Weights, eval_mode
 from utils.seed import seed_for, seed_torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel  # seconds to import: not for --help
 
 LATENT = ("PCLL_weight_kl", "PCLL_alpha_z", "PCLL_latent_size", "PCLL_cycles")  # options of the autoencoder
 
@@ -66,19 +69,19 @@ class PCLL(LAMOL_KD):
     """
 
     Options = PCLLOptions
-    options: PCLLOptions
+    options: PCLLOptions  # type: ignore[assignment]  # `loss`, which reads those of LAMOL_KD, is overridden here
     backbones = frozenset({"decoder"})  # z is added to the tokens that are written, behind those that are read
     excludes: ClassVar = LAMOL_KD.excludes | {
         Setting("PEFT_type"): "its encoder is a trainable copy of the whole backbone"
     }
-    state = (*LAMOL_KD.state, "step", "steps")
+    state: ClassVar[tuple[str, ...]] = (*LAMOL_KD.state, "step", "steps")
     sampling = ("LAMOL_topk", "LAMOL_top_up", "PCLL_KD_weight", "PCLL_KD_temperature")
     step, steps = 0, 1  # of the task
     draw = 0.0  # decides the noise of the step in progress
     by_task = True
 
     @classmethod
-    def problems(cls, config: Config, options: PCLLOptions, stream: Stream) -> list[str]:
+    def problems(cls, config: Config, options: Any, stream: Stream) -> list[str]:
         problems = cls.stream_problems(config, stream)
         if options.LAMOL_gamma and not options.PCLL_weight_vae_loss and not options.PCLL_weight_gen_loss:
             problems.append("LAMOL_gamma: needs PCLL_weight_vae_loss or PCLL_weight_gen_loss, else nothing is written")
@@ -89,11 +92,13 @@ class PCLL(LAMOL_KD):
         return problems
 
     def setup(self) -> None:
-        options, width = self.options, self.model.get_input_embeddings().embedding_dim
+        options, width = self.options, self.model.get_input_embeddings().get_parameter("weight").shape[1]
         self.teacher: Weights = {}
+        self._seen: set[tuple[str, str]] = set()  # samples of the task that is being written
         if options.PCLL_weight_vae_loss:
             seed_torch(self.config.seed, "vae")
-            self.extra["encoder"] = copy.deepcopy(self.model.base_model)
+            self.reader = cast("PreTrainedModel", copy.deepcopy(self.model.base_model))
+            self.extra["encoder"] = self.reader
             self.extra["prior"] = Gaussian(width, options.PCLL_latent_size)
             self.extra["posterior"] = Gaussian(width, options.PCLL_latent_size)
             self.extra["W"] = nn.Linear(options.PCLL_latent_size, width, bias=False)
@@ -148,7 +153,7 @@ class PCLL(LAMOL_KD):
             return *answer_logits(model, batch), torch.zeros(())
         rows = batch.rows(view="vae")
         part = batch.only(rows or [0])  # without such rows: for the graph alone
-        hidden = token_states(self.extra["encoder"], part)
+        hidden = token_states(self.reader, part)
         prior = self.extra["prior"](hidden, part.attention_mask * (part.labels == IGNORE))  # causal: p can't see x
         mean, log_variance = posterior = self.extra["posterior"](hidden, part.attention_mask)
         z = mean + (log_variance / 2).exp() * self._noise(part.examples).to(mean)
@@ -167,7 +172,8 @@ class PCLL(LAMOL_KD):
 
     def write(self, task: Task, old: int, attempt: int, count: int) -> list[tuple[str, str] | None]:
         """Samples of one earlier task, none of which it has written before; None for each that is unusable."""
-        self._seen = set() if attempt == 0 else self._seen
+        if attempt == 0:
+            self._seen = set()
         ask = Example("", "", task=old, view="lm")
         (row,) = self.encoder([ask], None)
         prompt = collate([row._replace(answer=())], [ask], self.backbone.pad_id).to(self.model.device)
@@ -185,10 +191,11 @@ class PCLL(LAMOL_KD):
         return [self._new(pair) for pair in zip(questions, answers, strict=True)]
 
     def _new(self, pair: tuple[str | None, str]) -> tuple[str, str] | None:
-        if not all(pair) or pair in self._seen:
+        question, answer = pair
+        if not question or not answer or (question, answer) in self._seen:
             return None
-        self._seen.add(pair)
-        return pair
+        self._seen.add((question, answer))
+        return question, answer
 
     @contextmanager
     @torch.no_grad()
@@ -198,7 +205,7 @@ class PCLL(LAMOL_KD):
             yield
             return
         with eval_mode(self.extra):
-            hidden = token_states(self.extra["encoder"], prompt)
+            hidden = token_states(self.reader, prompt)
             mean, log_variance = self.extra["prior"](hidden, prompt.attention_mask)
             z = mean + (log_variance / 2).exp() * torch.randn(count, mean.shape[1]).to(mean)
             with shifted(self.model, self.options.PCLL_alpha_z * self.extra["W"](z)):

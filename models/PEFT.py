@@ -53,7 +53,7 @@ class PEFT(Method):
     is task 0's.
     """
 
-    Options = PEFTOptions
+    Options: ClassVar[type[OptionGroup]] = PEFTOptions
     options: PEFTOptions
     parallel = ALL
     needs: ClassVar = {Setting("PEFT_type"): "the kind of the adapters"}
@@ -116,7 +116,7 @@ class PEFT(Method):
 
     def setup(self) -> None:
         self.routed: list[int] = []  # tasks whose adapters have answered, since this was last logged
-        if self.isolates:
+        if self.isolates and isinstance(self.answers, HeadAnswers):
             self.answers = AdapterHeads(self.answers)
         if self.per_task:
             adapters.rename(self.model, adapters.FIRST, "task_0", self.config.seed)

@@ -79,10 +79,10 @@ class ProgPrompt(Method):
             return
         width, size = self.prompts[0].shape[1], self.options.ProgPrompt_mlp_size
         seed_torch(self.config.seed, "mlp", k)
-        mlp = nn.Sequential(nn.Linear(width, size), nn.ReLU(), nn.Linear(size, width)).to(self.prompts[0].device)
-        nn.init.zeros_(mlp[2].weight)
-        nn.init.zeros_(mlp[2].bias)
-        self.extra["mlp"] = mlp
+        first, last = nn.Linear(width, size), nn.Linear(size, width)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.extra["mlp"] = nn.Sequential(first, nn.ReLU(), last).to(self.prompts[0].device)
 
     def before_task(self, task: Task) -> None:
         self.count, self.is_open = task.index + 1, self.options.ProgPrompt_use_mlp
@@ -93,8 +93,9 @@ class ProgPrompt(Method):
         lr = per_task(self.config.lr_list, self.config.lr, task.index)
         return [Group([self.prompts[task.index], *mlp], lr, self.config.weight_decay)]
 
-    def soft_prompt(self, task_id: int) -> Tensor | None:
-        newest_first = [self.prompt(j) for j in reversed(range(min(task_id + 1, self.count)))]
+    def soft_prompt(self, task_id: int | None) -> Tensor | None:
+        count = self.count if task_id is None else min(task_id + 1, self.count)
+        newest_first = [self.prompt(j) for j in reversed(range(count))]
         return torch.cat(newest_first) if newest_first else None
 
     def prompt(self, j: int) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from models.Base import Method, Task
 from models.common.losses import answer_loss
 from utils.backbone import kind
+from utils.classifier import ClassEncoder
 from utils.config import WATCHING, Config, Int, OptionGroup
 from utils.dataloader import IGNORE, Batch
 from utils.dataset import Stream
@@ -106,7 +107,7 @@ class SEQ(Method):
         if task.index == 0 and epochs:
             self.is_warming = True
             session = self.session.aside("warm-up")
-            if self.writes:
+            if self.writes and isinstance(session.encoder, ClassEncoder):
                 session = replace(session, encoder=session.encoder.plain)
             session.fit(self, replace(task, epochs=epochs))
             self.is_warming = False
@@ -119,7 +120,7 @@ class SEQ(Method):
     def learning_heads(self, task: Task) -> set[int]:
         if self.writes:
             return set()
-        ends = len(self.classifier) if self.options.SEQ_preallocated_classifier else task.index + 1
+        ends = len(self.needed_heads) if self.options.SEQ_preallocated_classifier else task.index + 1
         known = super().learning_heads(task) | set(range(task.index, ends))
         return {k for k in known if k >= task.index} if self.options.SEQ_fix_old_classifier else known
 
@@ -127,20 +128,21 @@ class SEQ(Method):
         if self.writes:
             return {"answer": answer_loss(*answer_logits(model, batch), batch.tokens["all"])}
         if self.options.SEQ_preallocated_classifier:
-            task = replace(task, index=len(self.classifier) - 1)
+            task = replace(task, index=len(self.needed_heads) - 1)
         return super().loss(model, batch, task)
 
     def after_task(self, task: Task) -> None:
         super().after_task(task)
         if self.options.SEQ_use_prototype_for_prediction:
-            self.classifier.set_prototypes(task.index, self.prototypes(task))
+            self.needed_heads.set_prototypes(task.index, self.prototypes(task))
 
     @torch.no_grad()
     def prototypes(self, task: Task) -> Tensor:
         """(C, D): mean hidden state of each class of the task over its training examples; 0 where there are none."""
-        classes, size = self.classifier.classes, self.config.evaluate_batch_size
+        heads, size = self.needed_heads, self.config.evaluate_batch_size
+        classes, width = heads.classes, heads[0].get_parameter("weight").shape[1]
         mine, device = list(share(len(task.train))), self.model.device
-        sums = torch.zeros(classes.ends[-1], self.classifier[0].weight.shape[1], device=device)
+        sums = torch.zeros(classes.ends[-1], width, device=device)
         counts = torch.zeros(classes.ends[-1], device=device)
         with eval_mode(self.model):
             for chosen in (mine[i : i + size] for i in range(0, len(mine), size)):

@@ -30,7 +30,7 @@ def find_source(config: Config) -> str:
         UserError: a folder that is not there or holds no model.
     """
     name = config.backbone
-    if config.load_llm_ckpt:
+    if config.load_llm_ckpt and config.backbone_cache_path is not None:
         folders = [Path(config.backbone_cache_path), Path(config.backbone_cache_path) / Path(name).name]
         for folder in folders:
             if is_file(folder / "config.json"):

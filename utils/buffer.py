@@ -6,13 +6,15 @@ import math
 import random
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from utils.config import Config
 from utils.dataset import Example, Stream
+
+Key = TypeVar("Key", bound=Hashable)
 
 Features = Callable[[Sequence[Example]], NDArray[np.float32]]  # N examples -> (N, D)
 
@@ -99,7 +101,8 @@ class Memory:
         return rng.sample(group, quota)
 
     def _reservoir(self, new: list[Example], rng: random.Random) -> None:
-        size, kept = self.config.Replay_buffer_size, self.groups.setdefault("reservoir", [])
+        size = self.config.Replay_buffer_size or 0  # a reservoir has a size: the options are checked
+        kept = self.groups.setdefault("reservoir", [])
         for example in new:
             self.seen += 1
             row = replace(example, presentation=self.seen)
@@ -159,7 +162,7 @@ def remarks(config: Config, stream: Stream) -> list[str]:
     ]
 
 
-def split_evenly(total: int, keys: list[Hashable]) -> dict[Hashable, int]:
+def split_evenly(total: int, keys: list[Key]) -> dict[Key, int]:
     """Shares that differ by at most 1 and add up to `total`; the first keys get the larger ones.
 
     >>> split_evenly(7, ["a", "b", "c"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import StrEnum
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +49,8 @@ class Classes:
     """
 
     def __init__(self, stream: Stream):
-        self.stream, self.sizes = stream, stream.config.get("CUR_NUM_CLASS")
+        self.stream = stream
+        self.sizes: list[int] = stream.config.get("CUR_NUM_CLASS") or []
         if not self.sizes or len(self.sizes) != len(stream.tasks):
             raise UserError(f"classifier: stream {stream.name} does not state CUR_NUM_CLASS, its tasks' classes")
         self.ends = [sum(self.sizes[: k + 1]) for k in range(len(self.sizes))]
@@ -135,7 +137,9 @@ class Heads(nn.ModuleList):
 
     def one(self, k: int, states: Tensor) -> Tensor:
         """Logits (B, K, classes of task k) float32 of one head; states may be of another type than its weights."""
-        return self[k](states.to(self[k].weight.dtype)).float()
+        head = self[k]
+        logits: Tensor = head(states.to(head.get_parameter("weight").dtype))
+        return logits.float()
 
     def _of_tasks(self, logits: Tensor, tasks: Sequence[int]) -> Tensor:
         ids = torch.arange(logits.shape[-1], device=logits.device)
@@ -151,7 +155,7 @@ class Heads(nn.ModuleList):
     def set_prototypes(self, index: int, means: Tensor) -> None:
         """Set the weights of a head to vectors of its classes, (C, D), without a bias."""
         head = self[index]
-        head.weight.copy_(means)
+        head.get_parameter("weight").copy_(means)
         if isinstance(head, nn.Linear):
             head.bias.zero_()
 
@@ -299,9 +303,14 @@ class ClassEncoder:
         self._words: dict[str, list[int]] = {}
 
     @property
-    def tokenizer(self):
+    def tokenizer(self) -> Any:
         """The backbone's."""
         return self.plain.tokenizer
+
+    @property
+    def bos(self) -> list[int]:
+        """Token ids that the tokenizer puts in front of a text."""
+        return self.plain.bos
 
     def __call__(self, examples: Sequence[Example], max_length: int | None) -> list[Encoded]:
         """Encode examples with their classes; at most `max_length` tokens each."""
@@ -333,7 +342,8 @@ class ClassEncoder:
         return [(ids, [0 if self.extract == "cls_token" else len(ids) - 1]) for ids in rows]
 
     def _sentence(self, words: list[str], max_length: int | None) -> tuple[list[int], list[int]]:
-        ids, places, end = list(self.plain.bos), [], self.plain.end
+        ids, end = list(self.plain.bos), self.plain.end
+        places: list[int] = []
         for i, word in enumerate(words):
             pieces = self._pieces(" " + word if i else word)
             if max_length is not None and len(ids) + len(pieces) + len(end) > max_length and places:
@@ -353,4 +363,6 @@ class ClassEncoder:
         """Its class, or those of its words; 0, the tag O, for tags that the stream does not name."""
         if self.is_word_level:
             return [self.classes.index.get(tag, 0) for tag in example.target.split(" ")]
+        if example.label is None:
+            raise ValueError(f"an example without a class: {example.input[:40]!r}")
         return [example.label]

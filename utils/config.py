@@ -73,6 +73,11 @@ class RunOptions(OptionGroup):
         15, ge=0, description="Also write a checkpoint n minutes after the last one; 0: never."
     )
 
+    @property
+    def run_name(self) -> str:
+        """`wandb_name`, or the beginning of the name that the command line gives a run without one."""
+        return self.wandb_name or self.exp_prefix
+
 
 class TrackerOptions(OptionGroup):
     """Trackers."""

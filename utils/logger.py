@@ -232,7 +232,7 @@ def make_run_folder(config: Config) -> Path:
     Raises:
         UserError: the folder can't be made.
     """
-    root = Path(config.dump_path) / config.wandb_name
+    root = Path(config.dump_path) / config.run_name
     for attempt in range(100):
         name = f"{datetime.now():%Y-%m-%d-%H-%M-%S}-seed{config.seed}" + (f"-{attempt}" if attempt else "")
         try:

@@ -124,11 +124,9 @@ def _chosen(examples: Sequence[Example], task: int, config: Config) -> list[Exam
     return [examples[place] for place in places]
 
 
-def _rows(examples: Sequence[Example], answers: Answers) -> list[dict[str, int | None]]:
-    return [
-        {"index": i, "label": label} | {name: answers[name][i] for name in PROBES}
-        for i, label in enumerate(labels_of(examples))
-    ]
+def _rows(examples: Sequence[Example], answers: Answers) -> list[dict[str, int]]:
+    rows = enumerate(labels_of(examples))
+    return [{"index": i, "label": label, **{name: answers[name][i] for name in PROBES}} for i, label in rows]
 
 
 def _save(

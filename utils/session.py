@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from utils.classifier import ClassEncoder
 from utils.config import Config
 from utils.dataloader import Encoder
 from utils.logger import Aside, RunLog
@@ -20,7 +21,7 @@ class Session:
 
     config: Config
     accelerator: Accelerator
-    encoder: Encoder
+    encoder: Encoder | ClassEncoder
     log: RunLog | Aside
     loop: Callable[..., Any]  # utils.run.fit.fit: handed to methods, which lie below it
 

@@ -64,7 +64,7 @@ def dot(a: Gradient, b: Gradient) -> float:
     return float(sum((a[name] * b[name]).sum(dtype=torch.float64) for name in a))
 
 
-def cone_multipliers(gram: NDArray, products: NDArray, margin: float) -> NDArray:
+def cone_multipliers(gram: NDArray[np.float64], products: NDArray[np.float64], margin: float) -> NDArray[np.float64]:
     """GEM's v: the nearest vector to g that no g_k opposes is g + sum_k v_k g_k (Lopez-Paz and Ranzato, eq. 11).
 
     Minimises 1/2 v'Pv + p'v with v >= margin. With v = margin + S u and SPS = LL' that is a least-squares problem,

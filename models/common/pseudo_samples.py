@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from utils.dataloader import Encoded
 from utils.distributed.collectives import gather, share
-from utils.logger import RunLog
-from utils.model.architecture import Backbone
+from utils.logger import Aside, RunLog
+from utils.model.architecture import Backbone, Model
 from utils.model.generation import continuations
 from utils.seed import seed_torch
 
@@ -55,7 +56,8 @@ def top_up(write: Callable[[int, int], Sequence[Pair | None]], requested: int, r
     Returns:
         The well-formed samples, and how many were written for them.
     """
-    kept, written = [], 0
+    kept: list[Pair] = []
+    written = 0
     for attempt in range(rounds + 1):
         missing = requested - len(kept)
         if missing == 0:
@@ -74,7 +76,7 @@ def sample_texts(
     top_k: int,
     *seed: object,
     soft_prompt: Tensor | None = None,
-    condition: Callable[[int], AbstractContextManager] = nullcontext,
+    condition: Callable[[int], AbstractContextManager[Any]] = nullcontext,
 ) -> list[str]:
     """Sampled continuations of one prompt, with their special tokens, on every process.
 
@@ -109,7 +111,7 @@ def answer_all(predict: Callable[[Sequence[Encoded]], list[str]], rows: Sequence
     return [answer for answers in gather(mine, len(chunks)) for answer in answers]
 
 
-def tell(log: RunLog, task: int, old: int, requested: int, written: int, kept: Sequence[Pair]) -> None:
+def tell(log: RunLog | Aside, task: int, old: int, requested: int, written: int, kept: Sequence[Pair]) -> None:
     """Log how many samples of task `old` (-1: of any) were written for `task`, and show some."""
     counts = {"requested": requested, "written": written, "well_formed": len(kept), "distinct": len(set(kept))}
     words = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
@@ -122,13 +124,14 @@ def tell(log: RunLog, task: int, old: int, requested: int, written: int, kept: S
 
 
 @torch.no_grad()
-def make_room(model: nn.Module, tokens: int) -> None:
+def make_room(model: Model, tokens: int) -> None:
     """Give every token of the tokenizer a row in embedding and head; nothing changes where there are spare rows.
 
     A new row is the mean of the others, so that its token is neither likely nor impossible.
     """
-    known = model.get_input_embeddings().weight.shape[0]
+    known = model.get_input_embeddings().get_parameter("weight").shape[0]
     if known < tokens:
         model.resize_token_embeddings(tokens, mean_resizing=False)
         for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-            layer.weight[known:] = layer.weight[:known].mean(dim=0)
+            matrix = layer.get_parameter("weight")
+            matrix[known:] = matrix[:known].mean(dim=0)

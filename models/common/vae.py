@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from utils.model.architecture import Model
+
 
 class Gaussian(nn.Module):
     """Mean and log-variance of a normal distribution over latents, from hidden states by attention pooling."""
@@ -39,10 +41,10 @@ def cyclic(step: int, steps: int, cycles: int, rise: float = 0.9) -> float:
 
 
 @contextmanager
-def shifted(model: nn.Module, shift: Tensor) -> Iterator[None]:
+def shifted(model: Model, shift: Tensor) -> Iterator[None]:
     """Add a vector to the embedding of every token of a row, inside the `with`; shift: (B, D)."""
 
-    def add(_module: nn.Module, _args: tuple, embedded: Tensor) -> Tensor:
+    def add(_module: nn.Module, _args: tuple[Tensor, ...], embedded: Tensor) -> Tensor:
         return embedded + shift.unsqueeze(1).to(embedded.dtype)
 
     handle = model.get_input_embeddings().register_forward_hook(add)

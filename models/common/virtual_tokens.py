@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from utils.model.architecture import Model
 
-def random_words(model: nn.Module, tokenizer, count: int, rng: random.Random) -> Tensor:
+
+def random_words(model: Model, tokenizer: Any, count: int, rng: random.Random) -> Tensor:
     """(count, D) float32: embeddings of random tokens of the vocabulary, which virtual tokens begin with."""
     words = sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids))
-    return model.get_input_embeddings().weight.detach()[rng.choices(words, k=count)].float()
+    vectors = model.get_input_embeddings().get_parameter("weight").detach()
+    return vectors[rng.choices(words, k=count)].float()
 
 
 class NewRows(nn.Module):
@@ -27,15 +31,16 @@ class NewRows(nn.Module):
         count: How many there are.
     """
 
-    def __init__(self, model: nn.Module, first: int, count: int):
+    def __init__(self, model: Model, first: int, count: int):
         super().__init__()
         self.first, self.count = first, count
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-        self.read = nn.Parameter(torch.zeros(count, embedding.weight.shape[1], device=embedding.weight.device))
-        is_tied = head.weight is embedding.weight
+        matrix = embedding.get_parameter("weight")
+        self.read = nn.Parameter(torch.zeros(count, matrix.shape[1], device=matrix.device))
+        is_tied = head.weight is matrix
         self.written = self.read if is_tied else nn.Parameter(torch.zeros_like(self.read))
         for module in model.modules():  # encoder and decoder have an embedding each, with one matrix
-            if isinstance(module, nn.Embedding) and module.weight is embedding.weight:
+            if isinstance(module, nn.Embedding) and module.weight is matrix:
                 module.register_forward_hook(self._embed)
         head.register_forward_hook(self._score)
 

@@ -70,13 +70,12 @@ def _recipe(config: Config, model: PreTrainedModel) -> PeftConfig:
 
     kind: dict[str, Any] = {"task_type": TASK_TYPES[kind_of(model.config)]}
     if config.PEFT_type == "LoRA":
-        targets = config.PEFT_lora_target_modules
         return peft.LoraConfig(
             **kind,
             r=config.PEFT_lora_r,
             lora_alpha=config.PEFT_lora_alpha,
             lora_dropout=config.PEFT_lora_dropout,
-            target_modules=_targets(targets, model),
+            target_modules=_targets(config.PEFT_lora_target_modules, model),
         )
     if config.PEFT_type == "IA3":
         return peft.IA3Config(**kind)

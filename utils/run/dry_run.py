@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from models.Base import Method, Task
 from utils.buffer import Memory
 from utils.config import Config
+from utils.dataset import Example
 from utils.errors import UserError
 from utils.report.tables import markdown
 from utils.run.tasks import task_of
@@ -36,7 +41,7 @@ def text(method: Method, processes: int) -> str:
         _batches(config, processes),
         _memory(method, most),
         REMARK,
-        f"files: {Path(config.dump_path) / config.wandb_name}/<time>-seed{config.seed}/ with {_files(config)}",
+        f"files: {Path(config.dump_path) / config.run_name}/<time>-seed{config.seed}/ with {_files(config)}",
     ]
     return "\n\n".join(lines)
 
@@ -62,7 +67,11 @@ def _plan_memory(method: Method) -> None:
 
 def _remember(method: Method, task: Task) -> None:
     if method.memory is not None:
-        method.memory.update(task.train, random_for(method.config.seed, "plan", task.index), lambda _: None)
+        method.memory.update(task.train, random_for(method.config.seed, "plan", task.index), _no_features)
+
+
+def _no_features(rows: Sequence[Example]) -> NDArray[np.float32]:
+    raise RuntimeError("a memory that chooses at random asks for no features")
 
 
 def _batches(config: Config, processes: int) -> str:

@@ -145,7 +145,7 @@ def _folder(source: str, config: Config) -> Path | None:
     return None if found is None else Path(found).parent
 
 
-def _content(example: Example) -> tuple:
+def _content(example: Example) -> tuple[object, ...]:
     return example.input, example.target, example.label, example.label_in_task, example.ids, example.messages
 
 

@@ -124,7 +124,7 @@ def sketch(plan: Plan, accelerator: Accelerator, log: RunLog) -> Method:
 def assemble(plan: Plan, backbone: Backbone, accelerator: Accelerator, log: RunLog) -> Method:
     """The method around this backbone, in the session of the run."""
     config, stream = plan.config, plan.stream
-    encoder = Encoder(
+    plain = Encoder(
         backbone.tokenizer,
         choose(config.prompt_type, stream),
         ends=backbone.kind != "decoder",
@@ -132,10 +132,10 @@ def assemble(plan: Plan, backbone: Backbone, accelerator: Accelerator, log: RunL
         day=config.chat_date,
     )
     if stream.tasks[0].train[0].messages and backbone.stop_ids:
-        stop_also_at(backbone, encoder.turn_end)
-    plain = encoder
+        stop_also_at(backbone, plain.turn_end)
+    encoder: Encoder | ClassEncoder = plain
     if config.classifier is not None:
-        encoder = ClassEncoder(encoder, Classes(stream), config.backbone_extract_token)
+        encoder = ClassEncoder(plain, Classes(stream), config.backbone_extract_token)
     session = Session(config, accelerator, encoder, log, fit)
     method = plan.method(session, plan.options, backbone, stream)
     plain.method = method
@@ -154,7 +154,7 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft asks
     if not (mode() or "").startswith("ZeRO"):
         # Saving a model would import it, to ask whether the model is wrapped in it: a notice for nothing.
-        sys.modules.setdefault("deepspeed", None)
+        sys.modules.setdefault("deepspeed", None)  # type: ignore[arg-type]  # None makes the import fail
 
 
 def _open_folder(plan: Plan, accelerator: Accelerator, folder: Path | None) -> Path:

@@ -15,8 +15,9 @@ from utils.storage.moment import Moment
 def task_of(method: Method, index: int) -> Task:
     """A task of the stream, with what the options say about it."""
     config, data = method.config, method.stream.tasks[index]
-    first = index == 0 and config.training_epochs_first_task is not None
-    epochs = config.training_epochs_first_task if first else config.training_epochs
+    epochs = config.training_epochs
+    if index == 0 and config.training_epochs_first_task is not None:
+        epochs = config.training_epochs_first_task
     return Task(
         index,
         data.name,
