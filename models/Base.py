@@ -318,13 +318,6 @@ class Method:
         return self.answers.heads
 
     @property
-    def needed_heads(self) -> Heads:
-        """`classifier`, in code that runs only with one."""
-        if self.answers.heads is None:
-            raise RuntimeError(f"{type(self).__name__}: there is no classifier")
-        return self.answers.heads
-
-    @property
     def needed_memory(self) -> Memory:
         """`memory`, for methods whose `needs` holds is_replay."""
         if self.memory is None:

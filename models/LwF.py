@@ -75,7 +75,7 @@ class LwF(Method):
     def _old_heads(self, model: Model, batch: Batch, task: Task) -> list[Tensor]:
         """Logits of the heads of earlier tasks, (B, K, classes of the task) each."""
         states, _ = labelled_states(model, batch)
-        return [self.needed_heads.one(k, states) for k in range(task.index)]
+        return [self.answers.needed_heads.one(k, states) for k in range(task.index)]
 
     def learning_heads(self, task: Task) -> set[int]:
         return set(range(self.answers.count(task.index)))

@@ -120,7 +120,7 @@ class SEQ(Method):
     def learning_heads(self, task: Task) -> set[int]:
         if self.writes:
             return set()
-        ends = len(self.needed_heads) if self.options.SEQ_preallocated_classifier else task.index + 1
+        ends = len(self.answers.needed_heads) if self.options.SEQ_preallocated_classifier else task.index + 1
         known = super().learning_heads(task) | set(range(task.index, ends))
         return {k for k in known if k >= task.index} if self.options.SEQ_fix_old_classifier else known
 
@@ -128,18 +128,18 @@ class SEQ(Method):
         if self.writes:
             return {"answer": answer_loss(*answer_logits(model, batch), batch.tokens["all"])}
         if self.options.SEQ_preallocated_classifier:
-            task = replace(task, index=len(self.needed_heads) - 1)
+            task = replace(task, index=len(self.answers.needed_heads) - 1)
         return super().loss(model, batch, task)
 
     def after_task(self, task: Task) -> None:
         super().after_task(task)
         if self.options.SEQ_use_prototype_for_prediction:
-            self.needed_heads.set_prototypes(task.index, self.prototypes(task))
+            self.answers.needed_heads.set_prototypes(task.index, self.prototypes(task))
 
     @torch.no_grad()
     def prototypes(self, task: Task) -> Tensor:
         """(C, D): mean hidden state of each class of the task over its training examples; 0 where there are none."""
-        heads, size = self.needed_heads, self.config.evaluate_batch_size
+        heads, size = self.answers.needed_heads, self.config.evaluate_batch_size
         classes, width = heads.classes, heads[0].get_parameter("weight").shape[1]
         mine, device = list(share(len(task.train))), self.model.device
         sums = torch.zeros(classes.ends[-1], width, device=device)

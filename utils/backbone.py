@@ -74,7 +74,7 @@ def _check_vocabulary(net: PreTrainedModel, tokenizer: Any, source: str) -> None
     Special tokens without a row are harmless, as text in data is never read as a special token, unless they end or pad
     texts or the chat template writes them. Gemma 3 has one, for images.
     """
-    rows = len(net.get_input_embeddings().weight)
+    rows = len(net.get_input_embeddings().get_parameter("weight"))
     special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     written = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token}
     beyond = sorted(

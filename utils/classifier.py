@@ -170,6 +170,13 @@ class WrittenAnswers:
     def __init__(self, backbone: Backbone):
         self.backbone = backbone
 
+    @property
+    def needed_heads(self) -> Heads:
+        """`heads`, in code that runs only with a classifier."""
+        if self.heads is None:
+            raise RuntimeError("there is no classifier")
+        return self.heads
+
     def outputs(
         self, model: Model, batch: Batch, index: int | None, prompt: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:

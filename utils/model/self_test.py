@@ -78,8 +78,7 @@ def _rows_at_once(config: Config, processes: int) -> int:
 
 
 def _embeddings(backbone: Backbone) -> Tensor:
-    table: Tensor = adapters.innermost(backbone.model).get_input_embeddings().weight
-    return table
+    return adapters.innermost(backbone.model).get_input_embeddings().get_parameter("weight")
 
 
 @torch.no_grad()

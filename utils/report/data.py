@@ -72,7 +72,7 @@ def _questions(train: Sequence[Example], test: Sequence[Example]) -> Iterator[tu
     yield sum(_question(example) in learned for example in test), "test questions that are in train too"
 
 
-def _question(example: Example) -> tuple:
+def _question(example: Example) -> tuple[object, ...]:
     return example.input.strip(), example.messages and example.messages[:-1]
 
 
