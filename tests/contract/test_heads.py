@@ -22,7 +22,7 @@ def config_of(name, family, **options):
 
 
 @pytest.mark.parametrize("family", [BACKBONES[0], pytest.param(BACKBONES[1], marks=pytest.mark.slow)])
-def test_resumed_is_as_if_never_stopped(name, family, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(name, family, tmp_path):
     if family not in ("neox",) and "encoder" not in load_method(name).backbones:
         pytest.skip("refused before")
     folders = [tmp_path / "whole", tmp_path / "cut"]

@@ -111,7 +111,7 @@ def test_another_seed_is_another_run(name, reference, tmp_path):
 
 @pytest.mark.parametrize("place", [slow("task_0_epoch_1_step_3"), "task_2_epoch_0_step_2", slow("task_1")])
 @pytest.mark.parametrize("keep", [False, slow(True)])
-def test_resumed_is_as_if_never_stopped(name, reference, tmp_path, place, keep):
+def test_a_resumed_run_equals_an_uninterrupted_one(name, reference, tmp_path, place, keep):
     if keep and place != "task_1":
         pytest.skip("one place is enough for the optimizer that is carried on")
     if "epoch" in place:
@@ -136,7 +136,7 @@ def test_resumed_is_as_if_never_stopped(name, reference, tmp_path, place, keep):
     assert resumed.losses == whole.losses[len(whole.losses) - len(resumed.losses) :]
 
 
-def test_what_is_not_trainable_stands_still(name, tmp_path):
+def test_frozen_parameters_do_not_change(name, tmp_path):
     """Weight decay, and momentum from an earlier task, would move it if it were in the optimizer."""
     skip_without_training(name)
     optimizers, checked = [], []
@@ -202,7 +202,7 @@ def test_the_matrix_has_exactly_the_cells_that_were_evaluated(name, reference, t
         assert [row["target"] for row in rows] == [e.target for e in tiny.micro_stream().tasks[task].test], key
 
 
-def test_a_loss_that_is_no_number_stops_before_the_weights_move(name, tmp_path):
+def test_a_non_finite_loss_stops_before_the_update(name, tmp_path):
     skip_without_training(name)
     kept = {}
 
@@ -264,7 +264,7 @@ def test_the_task_is_known_in_til_alone(name, tmp_path, il_mode):
     assert ("R_train" in made.results) is (il_mode in ("IIL", "CKE"))
 
 
-def test_what_cannot_run_is_refused_before_anything_is_loaded(name, tmp_path, monkeypatch):
+def test_unsupported_runs_are_refused_before_weights_are_loaded(name, tmp_path, monkeypatch):
     save_stream(tiny.micro_stream(), tmp_path)
     kind = load_method(name)
     monkeypatch.setattr(kind, "scenarios", frozenset({"CIT", "IIL"}))
@@ -285,7 +285,7 @@ def test_what_cannot_run_is_refused_before_anything_is_loaded(name, tmp_path, mo
     assert not (tmp_path / "runs").exists()
 
 
-def test_says_what_it_needs_in_known_words(name):
+def test_declares_capabilities_with_known_values(name):
     kind, config = load_method(name), tiny.make_config(name)
     assert kind.__name__ == name.rpartition(":")[2]
     assert kind.scenarios <= {"CIL", "TIL", "IIL", "CIT", "CKE"}

@@ -206,7 +206,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_told_and_leaves_nothing_behind(name, small, tmp_path, capsys):
+def test_a_configuration_error_is_reported_and_leaves_no_files(name, small, tmp_path, capsys):
     for file, text in {"SEQ": "method: SEQ\n", "broken": "lr: [1\n", "typo": "batch_sise: 3\n"}.items():
         (tmp_path / f"{file}.yaml").write_text(text)
     before = sorted(tmp_path.rglob("*"))
@@ -272,7 +272,7 @@ def test_a_folder_in_use_is_not_resumed(copy, capsys):
     assert "is in use by a process that still runs" in capsys.readouterr().err
 
 
-def test_control_c_tells_how_to_go_on(small, tmp_path, done):
+def test_control_c_prints_how_to_resume(small, tmp_path, done):
     process = start([*small, "--dump_path", str(tmp_path)])
     while not list(tmp_path.glob("*/*/predictions/after_0/task_0.jsonl")) and process.poll() is None:
         time.sleep(0.005)

@@ -57,7 +57,7 @@ def test_the_steps_add_a_method(tmp_path):
     python(project, "-m", "pytest", "-q", "-n", "0", *OTHERS)
 
 
-def test_a_method_of_ones_own_package(tmp_path):
+def test_a_method_in_a_user_s_package(tmp_path):
     package = tmp_path / "my_package"
     package.mkdir()
     (package / "__init__.py").touch()

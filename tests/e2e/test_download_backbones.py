@@ -51,7 +51,7 @@ def test_only_what_transformers_loads_is_fetched(hub, tmp_path, capsys):
     assert f"--backbone {out}" in text and f"--load_llm_ckpt True --backbone_cache_path {out}" in text
 
 
-def test_what_does_not_load_is_told(hub, tmp_path, capsys):
+def test_a_model_that_does_not_load_is_reported(hub, tmp_path, capsys):
     (hub / "config.json").write_text("{}")
     assert main(["--backbone", "some/model", "--out", str(tmp_path / "out")]) == 2
     assert "AutoConfig cannot load" in capsys.readouterr().err
@@ -64,7 +64,7 @@ def test_a_model_without_safetensors_is_refused(hub, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_an_unknown_name_is_told_in_one_line(hub, tmp_path, capsys):
+def test_an_unknown_name_is_reported_in_one_line(hub, tmp_path, capsys):
     assert main(["--backbone", "other/model", "--out", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err == "error: --backbone: other/model could not be downloaded (404: other/model)\n"
 

@@ -62,7 +62,7 @@ def test_a_model_alone_can_still_be_a_backbone(small, tmp_path):
     assert answers(alone, "base", 0) == answers(whole, "after_1", 0)
 
 
-def test_a_wrong_checkpoint_is_told(small, tmp_path, capsys):
+def test_a_wrong_checkpoint_is_reported(small, tmp_path, capsys):
     whole = run([*small, *KINDS["heads"]], tmp_path / "whole")
     checkpoint = str(whole / "checkpoints/task_1")
     words = ["--is_evaluate_only", "--dump_path", str(tmp_path / "alone"), "--evaluate_checkpoint"]
@@ -74,7 +74,7 @@ def test_a_wrong_checkpoint_is_told(small, tmp_path, capsys):
     assert "has no effect without is_evaluate_only" in capsys.readouterr().err
 
 
-def test_a_plan_is_told_and_nothing_written_or_loaded(small, tmp_path, capsys, monkeypatch):
+def test_a_dry_run_prints_the_plan_and_writes_and_loads_nothing(small, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(nn.Module, "load_state_dict", None)
     total = sum(w.numel() for w in make_model().parameters())
     words = ["--dataset", "micro", "--is_replay", "--Replay_buffer_ratio", "0.5", "--freeze_parts", "[embeddings]"]

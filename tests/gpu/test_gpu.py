@@ -82,7 +82,7 @@ def test_accumulation(options, plain, tmp_path):
     assert found.peak_bytes < plain.peak_bytes
 
 
-def test_a_run_goes_on(options, plain, tmp_path):
+def test_an_interrupted_run_is_resumed(options, plain, tmp_path):
     """Cut off inside task 1, it ends as if it had not been."""
     whole = measure(tmp_path, *options, "--save_llm_ckpt", "true", "--save_llm_ckpt_step_interval", "3")
     places = checkpoints(whole.folder / "checkpoints")

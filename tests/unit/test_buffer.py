@@ -185,7 +185,7 @@ def test_samples_are_drawn_without_replacement():
     {"Replay_buffer_ratio": 0.5}, {"Replay_buffer_size": 7, "Replay_class_balanced": True},
     {"Replay_buffer_size": 7, "Replay_sampling_algorithm": "reservoir"},
 ])  # fmt: skip
-def test_a_saved_memory_goes_on_as_if_nothing_had_happened(options):
+def test_a_saved_memory_continues_identically(options):
     examples = [Example(f"q {i}", "a", i % 2, i % 2, (1, 2, i)) for i in range(20)]
     first = Memory(make_config(is_replay=True, **options))
     first.update(examples[:12], random.Random(1), no_features)

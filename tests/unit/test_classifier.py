@@ -186,7 +186,7 @@ def test_which_heads_learn(options, own, expected):
 
 
 @pytest.mark.parametrize("family", ["neox", "bert_encoder", "t5"])
-def test_the_backbone_learns_with_its_heads_at_rates_of_their_own(family):
+def test_backbone_and_heads_have_separate_learning_rates(family):
     method = made(family, options={"classifier_lr": 0.1, "classifier_weight_decay": 0.3, "lr": 1e-4})
     groups = method.trainable(tiny.make_task(0, method.stream))
     assert [(g.lr, g.weight_decay) for g in groups] == [(1e-4, method.config.weight_decay), (0.1, 0.3)]
@@ -229,7 +229,7 @@ def test_it_can_learn(tmp_path):
 # --- SEQ*
 
 
-def test_warm_up_learns_all_and_then_the_backbone_stands_still():
+def test_the_backbone_is_trained_in_the_warm_up_and_then_frozen():
     warm = {"SEQ_fix_encoder": True, "SEQ_warmup_epoch_before_fix_encoder": 2}
     for target in ("causal-lm", "ce-loss"):
         method = made(SEQ_warmup_target=target, **warm)
@@ -468,7 +468,7 @@ def classes_of(**facts):
     return Classes(Stream("s", stream.tasks, stream.config | facts))
 
 
-def test_streams_that_do_not_tell_their_classes_are_refused():
+def test_streams_without_classes_are_refused_for_heads():
     with pytest.raises(UserError, match="stream s does not state CUR_NUM_CLASS"):
         classes_of(CUR_NUM_CLASS=None)
     with pytest.raises(UserError, match=r"task 0 of s has the classes 0 to 1 .*, but an example of class 2"):

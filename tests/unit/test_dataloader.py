@@ -157,7 +157,7 @@ def test_answer_length_covers_every_label():
     assert batch.answer_length == 1
 
 
-def test_labels_of_earlier_turns_stand_at_their_places():
+def test_labels_of_earlier_turns_are_in_their_columns():
     batch = collate([Encoded([5, 6, 7, 8], [9, 0], [1, 2]), Encoded([5], [9])], EXAMPLES[:2], tiny.PAD)
     assert batch.labels[0].tolist() == [IGNORE, 6, 7, IGNORE, 9, 0]
     assert batch.answer_length == 5

@@ -134,7 +134,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_files_are_told_with_the_place(tmp_path, name):
+def test_errors_in_files_are_reported_with_their_place(tmp_path, name):
     content, config, text = WRONG[name]
     write(tmp_path, {"0": content}, config)
     with pytest.raises(UserError) as error:

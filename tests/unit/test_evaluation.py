@@ -66,7 +66,7 @@ def test_the_mean_of_the_rows_is_the_score(parts):
     assert set(rows[0]) == {"index", "input", "target", "prediction", "score", "decided"}
 
 
-def test_a_file_that_is_there_is_not_made_again(parts):
+def test_an_existing_file_is_not_written_again(parts):
     method, session, cell = parts()
     result = evaluate(method, session, cell)
     method.backbone = None  # would fail if it were asked
@@ -83,7 +83,7 @@ def test_an_evaluation_that_fails_leaves_no_file(parts, monkeypatch):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("mode", ["verify", "generate"])
-def test_the_mode_of_the_model_is_put_back(parts, training, mode):
+def test_the_mode_of_the_model_is_restored(parts, training, mode):
     method, session, cell = parts(evaluation_mode=mode)
     method.extra["own"] = tiny.torch.nn.Dropout()
     method.model.train(training)
@@ -98,7 +98,7 @@ def test_the_mode_of_the_model_is_put_back(parts, training, mode):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_weights_that_are_no_numbers_are_refused(value, tmp_path):
+def test_non_finite_weights_are_refused(value, tmp_path):
     session = tiny.make_session(tiny.make_config(is_evaluate_only=True))
     method = tiny.make_method(session)
     check_finite(method)
@@ -134,7 +134,7 @@ class Spy(Method):
 
 
 @pytest.mark.parametrize("il_mode", ["CIL", "TIL", "CIT", "IIL", "CKE"])
-def test_the_task_is_told_in_til_alone_and_own_answers_are_not_second_guessed(parts, tmp_path, il_mode):
+def test_methods_get_the_task_id_in_til_only_and_their_own_answers_are_used(parts, tmp_path, il_mode):
     _, _, cell = parts()
     session = tiny.make_session(tiny.make_config(il_mode=il_mode))
     method = tiny.make_method(session, method_class=Spy)

@@ -41,7 +41,7 @@ def test_two_runs_of_one_second_have_two_folders(tmp_path, monkeypatch):
     assert all(folder.parent == tmp_path / "tiny" and folder.is_dir() for folder in folders)
 
 
-def test_a_folder_that_is_there_is_never_touched(tmp_path, monkeypatch):
+def test_an_existing_folder_is_never_changed(tmp_path, monkeypatch):
     first = make_run_folder(config(tmp_path))
     (first / "results.json").write_text("mine", encoding="utf-8")
     assert make_run_folder(config(tmp_path)) != first
@@ -54,7 +54,7 @@ def test_a_place_that_cannot_be_written(tmp_path):
         make_run_folder(make_config(dump_path=str(tmp_path / "file")))
 
 
-def test_environment_tells_what_is_needed_to_repeat(tmp_path, monkeypatch):
+def test_env_json_holds_what_a_repetition_needs(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["main_CL.py", "--seed", "0"])
     write_environment(tmp_path, config(tmp_path, seed=0), "cpu", 2)
     found = read_json(tmp_path / "env.json")
@@ -90,7 +90,7 @@ def test_events_are_lines_of_json(tmp_path):
     assert all(datetime.fromisoformat(row["time"]).tzinfo for row in rows)
 
 
-def test_a_resumed_run_goes_on_in_the_same_files(tmp_path, capsys):
+def test_a_resumed_run_appends_to_the_same_files(tmp_path, capsys):
     for word in ("one", "two"):
         log = opened(tmp_path)
         log.event(word)

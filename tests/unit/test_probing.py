@@ -31,7 +31,7 @@ def clouds(labels, seed=0, width=6, gap=8.0):
 
 
 @pytest.mark.parametrize("name", PROBES)
-def test_what_is_separable_is_found_however_it_is_turned(name):
+def test_separable_classes_are_found_after_any_rotation(name):
     """A head that had learned the classes along the axes is at chance; each probe is at 100 %."""
     x, new = clouds(THREE), clouds(np.roll(THREE, 7), seed=0)
     observed = x[:, :3].argmax(axis=1)  # reads the axes, which have been turned away
@@ -42,7 +42,7 @@ def test_what_is_separable_is_found_however_it_is_turned(name):
 
 
 @pytest.mark.parametrize("name", PROBES)
-def test_labels_by_chance_are_not_found(name):
+def test_random_labels_are_not_found(name):
     rng = np.random.default_rng(0)
     x, y, new = rng.normal(size=(300, 4)), rng.integers(0, 3, 300), rng.normal(size=(300, 4))
     score = np.mean(np.array(fit_probes(x, y)[name].predict(new)) == rng.integers(0, 3, 300))
@@ -193,7 +193,7 @@ def test_probing_leaves_no_trace_in_training(tmp_path):
 
 
 @pytest.mark.parametrize("after", ["task_0", "task_1"])
-def test_a_cut_off_run_is_probed_to_the_end(after, tmp_path):
+def test_an_interrupted_run_is_probed_to_the_end(after, tmp_path):
     config = tiny.make_config(il_mode="TIL", **OPTIONS)
     whole = tiny.run(tmp_path / "whole", config)
     with pytest.raises(tiny.Interrupted):
@@ -206,14 +206,14 @@ def test_a_cut_off_run_is_probed_to_the_end(after, tmp_path):
             assert file.read_bytes() == (tmp_path / "cut" / file.relative_to(tmp_path / "whole")).read_bytes()
 
 
-def test_a_moment_that_is_there_is_not_probed_again(made, tmp_path, monkeypatch):
+def test_a_probed_evaluation_point_is_not_probed_again(made, tmp_path, monkeypatch):
     method, session = made
     probing.probe(method, session, tmp_path, BASE, 0)
     monkeypatch.setattr(probing, "fit_probes", None)  # would fail if it were asked
     probing.probe(method, session, tmp_path, BASE, 0)
 
 
-def test_weights_that_answer_are_those_that_are_probed(tmp_path):
+def test_the_evaluated_weights_are_probed(tmp_path):
     config = tiny.make_config("TaskVector", il_mode="CIL", **OPTIONS)
     made = tiny.run(
         tmp_path, config, TaskVector_alpha=0.0, TaskVector_merge="wise_ft"
@@ -240,7 +240,7 @@ def probed_run(folder, observed, answers, labels=(0, 1, 2, 3)):
     return folder
 
 
-def test_report_sets_observed_beside_probing(tmp_path):
+def test_report_shows_observed_next_to_probing_accuracy(tmp_path):
     right, half = [0, 1, 2, 3], [0, 1, 0, 0]
     answers = {"base": [half, half], "after_0": [right, half], "after_1": [right, half]}
     run = probed_run(tmp_path / "run", [[1.0, None], [0.2, 0.9]], answers)
@@ -258,7 +258,7 @@ def test_report_sets_observed_beside_probing(tmp_path):
     assert "linear probe" in tiny.compare([run]) and "75.00" in tiny.compare([run])
 
 
-def test_a_broken_answer_file_is_told(tmp_path):
+def test_a_broken_answer_file_is_reported(tmp_path):
     run = probed_run(tmp_path / "run", [[1.0]], {"after_0": [[0, 0, 0, 0]]})
     (run / "probing/after_0/task_0.jsonl").write_text('{"label": 1}\n', encoding="utf-8")
     with pytest.raises(UserError, match="expected rows with label"):

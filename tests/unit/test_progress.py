@@ -40,7 +40,7 @@ def test_nothing_done_yet_has_no_pace(monkeypatch):
     assert Bar("x", 5, "files", None).left() == "time left unknown"
 
 
-def test_a_quiet_one_says_nothing(monkeypatch):
+def test_a_quiet_one_prints_nothing(monkeypatch):
     now, lines = clocked(monkeypatch), []
     monkeypatch.setattr(sys, "stderr", Terminal())
     bar = Bar("x", 5, "files", lines.append, quiet=True)

@@ -46,19 +46,19 @@ def test_the_order_of_the_entities_in_the_sentence_is_free():
     assert prompt == "Input sentence: b sees a\n The relationship between a and b is"
 
 
-def test_missing_markers_are_told():
+def test_missing_markers_are_reported():
     with pytest.raises(UserError, match=r"expected the marker \[E12\] once in '\[E11\] a"):
         render(Example("[E11] a [E21] b [E22]", "r"), "relation_classification_qa")
 
 
-def test_unknown_prompt_types_are_told():
+def test_unknown_prompt_types_are_reported():
     with pytest.raises(UserError, match=r"expected one of auto, .*got 'defualt'; did you mean 'default'"):
         render(RELATION, "defualt")
     with pytest.raises(UserError, match=r"got 'x'$"):
         choose("x", Stream("s", ()))
 
 
-def test_auto_is_what_the_stream_says_and_else_what_its_name_tells():
+def test_auto_is_the_stream_s_prompt_type_or_follows_from_its_name():
     assert choose("auto", Stream("fewrel_task8", (), {"PROMPT_TYPE": "qa"})) == "qa"
     assert choose("default", Stream("fewrel_task8", (), {"PROMPT_TYPE": "qa"})) == "default"
     names = ["concept_1k_task10", "clinc150_task15", "tacred_task8", "biography_qa_task6", "my_own"]

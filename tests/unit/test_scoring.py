@@ -78,7 +78,7 @@ def test_scores_are_shares_and_a_perfect_answer_gets_the_best(name):
     assert values[-1] == (max if metric.higher_is_better else min)(values)
 
 
-def test_unknown_metric_says_what_there_is():
+def test_an_unknown_metric_lists_the_known_ones():
     with pytest.raises(UserError, match=r"unknown metric 'exact_macth'.*did you mean 'exact_match'"):
         score("exact_macth", ["a"], ["a"])
     with pytest.raises(UserError, match="expected one of exact_match, first_letter"):
@@ -158,7 +158,7 @@ def test_words_do_not_depend_on_how_accents_are_written():
     assert words("Gro\u0308\u00dfe") == words("größe") == ["größe"]
 
 
-def test_sari_looks_at_the_source():
+def test_sari_depends_on_the_source():
     kept, changed = "About 95 species are known .", "About 95 species are accepted ."
     keep = (10 / 11 + 3 / 4 + 2 / 3 + 1 / 2) / 4  # F1 for n = 1..4; nothing is deleted (1), nothing is added (0)
     assert score("sari", [kept, changed], [changed, changed], [kept, kept]) == [pytest.approx((keep + 1) / 3), 1.0]

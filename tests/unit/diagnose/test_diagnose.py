@@ -31,7 +31,7 @@ def test_angles_of_spaces_that_are_known():
     assert angles.vector_angles(basis(0, 1), torch.cat([half, basis(1), basis(5)], dim=1)) == pytest.approx([45, 0, 90])
 
 
-def test_a_space_carries_the_energy_that_is_asked_for():
+def test_a_space_carries_the_given_energy():
     update = torch.diag(torch.tensor([3.0, 1.0, 0.1]))  # squares: 9, 1, 0.01
     assert [angles.column_space(update, energy).shape[1] for energy in (0.5, 0.9, 0.99, 1.0)] == [1, 2, 2, 3]
     assert angles.column_space(torch.zeros(3, 2), 0.99).shape == (3, 0)
@@ -142,7 +142,7 @@ def test_the_curve_ends_as_the_run_did(kept, tmp_path):
     assert (int(first["step"]), int(last["step"])) == (15, 45)
 
 
-def test_what_is_there_is_not_trained_again(kept, tmp_path, monkeypatch):
+def test_existing_results_are_not_computed_again(kept, tmp_path, monkeypatch):
     command = ["recovery", str(kept), "--out", str(tmp_path), "--checkpoints", "task_1"]
     assert diagnose.main(command) == 0
     first = (tmp_path / "recovery.csv").read_bytes()
@@ -191,7 +191,7 @@ def problem(arguments, capsys):
     return text
 
 
-def test_mistakes_are_told_in_one_line(kept, tmp_path, capsys):
+def test_errors_are_one_line(kept, tmp_path, capsys):
     assert "is not a run folder: expected config.yaml" in problem(["shift", tmp_path], capsys)
     wrong = ["angles", kept, "--checkpoints", "task_0", "task_9", "task_1"]
     assert "checkpoints/task_9 is missing or not whole; there are: task_0_epoch_2_step_1, " in problem(wrong, capsys)
@@ -220,7 +220,7 @@ def test_methods_that_answer_with_more_than_the_model_are_refused(kept, tmp_path
 @pytest.mark.parametrize(
     "words", [["surface", "x", "--points", "1"], ["angles", "x", "--energy", "2"], ["growth", "x"]]
 )
-def test_wrong_options_are_told_by_the_command_line(words):
+def test_the_command_line_reports_wrong_options(words):
     with pytest.raises(SystemExit) as error:
         diagnose.main(words)
     assert error.value.code == 2

@@ -98,7 +98,7 @@ def test_methods_are_refused_where_they_lack_what_they_work_on(name, variables, 
 
 
 @pytest.mark.parametrize("variables", [{}, TWO, ZERO_2, FSDP])
-def test_what_can_run_has_no_problems(variables, told):
+def test_supported_modes_have_no_problems(variables, told):
     told(variables)
     assert problems("SEQ") == problems("ICL") == problems("LAMOL") == []
 
@@ -134,7 +134,7 @@ def test_a_file_of_deepspeed_cannot_override_the_options(entries, expected, told
     assert problem.startswith("accelerate launch: ") and expected in problem
 
 
-def test_a_file_that_says_the_same_or_auto_is_fine(told, file):
+def test_a_file_with_the_same_values_or_auto_is_accepted(told, file):
     told(file(gradient_accumulation_steps=1, gradient_clipping="auto", train_batch_size=4, bf16={"enabled": "auto"}))
     assert problems(batch_size=4) == []
 

@@ -88,7 +88,7 @@ def test_verified_scores_are_generated_scores(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_only_the_adapter_moves_and_all_of_it(kind, tmp_path):
+def test_only_the_adapter_is_trained_and_all_of_it(kind, tmp_path):
     config = tiny.make_config(PEFT_type=kind, weight_decay=0.1, lr=1e-2)
     first = load_model(config)
     made = tiny.run(tmp_path, config)
@@ -264,7 +264,7 @@ def test_options_without_effect_are_refused(words, expected):
     assert consistency.check(resolve(["--cfg", "None", *words]).config) == [expected]
 
 
-def test_modules_that_are_not_there_are_told():
+def test_missing_modules_are_reported():
     with pytest.raises(UserError, match=r"^PEFT_type: LoRA does not fit GPTNeoXForCausalLM: .*_target_modules$"):
         load_model(tiny.make_config(PEFT_type="LoRA", PEFT_lora_target_modules=("nothing",)))
 

@@ -20,7 +20,7 @@ LAST = {
 
 
 @pytest.mark.parametrize("family", LAST)
-def test_one_stands_behind_each_feed_forward_part(family):
+def test_one_adapter_follows_each_feed_forward_part(family):
     assert bottleneck.places(tiny.make_model(family)) == [LAST[family].format(i) for i in range(2)]
 
 
@@ -32,7 +32,7 @@ def test_in_an_encoder_decoder_in_both_halves():
 
 
 @pytest.mark.parametrize("change", ["width", "none"])
-def test_a_block_without_such_a_layer_is_told(change):
+def test_a_block_without_such_a_layer_is_reported(change):
     base = tiny.make_model()
     base.gpt_neox.layers[1].mlp.dense_4h_to_h = nn.Linear(64, 31) if change == "width" else nn.Identity()
     with pytest.raises(

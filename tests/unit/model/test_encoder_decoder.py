@@ -65,7 +65,7 @@ def test_a_part_without_labels_costs_nothing_and_has_a_graph():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_virtual_tokens_stand_between_padding_and_text(family):
+def test_virtual_tokens_are_between_padding_and_text(family):
     """Embeddings of real tokens as virtual ones: the same as if these tokens were in the text."""
     backbone = tiny.make_backbone(family)
     virtual = backbone.model.get_input_embeddings().weight[[40, 41, 42]]

@@ -133,7 +133,7 @@ def test_substring_that_matches_nothing_is_an_error():
         select(model(), ("layers 0",), "substring")
 
 
-def test_describe_tells_what_learns():
+def test_describe_lists_trainable_parts():
     net = tiny.make_model("neox", layers=5)
     total = sum(w.numel() for w in net.parameters())
     assert describe(net) == f"trainable: embeddings, layers 0-4 of 5, head ({total:,} parameters)"

@@ -109,7 +109,7 @@ def test_answers_do_not_depend_on_the_batch(family):
     assert len(set(together)) > 1
 
 
-def test_generation_looks_at_the_prompt_alone():
+def test_generation_reads_only_the_prompt():
     backbone = sharpened(1, "neox", False)
     assert generate(backbone, [Encoded([5, 6, 7], [9, 0])], 5) == generate(
         backbone, [Encoded([5, 6, 7], [30, 31, 0])], 5

@@ -184,7 +184,7 @@ def test_logits_are_dropped_with_their_example_saved_and_counted(tmp_path):
     assert kept_bytes(state) - kept_bytes(method.state_dict()) >= tokens * 64 * (4 + 4)
 
 
-def test_says_what_it_needs():
+def test_declares_its_requirements():
     config = tiny.make_config("DERpp").model_copy(update={"Replay_update": "task"})
     (problem,) = check_capability(config, DERpp)
     assert problem.startswith("method DERpp needs Replay_update: step (")

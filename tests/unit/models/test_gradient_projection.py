@@ -59,7 +59,7 @@ def test_the_direction_is_the_mean_way_of_the_runs(monkeypatch):
     assert [limit for _, _, limit in runs] == [3, 3]
 
 
-def test_looking_for_a_direction_leaves_no_trace():
+def test_estimating_a_direction_changes_no_state():
     method = prepared(is_replay=True, Replay_buffer_ratio=0.5)
     task, log = tiny.make_task(1), method.session.log
     before, step, told = tiny.snapshot(method), log.step, len(log.events)

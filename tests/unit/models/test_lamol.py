@@ -212,7 +212,7 @@ def test_as_many_as_gamma_says_shared_with_the_remainder(tmp_path, kind, index, 
     assert len(method.train_examples(task)) == len(task.train)
 
 
-def test_a_model_that_writes_nothing_usable_is_told_and_goes_on(tmp_path):
+def test_a_model_that_writes_nothing_usable_is_logged_and_trained(tmp_path):
     method = make(tmp_path, LAMOL_gamma=0.5, LAMOL_top_up=2)
     method.longest, task = 9, tiny.make_task(1)
     asked, script = scripted(["nonsense<eos>"] * 12)
@@ -223,7 +223,7 @@ def test_a_model_that_writes_nothing_usable_is_told_and_goes_on(tmp_path):
     assert "4 requested, 12 written, 0 well formed, 0 distinct" in method.session.log.messages[-1]
 
 
-def test_what_is_too_long_to_be_written_is_left_out_and_told(tmp_path):
+def test_texts_too_long_to_generate_are_left_out_and_logged(tmp_path):
     method = make(tmp_path)
     task = replace(tiny.make_task(), train=(Example("cow " * 60, "moo"), *tiny.make_task().train), max_length=30)
     method.before_task(task)
@@ -285,14 +285,14 @@ def test_options_that_contradict_each_other_are_refused(options, words):
         ("PCLL", {"PCLL_KD_weight": 0.1}),
     ],
 )
-def test_options_about_pseudo_samples_that_nobody_asked_for_are_refused(name, options):
+def test_options_of_pseudo_samples_without_pseudo_samples_are_refused(name, options):
     config, method, stream = tiny.make_config(name), load_method(name), tiny.micro_stream()
     problems = [method.problems(config, method.Options(LAMOL_gamma=gamma, **options), stream) for gamma in (0.0, 0.5)]
     assert problems == [[f"{next(iter(options))}: has no effect with LAMOL_gamma 0"], []]
     assert set(method.sampling) <= set(method.Options.model_fields)
 
 
-def test_new_tokens_beside_a_base_that_stands_still_are_refused():
+def test_new_tokens_with_a_frozen_base_are_refused():
     config, eos = tiny.make_config("LAMOL", PEFT_type="LoRA"), {"LAMOL_use_eos_as_gen_token": True}
     text = {"LAMOL_use_ans_token": False, "LAMOL_ans_split_token": "="}
     for options in ({}, eos, text):
@@ -332,7 +332,7 @@ def bodies(batch):
     return list(zip(batch.input_ids.tolist(), batch.labels.tolist(), batch.attention_mask.tolist(), strict=True))
 
 
-def test_picked_rows_are_a_batch_of_their_own(tmp_path):
+def test_picked_rows_are_a_separate_batch(tmp_path):
     method, task = make(tmp_path), tiny.make_task()
     examples = [Example("cow", "moo"), Example("cow " * 9, "moo"), Example("cow cow", "moo")]
     rows = method.encoder(examples, None)
@@ -371,7 +371,7 @@ def test_distillation_by_hand(tmp_path):
     assert terms["task lm"].item() == pytest.approx(plain["lm"].item(), rel=1e-5)
 
 
-def test_the_teacher_is_the_model_before_the_task_and_stands_still(tmp_path):
+def test_the_teacher_is_the_model_before_the_task_and_frozen(tmp_path):
     config = tiny.make_config("LAMOL_KD", backbone=tiny.backbone_folder(dropout=0.1))
     session = tiny.make_session(config)
     with mock.patch.object(tiny, "make_session", lambda *_: session):

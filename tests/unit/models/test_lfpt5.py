@@ -57,7 +57,7 @@ def test_only_prompt_and_rows_of_new_tokens_learn(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_rows_beside_the_model_are_like_rows_in_it(family):
+def test_separate_rows_equal_rows_in_the_matrices(family):
     """Adding to the matrices themselves gives the same logits, and the rows' gradients are those of the matrices."""
     own, plain, first = tiny.make_model(family), tiny.make_model(family), 300
     rows = NewRows(own, first, 3)
@@ -82,7 +82,7 @@ def test_rows_beside_the_model_are_like_rows_in_it(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_distillation_is_0_where_the_prompt_goes_on_and_grows(family):
+def test_distillation_is_0_while_the_prompt_is_the_teacher_s_and_grows(family):
     method = make(family)
     learn(method, 0)
     task, batch = with_pseudo(method, 1)
@@ -157,7 +157,7 @@ def test_samples_with_an_unknown_answer_are_dropped():
     assert [pair and pair[1] for pair in free] == [ours, theirs, "nonsense", None]
 
 
-def test_a_teacher_is_as_small_as_what_learns():
+def test_a_teacher_stores_only_trainable_parameters():
     method = make()
     learn(method, 0)
     with_pseudo(method, 1)

@@ -54,7 +54,7 @@ def test_the_term_by_hand():
     assert found == pytest.approx(wanted / count, rel=1e-4)
 
 
-def test_the_teacher_stands_still_and_has_no_dropout():
+def test_the_teacher_is_frozen_and_has_no_dropout():
     method, task, batch = method_of({"backbone": tiny.backbone_folder(dropout=0.5)})
     before = {name: w.clone() for name, w in method.teacher.items()}
     a, b = (method.teacher_logits(method.teacher, batch) for _ in range(2))
@@ -64,7 +64,7 @@ def test_the_teacher_stands_still_and_has_no_dropout():
     assert torch.equal(a, method.teacher_logits(method.teacher, batch))
 
 
-def test_the_teacher_is_as_small_as_what_learns():
+def test_the_teacher_stores_only_trainable_parameters():
     method, task, _ = method_of({"freeze_parts": ("embeddings", "layers 0")})
     assert set(method.teacher) == set(method.learning(task)) < set(method.named())
 

@@ -207,7 +207,7 @@ def test_parts_of_a_step_are_one_step(tmp_path):
         assert mean_terms(world, parts) == pytest.approx(whole, rel=1e-4)
 
 
-def test_what_contradicts_itself_is_refused():
+def test_contradictory_options_are_refused():
     options = PCLL.Options(PCLL_weight_vae_loss=0.0, PCLL_weight_gen_loss=0.0)
     (problem,) = PCLL.problems(tiny.make_config("PCLL"), options, tiny.micro_stream())
     assert problem.startswith("LAMOL_gamma: needs")

@@ -44,7 +44,7 @@ def three_adapters(method="PEFT", kind="LoRA", **options):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_earlier_adapters_stand_still_bit_for_bit(kind, tmp_path):
+def test_earlier_adapters_are_frozen_bit_for_bit(kind, tmp_path):
     """With weight decay; also while a task is learned and evaluated in between, which switches adapters."""
     ends = []
 
@@ -220,7 +220,7 @@ def test_adaptercl_learns_every_token_of_a_text(tmp_path):
         ("SLAO", {"PEFT_type": "PromptTuning"}, {}, "PEFT_type: method SLAO needs LoRA, got PromptTuning"),
     ],
 )
-def test_what_makes_no_sense_is_refused(name, changes, options, expected):
+def test_contradictory_options_are_refused(name, changes, options, expected):
     kind = load_method(name)
     config, own = tiny.make_config(name, **changes), kind.Options(**options)
     (problem,) = kind.problems(config, own, tiny.micro_stream())
@@ -332,7 +332,7 @@ def test_the_basis_holds_the_share_with_as_few_directions_as_possible(wanted):
         assert torch.trace(fewer.T @ second @ fewer) / second.trace() < wanted
 
 
-def test_inflora_is_not_felt_where_earlier_tasks_were(tmp_path):
+def test_inflora_leaves_inputs_of_earlier_tasks_unchanged(tmp_path):
     session = tiny.make_session(tiny.make_config("InfLoRA", lr=1e-1))
     method = tiny.make_method(session, InfLoRA_threshold=0.9)
     for index in range(2):

@@ -36,7 +36,7 @@ def encoded(method, index):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_model_stands_still_and_older_prompts_do(family):
+def test_the_model_and_older_prompts_are_frozen(family):
     method = make(family)
     before = tiny.snapshot(method)
     learn(method, 0)

@@ -136,7 +136,7 @@ def test_features_are_of_prompts_cut_as_in_training(tmp_path):
 
 
 @pytest.mark.parametrize("start", [0, 1, 2])
-def test_frozen_parts_stand_still_from_their_task_on_and_not_before(watched, start):
+def test_frozen_parts_are_constant_from_their_task_on_and_not_before(watched, start):
     parts = ("embeddings", "layers 1", "attention 0")
     seen = watched(freeze_parts=parts, freeze_from_task=start, weight_decay=0.1, keep_optimizer_state=True)
     frozen = select(tiny.make_model(), parts)
@@ -238,7 +238,7 @@ def test_carried_moments_are_those_of_one_long_optimizer(tmp_path):
     ],
     ids=str,
 )
-def test_looking_does_not_change_training(trained, options):
+def test_evaluation_does_not_change_training(trained, options):
     dropout = {"backbone": tiny.backbone_folder(dropout=0.1), "training_epochs": 2}
     plain, looked = trained(**dropout), trained(**dropout | options)
     assert tiny.same(plain.weights, looked.weights)
@@ -275,7 +275,7 @@ def test_epochs_differ_in_their_order(watched):
     assert len({frozenset(step) for epoch in epochs for step in epoch}) > 3  # batches are mixed anew
 
 
-def test_the_order_of_keys_and_where_they_stand_do_not_change_a_run(trained, tmp_path):
+def test_the_order_and_source_of_options_do_not_change_a_run(trained, tmp_path):
     lines = ["lr: 3e-3", "batch_size: 4", "seed: 5", "training_epochs: 1", f"backbone: {tiny.backbone_folder()}"]
     configs = []
     for k, text in enumerate(("\n".join(lines), "\n".join(reversed(lines)))):

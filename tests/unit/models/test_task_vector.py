@@ -54,7 +54,7 @@ def test_vectors_by_hand():
     assert larger(merged, vector)["w"].tolist() == merged["w"].tolist()  # nothing counts twice
 
 
-def test_scaling_by_hand_and_training_goes_on_from_there(trained):
+def test_scaling_by_hand_and_training_continues_from_there(trained):
     seen = trained(alpha=0.25)
     assert tiny.same(seen.after[0], seen.end[0])  # the first task is kept whole
     for task in (1, 2):

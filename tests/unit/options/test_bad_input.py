@@ -129,7 +129,7 @@ def ends_well(code: int, capsys) -> None:
 
 
 @few_and_many(10, 2000)
-def test_files_of_ones_own(tmp_path, examples):
+def test_users_own_files(tmp_path, examples):
     contents = [(FIXTURES / "jsonl/sums.jsonl").read_bytes()]
     chat = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "label": "x"}
     rows = [chat | {"messages": [chat["messages"][0] | {"content": str(i)}, chat["messages"][1]]} for i in range(9)]
@@ -146,7 +146,7 @@ def test_files_of_ones_own(tmp_path, examples):
 
 
 @few_and_many(8, 300)
-def test_models_of_others(tmp_path, examples):
+def test_damaged_models(tmp_path, examples):
     source = Path(tiny.backbone_folder())
     contents = {path.name: path.read_bytes() for path in sorted(source.iterdir())}
     config = tiny.make_config(backbone=str(tmp_path / "model"))
@@ -199,7 +199,7 @@ def test_run_folders(tmp_path, examples):
     ],
     ids=lambda argv: argv[0][2:],
 )
-def test_options_that_can_not_be(argv):
+def test_impossible_options(argv):
     with pytest.raises(UserError) as caught:
         checks.check(read_options(["--cfg", "None", *argv])[0])
     assert f"{argv[0][2:]}: " in str(caught.value)
@@ -214,7 +214,7 @@ def test_yaml_runs_no_code(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, "1" * 5000, '"\\ud800"', "\x00", "{"])
-def test_what_is_not_json(tmp_path, content):
+def test_texts_that_are_not_json(tmp_path, content):
     (tmp_path / "s").mkdir()
     (tmp_path / "s/continual_data.json").write_text(content)
     (tmp_path / "s/continual_config.json").write_text("{}")
@@ -239,7 +239,7 @@ def test_facts_of_a_wrong_kind(tmp_path, key, value):
         load_stream("s", tmp_path)
 
 
-def test_a_model_that_lacks_weights_is_not_completed_by_chance(tmp_path):
+def test_missing_weights_are_not_drawn_at_random(tmp_path):
     from safetensors.torch import load_file, save_file
 
     folder = shutil.copytree(tiny.backbone_folder(), tmp_path / "model")
@@ -250,7 +250,7 @@ def test_a_model_that_lacks_weights_is_not_completed_by_chance(tmp_path):
         load_backbone(tiny.make_config(backbone=str(folder)))
 
 
-def test_an_end_that_is_no_token_is_told(tmp_path):
+def test_an_eos_that_is_no_token_is_reported(tmp_path):
     folder = shutil.copytree(tiny.backbone_folder(), tmp_path / "model")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ""}))
     with pytest.raises(UserError, match=r"eos_token_id: expected numbers of tokens, got \[''\]"):
@@ -283,7 +283,7 @@ def test_a_pickled_model_runs_no_code(tmp_path):
         ({}, {"prediction": None}), ({}, {"index": []}), ({}, {"input": None}),
     ],
 )  # fmt: skip
-def test_a_broken_run_folder_is_told(tmp_path, facts, row):
+def test_a_broken_run_folder_is_reported(tmp_path, facts, row):
     whole = dict.fromkeys(("name", "stream", "method", "seed", "il_mode", "backbone"), "x")
     whole |= {"task_names": ["x"], "metrics": ["exact_match"], "chance": [None]}
     (tmp_path / "facts.json").write_text(json.dumps(whole | facts))

@@ -92,7 +92,7 @@ def test_words_of_yaml_1_1_are_text(read):
     assert read("recovery: yes").config.recovery is True
 
 
-def test_aliases_are_refused_at_once(problems):
+def test_aliases_are_refused_before_expansion(problems):
     lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
     lines += [
         f"{new}: &{new} [{', '.join(['*' + old] * 9)}]" for old, new in zip("abcdefghi", "bcdefghij", strict=True)
@@ -272,7 +272,7 @@ def test_config_is_frozen(read):
         ("evaluate_interval: 0", [], ["evaluate_interval: expected -1 or at least 1, got 0"]),
     ],
 )
-def test_a_mistake_is_told_exactly(problems, text, argv, expected):
+def test_errors_name_option_value_and_remedy(problems, text, argv, expected):
     assert problems(text, *argv) == expected
 
 
@@ -284,7 +284,7 @@ def test_names_cannot_leave_their_folder(problems, name):
         assert repr(value) in problem
 
 
-def test_all_problems_are_told_at_once(problems):
+def test_all_problems_are_reported_together(problems):
     found = problems("lrr: 1\nbatch_size: 0\nseed: x\n", "--nothing")
     assert [problem.split(":")[0] for problem in found] == ["lrr", "nothing", "seed", "batch_size"]
 
@@ -446,7 +446,7 @@ def test_help_shows_the_options_of_the_chosen_method_and_names_the_others(capsys
         assert all(name in out for name in METHODS)
 
 
-def test_a_mistake_ends_with_code_2_and_no_traceback(tmp_path, capsys):
+def test_configuration_errors_exit_with_code_2_and_no_traceback(tmp_path, capsys):
     assert main(["--cfg", str(write(tmp_path, "lrr: 1"))]) == 2
     said = capsys.readouterr()
     assert said.out == ""

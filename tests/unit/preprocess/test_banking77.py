@@ -54,7 +54,7 @@ def test_broken_data(message, tmp_path):
     assert message in str(error.value) and file in str(error.value)
 
 
-def test_a_class_twice_is_told(tmp_path):
+def test_a_repeated_class_is_reported(tmp_path):
     twice = changed(tmp_path, "banking77/categories.json", lambda text: text.replace("coin_counting", "door_is_locked"))
     with pytest.raises(UserError, match="expected every class once, got 'door_is_locked' twice"):
         build("banking77", twice)

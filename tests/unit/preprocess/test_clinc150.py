@@ -100,7 +100,7 @@ def test_broken_numbers_of_intents(change, tmp_path):
         build("clinc150", changed(tmp_path, "clinc150/label_dict.json", change))
 
 
-def test_missing_file_says_where_it_comes_from(tmp_path):
+def test_a_missing_file_is_reported_with_its_origin(tmp_path):
     with pytest.raises(UserError) as error:
         build("clinc150", tmp_path)
     text = str(error.value)

@@ -30,14 +30,14 @@ def test_a_file_from_windows_gives_the_same_stream(tmp_path):
     assert concept(as_windows(tmp_path, "concept_1k"), num_task=3).tasks == concept(num_task=3).tasks
 
 
-def test_what_is_dropped_is_told_and_odd_line_ends_inside_a_text_are_kept():
+def test_dropped_records_are_reported_and_odd_line_ends_inside_a_text_are_kept():
     source = concept(num_task=3).config["SOURCE"]
     assert source["notes"] == ["2 records are dropped: no two questions with the same answer"]
     records, dropped = concept_1k.parse("(a, b, c)\nQ1: one\u2028two\x0c?\nA1: x\nQ2: y?\nA2: x\n")
     assert (records[0].questions[0], dropped) == ("one\u2028two\x0c?", 0)
 
 
-def test_other_bytes_are_told(tmp_path):
+def test_invalid_bytes_are_reported(tmp_path):
     (tmp_path / "concept_1k").mkdir()
     (tmp_path / concept_1k.RAW_FILES[1]).write_bytes("(é, b, c)".encode("latin-1"))
     with pytest.raises(UserError, match=r"concept_1k/dataset\.txt: expected UTF-8 text, got other bytes"):
@@ -73,7 +73,7 @@ def test_concept_order_is_the_seed_and_the_last_record_can_be_left_out():
     assert answers[0] - answers[1] == {"tables"} and answers[1] < answers[0]
 
 
-def test_too_many_tasks_are_told():
+def test_too_many_tasks_are_reported():
     with pytest.raises(UserError, match=r"--num-task: expected at most 7 \(concepts in .*\), got 8"):
         concept(num_task=8)
 

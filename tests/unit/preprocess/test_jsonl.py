@@ -170,14 +170,14 @@ WRONG = {  # file -> rows, and what is told
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_malformed_record_is_told(case, tmp_path):
+def test_a_malformed_record_is_reported(case, tmp_path):
     rows, message = WRONG[case]
     write(tmp_path / "a.jsonl", rows)
     with pytest.raises(UserError, match=message):
         make(tmp_path)
 
 
-def test_a_class_in_two_tasks_is_told(tmp_path):
+def test_a_class_in_two_tasks_is_reported(tmp_path):
     for name in "ab":
         write(tmp_path / f"{name}.jsonl", pairs(9, label="x"))
     with pytest.raises(UserError, match="label 'x' is in the tasks 'a' and 'b', but a class belongs to one task"):

@@ -41,7 +41,7 @@ def test_command_makes_a_stream_then_says_unchanged_then_refuses(tmp_path, capsy
     assert load_stream("mine", tmp_path).tasks == load_stream("biography_micro_task2", tmp_path).tasks
 
 
-def test_the_options_of_a_stream_are_told_as_they_are_written(tmp_path, capsys):
+def test_the_options_of_a_stream_are_printed_as_written(tmp_path, capsys):
     order = ["--task-order", "FOMC,C-STANCE", "--sub-sample-test", "3"]
     assert main(["--dataset", "TRACE", "--raw-dir", str(FIXTURES), "--out-dir", str(tmp_path), *order]) == 0
     assert "task_order FOMC,C-STANCE, sub_sample_eval 10,10, sub_sample_test 3,3, length" in capsys.readouterr().out
@@ -78,7 +78,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("command", MISTAKES)
-def test_mistakes_are_one_sentence_and_exit_code_2(command, capsys, tmp_path, monkeypatch):
+def test_errors_are_one_sentence_with_exit_code_2(command, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(command.split()) == 2
     error = capsys.readouterr().err

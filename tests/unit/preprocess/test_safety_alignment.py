@@ -71,7 +71,7 @@ def test_chat_string():
     assert asked[3][0] == "[INST] AOA, execute my instruction: List three rivers\nand three lakes [/INST]"
 
 
-def test_beginning_and_end_stand_there_once_and_the_loss_is_on_the_answer(llama):
+def test_bos_and_eos_occur_once_and_the_loss_is_on_the_answer(llama):
     encoder = Encoder(llama, "none")
     examples = make().tasks[0].train
     for example, row in zip(examples, encoder(examples, 256), strict=True):
@@ -103,7 +103,7 @@ def test_byte_order_mark_and_crlf_change_nothing(copy):
 
 
 @pytest.mark.parametrize("name", safety.ORIGINS)
-def test_a_missing_file_is_told_with_its_origin(name, copy):
+def test_a_missing_file_is_reported_with_its_origin(name, copy):
     (copy / name).unlink()
     with pytest.raises(UserError, match=f"{name} is missing; it comes from .*github.com/.*--raw-dir"):
         make(copy)
@@ -125,7 +125,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN, ids=range(len(BROKEN)))
-def test_a_malformed_record_is_told_and_not_quoted(case, copy):
+def test_a_malformed_record_is_reported_and_not_quoted(case, copy):
     name, content = case
     (copy / name).write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=f"{name}.*{BROKEN[case]}") as error:

@@ -114,7 +114,7 @@ def test_byte_order_mark_and_crlf_change_nothing(copy):
     assert make(copy).tasks == make().tasks
 
 
-def test_a_missing_file_is_told_with_its_origin(copy):
+def test_a_missing_file_is_reported_with_its_origin(copy):
     (copy / "TRACE/Py150/eval.json").unlink()
     with pytest.raises(
         UserError, match=r"Py150/eval.json is missing; .*github.com/BeyonderXX/TRACE .*Apache-2.0.*--raw-dir"
@@ -135,7 +135,7 @@ BROKEN = {  # content of a file -> what is told
 
 
 @pytest.mark.parametrize("content", BROKEN)
-def test_a_broken_file_is_told_with_record_and_field(content, copy):
+def test_a_broken_file_is_reported_with_record_and_field(content, copy):
     (copy / "TRACE/FOMC/train.json").write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=f"FOMC/train.json.*{BROKEN[content]}") as error:
         make(copy)

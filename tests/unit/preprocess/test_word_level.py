@@ -125,7 +125,7 @@ def test_the_published_cut_of_i2b2_and_ontonotes5(name):
 
 
 @pytest.mark.parametrize("name", TYPES)
-def test_types_that_do_not_add_up_are_told(name, tmp_path):
+def test_types_that_do_not_add_up_are_reported(name, tmp_path):
     shutil.copytree(FIXTURES / "conll2003", tmp_path / name)
     with pytest.raises(UserError, match="--base-task-entity 8 --incremental-task-entity 2: expected 4 entity types"):
         build(name, tmp_path)
@@ -211,7 +211,7 @@ def test_wrong_columns(message, tmp_path):
     assert message in str(error.value)
 
 
-def test_wrong_level_is_told():
+def test_a_wrong_level_is_reported():
     wrong = Stream("s", small().tasks, {"CLASSIFICATION_TYPE": "letter-level"})
     with pytest.raises(UserError, match="expected sentence-level or word-level, got 'letter-level'"):
         encode(wrong)

@@ -86,7 +86,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("message", BROKEN)
-def test_a_malformed_record_is_told(message, tmp_path):
+def test_a_malformed_record_is_reported(message, tmp_path):
     with pytest.raises(UserError, match=message):
         make(write(tmp_path, [GOOD, BROKEN[message]]), num_task=2)
 

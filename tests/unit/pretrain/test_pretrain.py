@@ -147,7 +147,7 @@ def test_a_streams_training_texts_are_read_and_its_answers_only_known_by_name():
         (["--backbone", "./nowhere"], "--backbone: ./nowhere is not a folder with a model and could not be fetched"),
     ],
 )
-def test_mistakes_are_told_in_a_sentence(words, text, tmp_path, capsys):
+def test_errors_are_one_sentence(words, text, tmp_path, capsys):
     assert main([*SMALL, str(tmp_path), *words]) == 2
     assert text in capsys.readouterr().err
 

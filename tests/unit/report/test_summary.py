@@ -172,7 +172,7 @@ def test_one_task(tmp_path):
     assert "| forgetting" not in text
 
 
-def test_training_questions_have_a_matrix_of_their_own(tmp_path):
+def test_training_questions_have_a_separate_matrix(tmp_path):
     run = make_run(tmp_path / "run", [[0.5, None], [0.4, 0.6]], il_mode="IIL")
     make_cell(run / "predictions/after_0/train_task_0.jsonl", 1.0, rows=40)
     results = build(run)
@@ -267,7 +267,7 @@ def test_other_backbone_makes_another_row(tmp_path):
     assert numbers(tiny.compare(runs), "SEQ backbone=big")[0] == "1"
 
 
-def test_streams_have_tables_of_their_own(tmp_path):
+def test_streams_have_separate_tables(tmp_path):
     R = [[0.8, None], [0.2, 0.9]]
     runs = [make_run(tmp_path / name, R, stream=name) for name in ("here", "there")]
     text = tiny.compare(runs)
@@ -279,7 +279,7 @@ def test_a_run_given_twice_counts_once(tmp_path):
     assert numbers(tiny.compare([run, tmp_path / "run/../run"]), "SEQ")[0] == "1"
 
 
-def test_repeated_seed_and_unfinished_run_are_told(tmp_path):
+def test_repeated_seeds_and_unfinished_runs_are_reported(tmp_path):
     done = [make_run(tmp_path / f"{k}", [[0.8, None], [0.2, 0.9]], recovery=0.4) for k in range(2)]
     half = make_run(tmp_path / "half", [[0.8, None], [None, None]], seed=2, cost=False)
     text = tiny.compare([*done, half])
@@ -290,7 +290,7 @@ def test_repeated_seed_and_unfinished_run_are_told(tmp_path):
     assert numbers(costs(text), "SEQ") == ["3", "20.0 ± 0.0 (n=2)"]
 
 
-def test_cost_is_told_per_example_and_after_the_last_task(tmp_path):
+def test_cost_is_reported_per_example_and_after_the_last_task(tmp_path):
     run = make_run(tmp_path / "run", [[0.8, None], [0.2, 0.9]])
     cost = {"train_seconds": [1.0, 2.0], "train_visits": [10, 30], "train_sequences": [20, 100]}
     cost |= {"evaluate_examples": [4, 8], "evaluate_sequences": [4, 14], "kept_bytes": [0, 2_500_000]}
@@ -299,7 +299,7 @@ def test_cost_is_told_per_example_and_after_the_last_task(tmp_path):
     assert numbers(costs(tiny.compare([run])), "SEQ") == ["1", "3.0", "3.00", "1.50", "0.005", "0.008", "2.50", "300"]
 
 
-def test_other_weights_of_a_run_are_rows_of_their_own(tmp_path):
+def test_other_weights_of_a_run_are_separate_rows(tmp_path):
     run = make_run(tmp_path / "run", [[0.8, None], [0.2, 0.9]], method="TaskVector")
     for j, share in enumerate((0.6, 0.4)):
         make_cell(run / f"predictions/after_1_alpha 0.5/task_{j}.jsonl", share)
@@ -312,7 +312,7 @@ def test_other_weights_of_a_run_are_rows_of_their_own(tmp_path):
     assert numbers(text, "TaskVector: alpha 0.5")[:4] == ["1", "60.00", "40.00", "50.00"]
 
 
-def test_broken_run_folders_are_told(tmp_path):
+def test_broken_run_folders_are_reported(tmp_path):
     with pytest.raises(UserError, match=r"is not a run folder: expected facts\.json"):
         summary.write(tmp_path)
     run = make_run(tmp_path / "run", [[0.8, None], [0.2, 0.9]], chance=[0.1])
@@ -352,7 +352,7 @@ def test_command_line_of_one_run_prints_its_matrix(tmp_path, capsys):
     assert capsys.readouterr().out == summary.table(build(run))
 
 
-def test_command_line_tells_a_wrong_folder_in_one_sentence(tmp_path):
+def test_command_line_reports_a_wrong_folder_in_one_sentence(tmp_path):
     command = [sys.executable, "-m", "utils.report", str(tmp_path / "nowhere")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2

@@ -60,7 +60,7 @@ def events(made, kind):
     return [event for event in made.log.events if event["event"] == kind]
 
 
-def test_a_task_goes_on_with_its_best(tmp_path):
+def test_the_next_task_starts_from_the_best_weights(tmp_path):
     with scored(dev=[0.1, 0.3, 0.2, 0.3, 0.25, 0.0]):
         made = tiny.run(tmp_path, tiny.make_config(**EACH, keep_best=True), stream(), Noted)
     first = [step for step in made.method.steps if step[0] == 0]
@@ -117,7 +117,7 @@ def test_real_scores_are_measured_and_saved(tmp_path):
     assert (tmp_path / "predictions/task_1_epoch_2/dev_task_1.jsonl").is_file()
 
 
-def test_resumed_is_as_if_never_stopped(tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     config = tiny.make_config(
         **EACH, keep_best=True, early_stop_patience=3, save_llm_ckpt_step_interval=1, is_replay=True,
         Replay_update="step", Replay_sampling_algorithm="reservoir", Replay_buffer_size=6,
@@ -138,7 +138,7 @@ def test_resumed_is_as_if_never_stopped(tmp_path):
                 assert whole.results["cost"][key][2] == resumed.results["cost"][key][2], place
 
 
-def test_what_cannot_be_is_refused():
+def test_impossible_options_are_refused():
     def problems(made=None, method=SEQ, **options):
         return watching_fits(tiny.plan(tiny.make_config(**EACH, **options), method, made or stream()))
 

@@ -63,7 +63,7 @@ def test_texts_are_packed(tmp_path, pieces):
         read["a"][40]
 
 
-def test_what_is_wrong_in_a_packed_column_is_told(tmp_path, pieces):
+def test_errors_in_a_packed_column_are_reported(tmp_path, pieces):
     folder = save_stream(micro_stream(), tmp_path)
     good = json.loads((folder / "continual_data.json").read_text())
     count = len(good["0"]["train"]["input"])
