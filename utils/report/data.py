@@ -47,10 +47,10 @@ def check_sentences(stream: Stream, encoder: Encoder | ClassEncoder, backbone: B
     Raises:
         UserError: some have more tokens than the model has positions.
     """
-    if isinstance(encoder, Encoder) or not stream.is_word_level:
-        return
     limit = backbone.positions
-    for task in stream.tasks if limit is not None else ():
+    if isinstance(encoder, Encoder) or not stream.is_word_level or limit is None:
+        return
+    for task in stream.tasks:
         long = sum(length > limit for length in encoder.lengths(task.test))
         if long:
             raise UserError(
