@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from utils.errors import UserError, exit_code, termination_interrupts
+from utils.errors import UserError, exit_code, exit_with, termination_interrupts
 from utils.options.parse import ConfigError, Resolved, fail, resolve
 from utils.storage.files import is_file
 
@@ -47,4 +47,4 @@ def read_options(argv: list[str]) -> tuple[Resolved, Path | None]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_with(lambda: main(sys.argv[1:]))

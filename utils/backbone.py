@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,7 +126,18 @@ def _load_whole(family: Any, source: str, **options: Any) -> PreTrainedModel:
     model, found = family.from_pretrained(source, output_loading_info=True, **options)
     if found["missing_keys"]:
         raise UserError(f"backbone: {source} lacks weights, such as {min(found['missing_keys'])}")
+    if unused := _of_further_layers(model.state_dict(), found["unexpected_keys"]):
+        raise UserError(
+            f"backbone: {source} holds weights of layers that its config.json does not have, such as {unused[0]}; "
+            "correct the number of layers in config.json"
+        )
     return model
+
+
+def _of_further_layers(used: Iterable[str], unused: Iterable[str]) -> list[str]:
+    """The unused weights that differ from used ones only by a number, sorted; others may be of heads."""
+    known = {re.sub(r"\d+", "*", name) for name in used}
+    return sorted(name for name in unused if re.search(r"\d", name) and re.sub(r"\d+", "*", name) in known)
 
 
 def _load_encoder(config: Config, source: str, **options: Any) -> PreTrainedModel:

@@ -25,7 +25,7 @@ from pydantic_core import ErrorDetails
 
 from utils import config
 from utils.dataset import SPLITS, Stream, TaskData, encode
-from utils.errors import UserError, exit_code, termination_interrupts
+from utils.errors import UserError, exit_code, exit_with, termination_interrupts
 from utils.preprocess import GENERATORS, PREPROCESSORS, load
 from utils.preprocess.shared.raw import DATASET_DIR
 from utils.progress import working
@@ -206,4 +206,4 @@ def _problem(item: ErrorDetails) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_with(lambda: main(sys.argv[1:]))

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from utils.errors import UserError
+from utils.errors import UserError, printable
 from utils.storage import word_tags
 from utils.storage.files import read_json, write_text
 from utils.storage.large_json import read_large_json
@@ -145,7 +145,7 @@ def load_stream(name: str, root: Path) -> Stream:
         config = {"CLASSIFICATION_TYPE": LEVELS[1]} | config
     if config.get("CLASSIFICATION_TYPE") == LEVELS[1]:
         data = {k: word_tags.join_splits(task, f"{path}, task {k}") for k, task in data.items()}
-    names = config.get("TASK_NAMES") or [f"task {k}" for k in range(len(data))]
+    names = list(map(printable, config.get("TASK_NAMES") or [f"task {k}" for k in range(len(data))]))
     # The columns of a task are dropped once it is read: a large stream is in memory only once.
     return Stream(name, tuple(_read_task(data.pop(str(k)), k, names[k], path) for k in range(len(data))), config)
 

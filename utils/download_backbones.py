@@ -21,7 +21,7 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a file: Python then looks for modules in utils/ instead of the folder above
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from utils.errors import UserError
+from utils.errors import UserError, exit_with
 from utils.options.parse import fail
 
 WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
@@ -132,4 +132,4 @@ def check(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_with(lambda: main(sys.argv[1:]))

@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Iterator
+import sys
+import unicodedata
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
+
+HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode's categories of control characters, surrogates and line ends
+
+
+def printable(text: str) -> str:
+    r"""The text on one line, with control characters as escapes: a name from a file must not steer a terminal.
+
+    >>> printable("a\x1b[2J\nb")
+    'a\\x1b[2J\\nb'
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in HIDDEN else c for c in text)
 
 
 class UserError(Exception):
@@ -12,6 +29,9 @@ class UserError(Exception):
 
     main_CL prints the sentence without a traceback and exits with code 2.
     """
+
+    def __init__(self, *lines: str):
+        super().__init__("\n".join(map(printable, lines)))
 
 
 class Terminated(KeyboardInterrupt):
@@ -35,3 +55,16 @@ def termination_interrupts() -> Iterator[None]:
 def exit_code(error: KeyboardInterrupt) -> int:
     """130 after Ctrl-C, 143 after SIGTERM, as shells do."""
     return 143 if isinstance(error, Terminated) else 130
+
+
+def exit_with(command: Callable[[], int]) -> NoReturn:
+    """Run a command and exit with its code; when the reader of its output has gone (`| head`), with SIGPIPE's."""
+    try:
+        try:
+            code = command()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        code = 128 + signal.SIGPIPE
+    sys.exit(code)

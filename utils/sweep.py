@@ -26,9 +26,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from utils.errors import UserError, exit_code, termination_interrupts
-from utils.options.parse import ConfigError, clean_name, resolve
-from utils.progress import SECONDS, duration, say_with_time
+from utils.errors import UserError, exit_code, exit_with, termination_interrupts
+from utils.options.parse import ConfigError, clean_name, fail, resolve
+from utils.progress import SECONDS, duration, say, say_with_time
 from utils.report.__main__ import main as report
 from utils.report.results import read_facts
 from utils.storage.files import read_json
@@ -154,10 +154,8 @@ def sweep(jobs: list[Job], workers: int) -> list[Job]:
     todo = [job for job in jobs if not is_finished(job.folder())]
     for job in todo:
         if job.folder() is None and (others := job.begun()):
-            print(
-                f"{job}: a new run; {others[-1]} is another one: {'; '.join(differences(job, others[-1]))}", flush=True
-            )
-    print(f"{len(jobs)} runs, {len(jobs) - len(todo)} finished before", flush=True)
+            say(f"{job}: a new run; {others[-1]} is another one: {'; '.join(differences(job, others[-1]))}")
+    say(f"{len(jobs)} runs, {len(jobs) - len(todo)} finished before")
     work = _Work(todo, workers)
     try:
         return work.run()
@@ -336,6 +334,8 @@ def main(arguments: list[str] | None = None) -> int:
             runs = [str(job.folder()) for job in jobs if is_finished(job.folder())]
             if runs and report([*runs, "--out", str(given.dump_path / given.prefix)]):
                 return 2
+    except UserError as error:
+        return fail(error)
     except KeyboardInterrupt as error:
         with suppress(OSError):
             print("interrupted; the same command resumes the runs", file=sys.stderr)
@@ -344,8 +344,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    exit_with(main)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.diagnose import figures
-from utils.errors import UserError, exit_code, termination_interrupts
+from utils.errors import UserError, exit_code, exit_with, termination_interrupts
 from utils.factory import describe
 from utils.progress import Bar, say_with_time, working
 from utils.report.tables import MISSING, markdown, words
@@ -188,4 +188,4 @@ def _cell(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

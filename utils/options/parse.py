@@ -46,7 +46,7 @@ class ConfigError(UserError):
 
     def __init__(self, problems: list[str]):
         self.problems = problems
-        super().__init__("invalid options:\n" + "\n".join(f"  - {problem}" for problem in problems))
+        super().__init__("invalid options:", *(f"  - {problem}" for problem in problems))
 
 
 class Given(NamedTuple):

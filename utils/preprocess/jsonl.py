@@ -9,6 +9,7 @@ and for classes a `label`; or it is a chat, `messages`: a list of {role, content
 
 from __future__ import annotations
 
+import os
 import random
 import re
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from pydantic import Field
 
 from utils import config
 from utils.dataset import NEEDED_SPLITS, SPLITS, Example, Stream, TaskData
-from utils.errors import UserError
+from utils.errors import UserError, printable
 from utils.preprocess.shared.classes import class_facts
 from utils.preprocess.shared.option_types import Counts, Names, per_task
 from utils.preprocess.shared.raw import file_sha256
@@ -93,7 +94,7 @@ def read_tasks(paths: Sequence[Path], options: Options, seed: int) -> Stream:
     """
     if options.dev_ratio + options.test_ratio >= 1:
         raise UserError("--dev-ratio, --test-ratio: expected less than 1 together, so that something is left to train")
-    names = [path.stem if path.suffix in JSON_SUFFIXES else path.name for path in paths]
+    names = [printable(path.stem if path.suffix in JSON_SUFFIXES else path.name) for path in paths]
     if len(set(names)) != len(names) or not names:
         raise UserError(f"expected files or folders of different names, one a task, got {', '.join(names) or 'none'}")
     files: dict[str, str] = {}
@@ -131,7 +132,7 @@ def find_tasks(folder: Path) -> list[Path]:
 
 def _read_task(path: Path, name: str, options: Options, seed: int, files: dict[str, str]) -> Splits:
     """The records of a task by split; its files and their checksums are added to `files`."""
-    if not path.is_dir():
+    if not os.path.isdir(path):  # unlike Path.is_dir, False for a name that is too long
         records = [_record(row) for row in read_rows(path)]
         files[path.name] = file_sha256(path)
         return _divide(records, options, random.Random(f"{seed}:{name}"), path)

@@ -30,7 +30,7 @@ from torch.nn.functional import cross_entropy
 from utils.config import Config
 from utils.dataloader import IGNORE
 from utils.distributed.modes import make_accelerator, mode
-from utils.errors import UserError, exit_code, termination_interrupts
+from utils.errors import UserError, exit_code, exit_with, termination_interrupts
 from utils.logger import environment
 from utils.optimizer import schedule_factor
 from utils.options.parse import fail
@@ -294,4 +294,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_with(lambda: main(sys.argv[1:]))

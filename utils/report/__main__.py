@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from utils.errors import UserError
+from utils.errors import UserError, exit_with
 from utils.report.compare import compare_text
 from utils.report.results import group
 from utils.report.summary import table, write
@@ -28,15 +28,16 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         runs = [(run, write(run)) for run in options.runs]
         sections = group(runs)
-        print(table(runs[0][1]) if len(runs) == 1 else compare_text(sections), end="")
+        text = table(runs[0][1]) if len(runs) == 1 else compare_text(sections)
         if options.out:
             write_json(options.out / "compare.json", sections)
             write_text(options.out / "compare.md", compare_text(sections))
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    print(text, end="")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -78,9 +78,10 @@ def named_after_checkpoint(options: Resolved) -> Resolved:
         ConfigError: another seed was asked for.
     """
     config = options.config
-    if config.evaluate_checkpoint is None or not is_file(Path(config.evaluate_checkpoint).parents[1] / "facts.json"):
+    run = Path(config.evaluate_checkpoint or ".").absolute().parent.parent
+    if config.evaluate_checkpoint is None or not is_file(run / "facts.json"):
         return options
-    facts = read_facts(Path(config.evaluate_checkpoint).parents[1])
+    facts = read_facts(run)
     if "seed" in options.sources and config.seed != facts["seed"]:
         raise ConfigError([f"seed: {config.evaluate_checkpoint} is of seed {facts['seed']}, got {config.seed}"])
     named = "wandb_name" in options.sources or "exp_prefix" in options.sources

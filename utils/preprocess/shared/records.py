@@ -99,7 +99,7 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path} is missing; expected a file of records") from None
-    except (UnicodeDecodeError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise UserError(f"{path}: expected UTF-8 text, got something else ({error})") from None
 
 
