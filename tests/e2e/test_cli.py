@@ -294,7 +294,8 @@ def test_a_hub_that_does_not_answer_is_given_up_soon(small, tmp_path):
     out, errors = process.communicate(timeout=300)
     assert process.returncode == 2 and out == ""
     # One line: the library's own attempts, which take 50 s and tell of each, are not made
-    assert errors.startswith("error: backbone: some/model is no local folder") and errors.count("\n") == 1
+    assert errors.startswith("error: invalid options:\n  - backbone: some/model is no local folder")
+    assert errors.count("\n") == 2
     assert not (tmp_path / "runs").exists()
 
 

@@ -256,7 +256,7 @@ def test_embeddings_are_saved_if_tokens_were_added(tmp_path):
         ),
         (
             ["--PEFT_type", "PromptTuning", "--freeze_parts", "[layers 0]"],
-            "freeze_parts: has no effect with PEFT_type PromptTuning, as no part of the model learns",
+            "freeze_parts: has no effect with PEFT_type PromptTuning, as no part of the model is trained",
         ),
     ],
 )

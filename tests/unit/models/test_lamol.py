@@ -524,7 +524,9 @@ def test_what_the_teacher_gives(tmp_path, variant):
         assert terms["task answer"].item() == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize(
+    "name", ["LAMOL", *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILY if name != "LAMOL")]
+)
 def test_a_run_with_pseudo_samples_is_resumed_to_the_bit(tmp_path, name):
     """The contract's models are too little trained to write; this one learns until it does."""
     kind, options = name.split()[0], FAMILY[name] | {"LAMOL_gamma": 0.8}
