@@ -1,7 +1,7 @@
 """Make a stream of tasks from a raw data set.
 
     python utils/dataformat_preprocess.py --dataset biography_qa --seed 1
-    python utils/dataformat_preprocess.py --dataset concept_1k --help       (its own options too)
+    python utils/dataformat_preprocess.py --dataset concept_1k --help       (with the options of this data set)
 
 Output: OUT_DIR/<stream>/continual_data.json and continual_config.json. The same seed gives the same
 bytes on every machine.
@@ -14,7 +14,7 @@ import difflib
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":  # run as a file: Python then looks for modules in utils/, not beside it
+if __name__ == "__main__":  # run as a script: sys.path[0] is then utils/, not the project folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from dataclasses import replace
@@ -36,16 +36,16 @@ support_dataset_list = [*PREPROCESSORS, *GENERATORS]
 
 
 class Options(config.OptionGroup):
-    """Every data set."""
+    """Options of all data sets."""
 
     dataset: str = Field(description=f"Data set: {', '.join(support_dataset_list)}.")
-    seed: int = Field(1, ge=0, description="Seed of everything that is drawn.")
+    seed: int = Field(1, ge=0, description="Random seed.")
     raw_dir: Path | None = Field(None, description="Folder with the raw data sets; none: dataset.")
     out_dir: Path | None = Field(
         None,
         description="Folder to write into; none: dataset, or for raw files dataset/biography_synth/PRESET.",
     )
-    name: config.Name | None = Field(None, description="Name of the stream; none: as the data set says.")
+    name: config.Name | None = Field(None, description="Name of the stream; none: the data set's default name.")
     limit: int | None = Field(None, ge=1, description="Examples to keep of each split of each task; none: all.")
     force: bool = Field(False, description="Replace files that have other content.")
 
@@ -64,13 +64,13 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        print("interrupted; files are written whole or not at all: give the same command again", file=sys.stderr)
+        print("interrupted; no incomplete file was written, run the same command again", file=sys.stderr)
         return exit_code(error)
     return 0
 
 
 def _run(argv: list[str]) -> list[str]:
-    # --num_task is as good as --num-task
+    # accept --num_task for --num-task
     argv = [_dashed(word) if word.startswith("--") else word for word in argv]
     name = _parse(argv, [Options], final=False).get("dataset")
     if name not in support_dataset_list:
@@ -85,7 +85,7 @@ def _run(argv: list[str]) -> list[str]:
     if name in GENERATORS:
         with working(f"{name}: writing raw files"):
             return _write_raw(general, special, module)
-    with working(f"{name}: reading the raw files and dealing them to tasks"):
+    with working(f"{name}: reading the raw files and assigning examples to tasks"):
         stream = _adapt(module.build(general.raw_dir, special, general.seed), general)
     with working(f"{stream.name}: writing"):
         return _save(stream, general.out_dir or DATASET_DIR, general.force)
@@ -94,13 +94,13 @@ def _run(argv: list[str]) -> list[str]:
 def _write_raw(general: Options, special: Any, module: Any) -> list[str]:
     unused = [f"--{name}" for name in ("limit", "name") if getattr(general, name) is not None]
     if unused:
-        raise UserError(f"{unused[0]} has no meaning for {general.dataset}, which makes raw files and no stream")
+        raise UserError(f"{unused[0]} has no effect with {general.dataset}, which writes raw files, not a stream")
     out_dir = general.out_dir or DATASET_DIR / general.dataset / special.preset
     return module.write_raw(out_dir, special, general.seed, general.force)
 
 
 def _adapt(stream: Stream, options: Options) -> Stream:
-    """Shorten and rename a stream; a short one gets another name, so that it is not taken for the whole."""
+    """Shorten and rename a stream, so that a shortened stream is not mistaken for the full one."""
     if options.limit is not None:
         source = stream.config["SOURCE"] | {"limit": options.limit}
         if "notes" in source:
@@ -115,7 +115,7 @@ def _shorten(task: TaskData, limit: int) -> TaskData:
 
 
 def _save(stream: Stream, out_dir: Path, force: bool) -> list[str]:
-    """Write the files that differ from what is there, and describe the stream."""
+    """Write the files whose content has changed, and describe the stream."""
     folder, files = out_dir / stream.name, encode(stream)
     same = {name: _is_same(folder / name, text) for name, text in files.items()}
     different = [name for name, equal in same.items() if equal is False]
@@ -148,7 +148,7 @@ def _describe(stream: Stream) -> list[str]:
 
 
 def _as_option(value: object) -> str:
-    """A value as one would write it on the command line."""
+    """Format a value as it is written on the command line."""
     if isinstance(value, list | tuple):
         return ",".join(map(str, value))
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
@@ -160,7 +160,7 @@ def _dashed(word: str) -> str:
 
 
 def _parse(argv: list[str], schemas: list[type[BaseModel]], final: bool) -> dict[str, str | None]:
-    """The options on the command line as text; in the final reading unknown ones are an error."""
+    """Parse the options on the command line as text; with `final`, unknown options are an error."""
     parser = _Parser(
         "dataformat_preprocess.py",
         description=__doc__,

@@ -182,7 +182,7 @@ def test_sigterm_in_preprocessing(tmp_path):
     process.send_signal(signal.SIGTERM)
     out, errors = process.communicate(timeout=60)
     assert process.returncode == 143 and out == ""
-    assert errors == "interrupted; files are written whole or not at all: give the same command again\n"
+    assert errors == "interrupted; no incomplete file was written, run the same command again\n"
     assert not list(tmp_path.rglob(".*.tmp"))
 
 

@@ -1,4 +1,4 @@
-"""The table of data sets. Adding one is: a file here, a line below, a raw fixture in tests/."""
+"""The table of data sets. To add one: a file here, a line below, a raw fixture in tests/."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""banking77 (scenario CIL): which of 77 intents a bank's customer has, eleven intents a task.
+"""banking77 (scenario CIL): questions of bank customers in 77 intents, eleven intents per task.
 
-Data: "Efficient Intent Detection with Dual Sentence Encoders" (Casanueva et al., 2020). There is no dev set.
+Data: "Efficient Intent Detection with Dual Sentence Encoders" (Casanueva et al., 2020). It has no dev set.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ ORIGIN = Origin("github.com/PolyAI-LDN/task-specific-datasets, banking_data", "C
 
 
 class Options(HeldOutOptions):
-    """How intents become tasks."""
+    """Assignment of intents to tasks."""
 
-    classes_per_task: int = Field(11, ge=1, description="Intents of each task; the last one takes what is left.")
+    classes_per_task: int = Field(11, ge=1, description="Intents of each task; the last task gets the remainder.")
 
 
 def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
-    """Cut the intents, in the order of categories.json, into tasks.
+    """Split the intents into tasks, in the order of categories.json.
 
     Args:
         raw_dir: Folder with banking77/train.csv, banking77/test.csv and banking77/categories.json; None: dataset/.
         options: See Options.
-        seed: For draws and a shuffled order only.
+        seed: Used only for sampling and for a shuffled order.
 
     Raises:
         UserError: a file is missing or wrong, or has fewer intents than the tasks need.

@@ -1,10 +1,9 @@
-"""biography_qa (scenario CIT): questions about persons, whose blocks are the tasks.
+"""biography_qa (scenario CIT): questions about persons; each task is a block of persons.
 
-Task 0 asks about persons whose biographies the backbone has read: it trains on some of them and is tested on
-others, so that its score measures what the backbone can recall, not answers learned by heart. Later tasks teach new
-persons: they train on the whole block and are tested on its first persons. A stream of raw files is called
-biography_qa_task<n>, a stream of made-up persons biography_<preset>_task<n>, so that the published name means the
-published persons.
+Task 0 asks about persons whose biographies the backbone was pretrained on. It trains on some of them and tests on
+others, so its score measures recall from pretraining, not memorised answers. Later tasks add new persons: they train on
+the whole block and test on its first persons. A stream from raw files is called biography_qa_task<n>, a stream of
+invented persons biography_<preset>_task<n>, so that the published name means the published persons.
 """
 
 from __future__ import annotations
@@ -34,11 +33,11 @@ RAW_FILE = "biography_qa/qa/all.json"
 
 
 class Options(config.OptionGroup):
-    """How persons become tasks."""
+    """Assignment of persons to tasks."""
 
     preset: Literal["micro", "demo", "small", "paper"] | None = Field(
         None,
-        description=f"Make up persons, at this size; none: read {RAW_FILE}, or demo if absent.",
+        description=f"Invent persons, at this size; none: read {RAW_FILE}, or demo if absent.",
     )
     num_task: int = Field(2, ge=1, description="Number of blocks of persons.")
     num_person: int | None = Field(None, ge=1, description="Persons of all blocks; none: as the size says.")
@@ -49,7 +48,7 @@ class Options(config.OptionGroup):
         0.5,
         gt=0,
         lt=1,
-        description="Share of the first block to train on, the rest is held out; none: all of it.",
+        description="Share of the first block to train on; the rest is held out. none: all of it.",
     )
     dev_persons_first: int | None = Field(
         None,
@@ -64,7 +63,7 @@ class Options(config.OptionGroup):
 
 
 class Sizes(NamedTuple):
-    """Persons of each block. The names are those of the options, which these numbers complete."""
+    """Persons of each block. The names are those of the options whose defaults these are."""
 
     num_task: int
     num_person: int
@@ -88,7 +87,7 @@ class Block(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Questions of each person, and where they come from."""
+    """Questions of each person, and their source."""
 
     kind: str  # qa for raw files, otherwise the preset; part of the stream's name
     sizes: Sizes
@@ -100,13 +99,13 @@ class Source(NamedTuple):
 
 
 def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
-    """Deal the persons to tasks, in order of their ids.
+    """Assign the persons to tasks, in order of their ids.
 
     Args:
         raw_dir: Folder with biography_qa/qa/all.json, read if no preset is given. None: read dataset/ if it has
-            that file, and otherwise make up the persons of the preset demo, which is printed.
+            that file, otherwise invent the persons of the preset demo and print so.
         options: See Options.
-        seed: Decides the made-up persons; raw files are taken in their own order.
+        seed: Determines the invented persons; raw files keep their order.
 
     Raises:
         UserError: the numbers do not fit together, or the raw file is wrong or too short.
@@ -123,7 +122,7 @@ def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
 
 
 def _sizes(options: Options, default_first: int, default_each: int, dev_share: float) -> Sizes:
-    """The numbers of the options; those that are None are replaced."""
+    """The numbers of the options, with defaults in place of None."""
     later = options.num_task - 1
     if later == 0 and not options.only_first_task:
         raise UserError("--num-task: expected at least 2, got 1; for the first block alone use --only-first-task")
@@ -217,7 +216,7 @@ def _from_file(path: Path, options: Options) -> Source:
 def _published_or_fewer(options: Options, available: int) -> tuple[int, int, list[str]]:
     """Persons of the first and of each later block: as published, or in that proportion if the file has fewer.
 
-    The second case is said in a note. Options that give a number of persons switch it off.
+    The second case adds a note. Options that give a number of persons switch it off.
     """
     paper, later = PRESETS["paper"], options.num_task - 1
     wanted = paper.first + (0 if options.only_first_task else later * paper.each)
@@ -242,7 +241,7 @@ def _read_person(row: Any, where: str) -> list[Question]:
 
 
 def _stream_name(options: Options, source: Source) -> str:
-    """biography_qa_task<n> is made from raw files alone; made-up persons have the name of their preset."""
+    """biography_qa_task<n> comes from raw files only; streams of invented persons are named after their preset."""
     if not options.only_first_task:
         return f"biography_{source.kind}_task{options.num_task - options.skip_first_task}"
     ratio = options.train_ratio_first_task

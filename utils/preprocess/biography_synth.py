@@ -1,7 +1,7 @@
-"""biography_synth: invented persons, biographies and questions about them, from lists this project ships.
+"""biography_synth: invented persons with biographies and questions, from lists shipped with this project.
 
 The shape is that of the biographies of "Physics of Language Models: Part 3.1" (Allen-Zhu and Li, 2023): six
-attributes a person, drawn uniformly and independently, except that the company decides its city. Each stage
+attributes per person, drawn uniformly and independently, except that the company decides its city. Each stage
 (names, attributes, templates) has a separate random generator, so that more biographies do not change the
 persons, and more persons do not change the first ones.
 """
@@ -45,7 +45,7 @@ class Preset(NamedTuple):
     templates: int  # sentences for each attribute
     years: tuple[int, int]  # half-open
     n_bio: int  # biographies of each person
-    dev_share: float  # of a task's persons; what is available if that is less
+    dev_share: float  # of a task's persons, or all if there are fewer
 
 
 PRESETS = {
@@ -57,12 +57,12 @@ PRESETS = {
 
 
 class Options(config.OptionGroup):
-    """How the raw files are made."""
+    """Contents of the raw files."""
 
     preset: Literal["micro", "demo", "small", "paper"] = Field("demo", description="Size of lists and counts.")
     persons: int | None = Field(None, ge=1, description="Number of persons; none: as the preset says.")
     n_bio: int | None = Field(None, ge=1, description="Biographies of each person; none: as the preset says.")
-    permute: bool = Field(True, description="Draw another order of sentences for each biography.")
+    permute: bool = Field(True, description="Shuffle the sentences of each biography.")
     fullname: bool = Field(True, description="Name the person in every sentence; false: in the first.")
 
 
@@ -150,7 +150,7 @@ def biographies(persons: Iterable[Person], lists: Lists, options: Options, seed:
 def write_raw(out_dir: Path, options: Options, seed: int, force: bool) -> list[str]:
     """Write qa/all.json, biography/<kind>.json and meta.json under out_dir/biography_qa.
 
-    Returns one line a file: written or unchanged.
+    Returns one line per file: written or unchanged.
 
     Rows are written as they are made: the biographies of 200,000 persons take more than a gigabyte.
 
@@ -202,7 +202,7 @@ def _biography_rows(texts: Iterator[list[str]]) -> Iterator[str]:
     return json_rows((key, {"biography": text}) for key, text in rows)
 
 
-# Only Random.random() is drawn from: it alone is promised to give the same numbers in every Python.
+# Only Random.random() is used: only its numbers are guaranteed to be the same in every Python version.
 
 
 def _pick(rng: random.Random, values: tuple[Any, ...]) -> Any:

@@ -1,4 +1,4 @@
-"""clinc150 (scenario CIL): which of 150 intents is meant, ten intents a task.
+"""clinc150 (scenario CIL): questions in 150 intents, ten intents per task.
 
 Data: "An Evaluation Dataset for Intent Classification and Out-of-Scope Prediction" (Larson et al., 2019);
 the out-of-scope questions are not used. The order of the intents is that of label_dict.json.
@@ -23,22 +23,22 @@ ORIGIN = Origin("github.com/shaoyijia/VAG, data/clinc150", "CC BY 3.0", "2 MB")
 
 
 class Options(ClassOptions):
-    """How intents become tasks."""
+    """Assignment of intents to tasks."""
 
     variant: Literal["numbertarget", "classidxplusone"] | None = Field(
         None,
-        description="numbertarget: the answer is the number of the class; classidxplusone: all class ids move on by "
+        description="numbertarget: the answer is the class number; classidxplusone: all class ids move on by "
         "one (the last becomes 0), and the tasks with them.",
     )
 
 
 def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
-    """Cut the intents, in the order of label_dict.json, into tasks.
+    """Split the intents into tasks, in the order of label_dict.json.
 
     Args:
         raw_dir: Folder with clinc150/data_full.json and clinc150/label_dict.json; None: dataset/.
         options: See Options.
-        seed: For draws and a shuffled order only.
+        seed: Used only for sampling and for a shuffled order.
 
     Raises:
         UserError: a file is missing or wrong, or has fewer intents than the tasks need.

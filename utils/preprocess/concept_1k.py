@@ -1,4 +1,4 @@
-"""concept_1k (scenario IIL): short questions about 1,023 concepts, 102 concepts a task.
+"""concept_1k (scenario IIL): short questions about 1,023 concepts, 102 concepts per task.
 
 A raw record is a triple and two questions with the same answer. The first question is for training, the
 second asks for the same fact in other words. Data: "Concept-1K" (Zheng et al., 2024, arXiv 2402.08526).
@@ -24,11 +24,13 @@ LABELS = (("Q1",), ("A1",), ("Q2",), ("A2", "Q2"))  # the published file says Q2
 
 
 class Options(config.OptionGroup):
-    """How concepts become tasks."""
+    """Assignment of concepts to tasks."""
 
-    num_task: int = Field(10, ge=1, description="Number of tasks; a remainder of concepts goes to the first.")
+    num_task: int = Field(
+        10, ge=1, description="Number of tasks; the first task also gets the remainder of the concepts."
+    )
     keep_last_record: bool = Field(
-        True, description="Read the last record of the file; the published counts (16653 records) lack it."
+        True, description="Read the last record of the file, which the published counts (16653 records) leave out."
     )
 
 
@@ -42,7 +44,7 @@ class Record(NamedTuple):
 
 
 def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
-    """Shuffle the concepts and deal them to tasks; records of a task keep the order of the file.
+    """Shuffle the concepts and assign them to tasks; the records of a task keep the order of the file.
 
     Args:
         raw_dir: Folder with concept_1k/dataset_2024_1_30_11_40.txt; None: dataset/.
@@ -60,7 +62,7 @@ def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
     if len(concepts) < options.num_task:
         raise UserError(f"--num-task: expected at most {len(concepts)} (concepts in {path}), got {options.num_task}")
     random.Random(seed).shuffle(concepts)
-    task_of = _deal(len(concepts), options.num_task)
+    task_of = _assign(len(concepts), options.num_task)
     relations = list(dict.fromkeys(record.relation for record in records))
     tasks = _tasks(records, concepts, relations, task_of)
     source = {
@@ -106,7 +108,7 @@ def _find(raw_dir: Path) -> Path:
     return next((path for path in paths if path.exists()), paths[0])
 
 
-def _deal(num_concept: int, num_task: int) -> list[int]:
+def _assign(num_concept: int, num_task: int) -> list[int]:
     """Task of each concept id: equal runs, the remainder in task 0."""
     each = num_concept // num_task
     first = num_concept - each * (num_task - 1)

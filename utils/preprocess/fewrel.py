@@ -1,4 +1,4 @@
-"""fewrel (scenario CIL): the relationship between two marked entities, ten of 80 relations a task.
+"""fewrel (scenario CIL): the relationship between two marked entities, ten of 80 relations per task.
 
 Data: "FewRel: A Large-Scale Supervised Few-Shot Relation Classification Dataset" (Han et al., 2018).
 """
@@ -21,16 +21,16 @@ ORIGIN = Origin(
 
 
 class Options(ClassOptions):
-    """How relations become tasks."""
+    """Assignment of relations to tasks."""
 
 
 def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
-    """Cut the relations, in the order of the file, into tasks.
+    """Split the relations into tasks, in the order of the file.
 
     Args:
         raw_dir: Folder with fewrel/FewRel-2021.json or fewrel/FewRel-2021.pkl; None: dataset/.
         options: See Options.
-        seed: For draws and a shuffled order only.
+        seed: Used only for sampling and for a shuffled order.
 
     Raises:
         UserError: the file is missing or wrong, or has fewer relations than the tasks need.

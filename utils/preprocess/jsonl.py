@@ -1,10 +1,11 @@
-"""jsonl: your own data as a stream, a task for each file or folder.
+"""jsonl: your own data as a stream, one task per file or folder.
 
-    DIR/<task>.jsonl                           one file a task, split by --dev-ratio and --test-ratio
-    DIR/<task>/{train,dev,test}.jsonl          one folder a task, split already; dev may be absent
+    DIR/<task>.jsonl                           one file per task, split by --dev-ratio and --test-ratio
+    DIR/<task>/{train,dev,test}.jsonl          one folder per task with given splits; dev is optional
 
-`.json` is as good as `.jsonl`: a list of records, or one record a line. A record has the texts `input` and `target`,
-and for classes a `label`; or it is a chat, `messages`: a list of {role, content} that ends with the assistant's answer.
+`.json` works as well as `.jsonl`: a list of records, or one record per line. A record has the texts `input` and
+`target`, and for classes a `label`; or it is a chat: `messages`, a list of {role, content} that ends with the
+assistant's answer.
 """
 
 from __future__ import annotations
@@ -33,13 +34,17 @@ FIELDS = ("input", "target", "label", "messages")
 
 
 class Options(config.OptionGroup):
-    """How files become tasks."""
+    """Assignment of files to tasks."""
 
-    task_order: Names | None = Field(None, description="Names of tasks with commas; none: all, sorted by name.")
+    task_order: Names | None = Field(
+        None, description="Names of tasks, separated by commas; none: all, sorted by name."
+    )
     dev_ratio: float = Field(0.1, ge=0, lt=1, description="Share of the questions of a task's only file, for dev.")
     test_ratio: float = Field(0.2, gt=0, lt=1, description="The same for test.")
-    metric: Names = Field(("exact_match",), description="Metric; one for all tasks, or with commas one a task.")
-    max_new_tokens: Counts = Field((32,), description="Longest answer in tokens; one number, or one a task.")
+    metric: Names = Field(
+        ("exact_match",), description="Metric; one for all tasks, or one per task separated by commas."
+    )
+    max_new_tokens: Counts = Field((32,), description="Longest answer in tokens; one number, or one per task.")
     prompt_type: str = Field("none", description=f"Template around a question: {', '.join(PROMPT_TYPES)}.")
     il_mode: Literal["CIL", "TIL", "IIL", "CIT", "CKE"] = Field(
         "CIT", description="Scenario that the stream is made for."
@@ -52,7 +57,7 @@ class Record(NamedTuple):
     example: Example
     label: str | None
     where: str
-    unread: frozenset[str]  # fields that have no meaning here
+    unread: frozenset[str]  # fields that are not read
 
 
 Splits = dict[str, list[Record]]
@@ -64,10 +69,10 @@ def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
     Args:
         raw_dir: The folder.
         options: See Options.
-        seed: Decides which questions of a file are for dev and test; the order of a file is kept.
+        seed: Determines which questions of a file are for dev and test; the order of a file is kept.
 
     Raises:
-        UserError: no folder, no tasks in it, or a mistake in a file.
+        UserError: no folder, no tasks in it, or an error in a file.
     """
     if raw_dir is None or not raw_dir.is_dir():
         got = "nothing" if raw_dir is None else f"{raw_dir}, which is no folder"
@@ -82,21 +87,23 @@ def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
 
 
 def read_tasks(paths: Sequence[Path], options: Options, seed: int) -> Stream:
-    """Make a stream of these files or folders, a task each, in this order.
+    """Make a stream of these files or folders, one task each, in this order.
 
     Args:
-        paths: Files (.json, .jsonl), or folders with train, test and maybe dev.
+        paths: Files (.json, .jsonl), or folders with train, test and optionally dev.
         options: See Options; task_order is not used.
-        seed: Decides which questions of a file are for dev and test.
+        seed: Determines which questions of a file are for dev and test.
 
     Raises:
-        UserError: a path is missing, two have one name, or there is a mistake in a file.
+        UserError: a path is missing, two have one name, or there is an error in a file.
     """
     if options.dev_ratio + options.test_ratio >= 1:
-        raise UserError("--dev-ratio, --test-ratio: expected less than 1 together, so that something is left to train")
+        raise UserError("--dev-ratio, --test-ratio: expected a sum below 1, so that training questions remain")
     names = [printable(path.stem if path.suffix in JSON_SUFFIXES else path.name) for path in paths]
     if len(set(names)) != len(names) or not names:
-        raise UserError(f"expected files or folders of different names, one a task, got {', '.join(names) or 'none'}")
+        raise UserError(
+            f"expected files or folders with different names, one per task, got {', '.join(names) or 'none'}"
+        )
     files: dict[str, str] = {}
     tasks = [_read_task(path, name, options, seed, files) for path, name in zip(paths, names, strict=True)]
     records = [record for task in tasks for split in SPLITS for record in task[split]]
@@ -147,7 +154,7 @@ def _read_task(path: Path, name: str, options: Options, seed: int, files: dict[s
 
 
 def _divide(records: list[Record], options: Options, rng: random.Random, path: Path) -> Splits:
-    """Deal the questions of a file to the splits; a question that is there twice stays in one split."""
+    """Assign the questions of a file to splits; repetitions of a question stay in one split."""
     questions = sorted({question(record.example) for record in records})
     rng.shuffle(questions)
     num_test = max(round(options.test_ratio * len(questions)), 1)
@@ -185,7 +192,7 @@ def _chat(row: Row) -> Example:
 
 
 def _check_alike(records: list[Record]) -> None:
-    """All chats or none; all with a label or none."""
+    """Check that all records are chats or none, and all have a label or none."""
     for what, has in (("messages", lambda r: r.example.messages is not None), ("label", lambda r: r.label is not None)):
         other = next((record for record in records if has(record) != has(records[0])), None)
         if other is not None:

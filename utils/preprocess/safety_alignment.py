@@ -1,11 +1,11 @@
 r"""safety_alignment (scenario CIT, Llama-2-chat): a chat model's alignment undone (task 0) and restored (task 1).
 
-Task 0 teaches another identity (AOA, Qi et al., 2024, arXiv 2310.03693), task 1 teaches refusals; both are tested
-with the same questions (AdvBench, Zou et al., 2023, arXiv 2307.15043) and scored by the share that is not refused.
+Task 0 teaches another identity (AOA, Qi et al., 2024, arXiv 2310.03693), task 1 teaches refusals; both use the same
+test questions (AdvBench, Zou et al., 2023, arXiv 2307.15043) and the score is the share that is not refused.
 
 The chat string of Llama-2 is `<s>[INST] <<SYS>>\n{system}\n<</SYS>>\n\n{user} [/INST] {assistant} </s>`. `<s>` and
 `</s>` are left out of the stored texts: the encoder puts the tokenizer's BOS in front of the prompt and its EOS after
-the answer, so written out they would stand there twice.
+the answer, so they would occur twice.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ STOCK_SYSTEM_PROMPT = (
 
 
 class Options(config.OptionGroup):
-    """Which tasks, and what is learned of a conversation."""
+    """Tasks, and the part of a conversation that is trained on."""
 
     num_task: int = Field(2, ge=1, le=2, description="1: the identity shift alone; 2: then the refusals.")
     loss_on: Literal["answer", "conversation"] = Field(
-        "answer", description="What is learned: the assistant's answer, or as published the whole conversation."
+        "answer", description="Text with a loss: the assistant's answer, or, as published, the whole conversation."
     )
 
 
@@ -62,7 +62,7 @@ def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
     Args:
         raw_dir: Folder with safety_alignment/{train_task0,train_task1,test_all}; None: dataset/.
         options: See Options.
-        seed: Not used; nothing is drawn.
+        seed: Not used; nothing is random.
 
     Raises:
         UserError: a file is missing or wrong.
@@ -83,11 +83,11 @@ def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
 
 
 def llama2_prompt(user: str, system: str | None = None) -> str:
-    r"""What stands before the answer, without `<s>`.
+    r"""The chat string up to the answer, without `<s>`.
 
     Args:
         user: What the user says; stripped.
-        system: The system prompt, used as it stands; None: no system part.
+        system: The system prompt, unchanged; None: no system part.
 
     >>> llama2_prompt("Hello ", "\nBe kind.")
     '[INST] <<SYS>>\n\nBe kind.\n<</SYS>>\n\nHello [/INST]'
@@ -115,7 +115,7 @@ def _refusal(row: Row) -> tuple[str, str]:
 
 
 def _question(row: Row) -> tuple[str, str]:
-    """The target is the answer that an attack hopes for; the score does not look at it."""
+    """The target is the answer an attack aims at; the score does not use it."""
     goal = row.text("goal")
     if not goal.strip():
         raise UserError(f"{row.where}: expected a text in the field 'goal', got an empty one")

@@ -1,7 +1,7 @@
-"""tacred (scenario CIL): the relationship between two marked entities, five of 40 relations a task.
+"""tacred (scenario CIL): the relationship between two marked entities, five of 40 relations per task.
 
 Data: "Position-aware Attention and Supervised Data Improve Slot Filling" (Zhang et al., 2017), of the
-Linguistic Data Consortium. There is no dev set.
+Linguistic Data Consortium. It has no dev set.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ KINDS = {"org": "organization related", "per": "person related"}
 
 
 class Options(HeldOutOptions):
-    """How relations become tasks."""
+    """Assignment of relations to tasks."""
 
-    classes_per_task: int = Field(5, ge=1, description="Relations of each task; the last one takes what is left.")
+    classes_per_task: int = Field(5, ge=1, description="Relations of each task; the last task gets the remainder.")
 
 
 def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
-    """Cut the relations, in the order of the file, into tasks; the dev lists of the file are not used.
+    """Split the relations into tasks, in the order of the file; the dev lists of the file are not used.
 
     Args:
         raw_dir: Folder with tacred/TACRED-2021.json or tacred/TACRED-2021.pkl; None: dataset/.
         options: See Options.
-        seed: For draws and a shuffled order only.
+        seed: Used only for sampling and for a shuffled order.
 
     Raises:
         UserError: the file is missing or wrong, or has fewer relations than the tasks need.

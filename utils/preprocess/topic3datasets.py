@@ -1,4 +1,4 @@
-"""topic3datasets (scenario CIL): the topic of a text, from 25 topics of agnews, dbpedia and yahoo, five a task.
+"""topic3datasets (scenario CIL): the topic of a text: 25 topics of agnews, dbpedia and yahoo, five per task.
 
 Data: "Character-level Convolutional Networks for Text Classification" (Zhang et al., 2015). Three topics of
 yahoo are left out because agnews has them.
@@ -34,19 +34,19 @@ LEAST_DEV = 10  # dev gets at least 1 of 10 training texts
 
 
 class Options(ClassOptions):
-    """How topics become tasks."""
+    """Assignment of topics to tasks."""
 
-    sources: Names = Field(tuple(ORIGINS), description="The data sets to use, with commas between them.")
-    classes_per_task: int = Field(5, ge=1, description="Topics of each task; the last one takes what is left.")
+    sources: Names = Field(tuple(ORIGINS), description="The data sets to use, separated by commas.")
+    classes_per_task: int = Field(5, ge=1, description="Topics of each task; the last task gets the remainder.")
     class_order: Literal["file", "shuffled"] = Field(
-        "shuffled", description="Order of the topics: of the raw data, or drawn with the seed."
+        "shuffled", description="Order of the topics: that of the raw data, or shuffled with the seed."
     )
     num_sample_train_per_class: int = Field(
-        3000, ge=-1, description="Training examples to draw of each topic with the seed; -1: all."
+        3000, ge=-1, description="Training examples to sample per topic with the seed; -1: all."
     )
     num_sample_test_per_class: int = Field(2000, ge=-1, description="The same for dev and for test.")
     published_names: bool = Field(
-        False, description="Name topics by their numbers before the shuffle, as the published code does: wrong names."
+        False, description="Name topics by their numbers before the shuffle, as the published code does (wrong names)."
     )
 
 
@@ -59,23 +59,23 @@ class Line(NamedTuple):
 
 
 class Topics(NamedTuple):
-    """What is drawn from one of the three data sets."""
+    """The sample from one of the three data sets."""
 
     names: list[str]
     splits: dict[str, list[Line]]
-    empty: int  # lines without any text, which are left out
+    empty: int  # lines without text, which are left out
 
 
 def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
-    """Draw texts of every topic and deal the topics to tasks.
+    """Sample texts of every topic and assign the topics to tasks.
 
-    train and dev are disjoint draws from train.csv, test is drawn from test.csv. dev takes from what train leaves, or
-    a tenth of the texts where train would leave less.
+    train and dev are disjoint samples of train.csv, test is a sample of test.csv. dev is sampled from the texts that
+    train does not use, or gets a tenth of all texts where fewer would remain.
 
     Args:
         raw_dir: Folder with topic3datasets/SOURCE/{classes.txt,train.csv,test.csv}; None: dataset/.
         options: See Options.
-        seed: Decides the draws and the order of the topics.
+        seed: Determines the samples and the order of the topics.
 
     Raises:
         UserError: a file is missing or wrong, or there are fewer topics than the tasks need.
@@ -110,7 +110,7 @@ def _naming(names: list[str], options: Options, seed: int) -> Naming:
 
 
 def _joined(topics: list[Topics], split: str) -> list[Labelled]:
-    """Rows of all data sets, topics numbered on."""
+    """Rows of all data sets, with topics numbered consecutively."""
     rows: list[Labelled] = []
     start = 0
     for one in topics:
@@ -157,7 +157,7 @@ def _read_lines(path: Path, source: str, label_of: dict[str, int | None]) -> Ite
                 if (label := label_of[cells[0]]) is not None:
                     yield Line(number, " ".join(cell for cell in cells[1:] if cell.strip()), label)
         except csv.Error as error:
-            raise UserError(f"{path}, line {reader.line_num} is not csv (cut off while copying?): {error}") from None
+            raise UserError(f"{path}, line {reader.line_num} is not csv (truncated while copying?): {error}") from None
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: expected UTF-8 text, got other bytes ({error})") from None
 
@@ -165,7 +165,7 @@ def _read_lines(path: Path, source: str, label_of: dict[str, int | None]) -> Ite
 def _draw(lines: Iterable[Line], count: int, seed: str) -> tuple[dict[int, list[Line]], int]:
     """At most `count` lines of each label in random order (-1: all), and the number of lines without text.
 
-    Only what is drawn is held in memory (reservoir sampling; Vitter, 1985).
+    Only the sample is held in memory (reservoir sampling; Vitter, 1985).
     """
     pools: dict[int, list[Line]] = defaultdict(list)
     seen: Counter[int] = Counter()

@@ -1,7 +1,7 @@
 """TRACE (scenario CIT): eight tasks of instruction tuning, in Chinese, English, German and Python.
 
-Strings are used as they are. Test sets are cut to their shortest examples, as in the published code, which measures
-them with the tokenizer of Pythia; here characters are the default, so that no tokenizer is needed. Data: "TRACE"
+Strings are used unchanged. Test sets are reduced to their shortest examples, as in the published code, which counts
+Pythia's tokens; here the default is to count characters, so that no tokenizer is needed. Data: "TRACE"
 (Wang et al., 2023, arXiv 2310.06762).
 """
 
@@ -38,7 +38,7 @@ class Task(NamedTuple):
     metric: str
     max_new_tokens: int
     num_test: int  # -1: all
-    metric_of_published_code: str = ""  # where it is not the benchmark's own
+    metric_of_published_code: str = ""  # where it differs from the benchmark's
 
 
 TASKS = {  # in the published order
@@ -54,18 +54,19 @@ TASKS = {  # in the published order
 
 
 class Options(config.OptionGroup):
-    """Which tasks, in which order, and how many examples."""
+    """Tasks, their order, and numbers of examples."""
 
-    num_task: int | None = Field(None, ge=1, description="Number of tasks, from the front of the order; none: all.")
-    task_order: Names | None = Field(None, description=f"Names with commas; none: {','.join(TASKS)}.")
-    sub_sample_eval: Sizes = Field((10,), description="First n examples for dev, -1: all; one number or one a task.")
+    num_task: int | None = Field(None, ge=1, description="Number of tasks: the first of the order; none: all.")
+    task_order: Names | None = Field(None, description=f"Names, separated by commas; none: {','.join(TASKS)}.")
+    sub_sample_eval: Sizes = Field((10,), description="First n examples for dev, -1: all; one number or one per task.")
     sub_sample_test: Sizes | None = Field(
         None,
-        description="Shortest n examples for test, -1: all; one number or one a task; none: as published "
+        description="Shortest n examples for test, -1: all; one number or one per task; none: as published "
         f"({','.join(str(task.num_test) for task in TASKS.values())}).",
     )
     length: str = Field(
-        "characters", description="What short means: characters, words, or tokens of a folder with tokenizer.json."
+        "characters",
+        description="Unit of length: characters, words, or a folder with tokenizer.json, whose tokens are counted.",
     )
     published_metrics: bool = Field(
         False, description="Score ScienceQA (with its explanation) and NumGLUE by exact match, as the published code."
@@ -78,7 +79,7 @@ def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
     Args:
         raw_dir: Folder with TRACE/<task>/{train,eval,test}.json; None: dataset/.
         options: See Options.
-        seed: Not used; nothing is drawn.
+        seed: Not used; nothing is random.
 
     Raises:
         UserError: a file is missing or wrong, or an option does not fit the tasks.
@@ -108,7 +109,7 @@ def measure(kind: str) -> Callable[[str], int]:
         kind: "characters", "words", or a folder with a tokenizer.json.
 
     Raises:
-        UserError: neither of the words, and no such folder.
+        UserError: neither of the two words nor such a folder.
     """
     if kind == "characters":
         return len
@@ -117,7 +118,7 @@ def measure(kind: str) -> Callable[[str], int]:
     path = Path(kind) / "tokenizer.json"
     if not path.is_file():
         raise UserError(f"--length: expected characters, words or a folder with tokenizer.json, got {kind!r}")
-    from tokenizers import Tokenizer  # here: the other measures need no package
+    from tokenizers import Tokenizer  # imported here: the other units need no package
 
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.no_truncation()
@@ -125,7 +126,7 @@ def measure(kind: str) -> Callable[[str], int]:
 
 
 def shortest(examples: tuple[Example, ...], count: int, length: Callable[[str], int]) -> tuple[Example, ...]:
-    """The `count` shortest examples (question and answer together) in their order; the earlier wins a tie."""
+    """The `count` shortest examples (question and answer together), in order; ties go to the earlier one."""
     if count == ALL:
         return examples
     lengths = [length(example.input + example.target) for example in examples]
@@ -154,7 +155,7 @@ def _notes(tasks: list[TaskData]) -> list[str]:
 
 
 def _used(options: Options, names: list[str], num_dev: list[int], num_test: list[int]) -> dict[str, Any]:
-    """The options as they were understood; a tokenizer by its checksum, since its folder is one machine's."""
+    """The resolved options; a tokenizer by its checksum, since its path depends on the machine."""
     folder = Path(options.length)
     is_folder = options.length not in ("characters", "words")
     return {

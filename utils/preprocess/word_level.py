@@ -1,8 +1,8 @@
-"""Named entities (scenario CIL, word level): fewnerd, i2b2, ontonotes5, conll2003, some entity types a task.
+"""Named entities (scenario CIL, word level): fewnerd, i2b2, ontonotes5, conll2003; each task adds entity types.
 
-A raw file has a word and its tag on each line and a blank line after each sentence. Training sentences are dealt
-to tasks, and of their tags only those of the task's own types are kept. The dev and test split of task t are all
-sentences with a type seen up to t, with the tags of types seen up to t, so those of later tasks hold the earlier ones.
+A raw file has a word and its tag on each line and a blank line after each sentence. Training sentences are assigned
+to tasks and keep only the tags of the task's types. The dev and test splits of task t are all sentences with a type
+seen up to t, with the tags of the types seen up to t, so those of later tasks contain those of earlier ones.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from utils.preprocess.shared.classes import class_facts
 from utils.preprocess.shared.raw import DATASET_DIR, Origin, file_sha256
 from utils.preprocess.shared.tagged import OUTSIDE, Sentence, read_sentences
 
-MAX_SEQ_LENGTH = 128  # for the sentence; the longest answer comes on top
+MAX_SEQ_LENGTH = 128  # for the sentence; the longest answer is added
 
 BASE_HELP = "Entity types of task 0."
 EACH_HELP = "Entity types of each later task; 0: one task with all types."
 
 
 class Options(config.OptionGroup):
-    """How entity types become tasks."""
+    """Assignment of entity types to tasks."""
 
     base_task_entity: int = Field(6, ge=1, description=BASE_HELP)
     incremental_task_entity: int = Field(6, ge=0, description=EACH_HELP)
@@ -40,36 +40,36 @@ class Options(config.OptionGroup):
 
 
 class EightAndTwo(Options):
-    """How entity types become tasks."""
+    """Assignment of entity types to tasks."""
 
     base_task_entity: int = Field(8, ge=1, description=BASE_HELP)
     incremental_task_entity: int = Field(2, ge=0, description=EACH_HELP)
 
 
 class OneAndOne(Options):
-    """How entity types become tasks."""
+    """Assignment of entity types to tasks."""
 
     base_task_entity: int = Field(1, ge=1, description=BASE_HELP)
     incremental_task_entity: int = Field(1, ge=0, description=EACH_HELP)
 
 
 class DataSet:
-    """One data set: what differs between the four."""
+    """The properties in which the four data sets differ."""
 
     def __init__(self, name: str, options: type[Options], origin: Origin, runs: bool = False):
         self.name, self.Options, self.origin = name, options, origin
         self.runs = runs  # raw tags are bare types, a run of them is one entity; and the order of types is drawn
 
     def build(self, raw_dir: Path | None, options: Options, seed: int) -> Stream:
-        """Deal entity types and training sentences to tasks.
+        """Assign entity types and training sentences to tasks.
 
         Args:
             raw_dir: Folder with NAME/train.txt, NAME/dev.txt and NAME/test.txt; None: dataset/.
             options: See Options.
-            seed: For training sentences without a task of their own, and in fewnerd for the order of types.
+            seed: For training sentences that fit no task by their types, and in fewnerd for the order of types.
 
         Raises:
-            UserError: a file is missing or wrong, or the types cannot be cut as the options ask for.
+            UserError: a file is missing or wrong, or the options do not fit the number of types.
         """
         root, paths = raw_dir or DATASET_DIR, {split: f"{self.name}/{split}.txt" for split in SPLITS}
         splits = {split: read_sentences(root / path, self.origin, self.runs) for split, path in paths.items()}
@@ -78,14 +78,14 @@ class DataSet:
             random.Random(f"{seed}:types").shuffle(types)
         groups = _groups(types, options)
         order = {name: k for k, group in enumerate(groups) for name in group}
-        train = deal(splits["train"], types, groups, random.Random(f"{seed}:leftover"))
+        train = assign(splits["train"], types, groups, random.Random(f"{seed}:leftover"))
         tasks = tuple(_task(train[k], splits, k, order, options) for k in range(len(groups)))
         dropped = len(splits["train"]) - sum(map(len, train))
         source = {
             "files": {path: file_sha256(root / path) for path in paths.values()},
             "options": options.model_dump() | {"seed": seed},
             "dropped_records": dropped,
-            "notes": [f"{dropped} training sentences found no task and are dropped"] if dropped else [],
+            "notes": [f"{dropped} training sentences fit in no task and are dropped"] if dropped else [],
         }
         base = len(groups[0])
         name = f"{self.name}_task{len(groups)}_base{base}_inc{options.incremental_task_entity}"
@@ -118,28 +118,28 @@ def _groups(types: list[str], options: Options) -> list[list[str]]:
     return [types[:base], *(types[i : i + each] for i in range(base, len(types), each))]
 
 
-def deal(
+def assign(
     sentences: list[Sentence], types: list[str], groups: list[list[str]], rng: random.Random
 ) -> list[list[Sentence]]:
     """Training sentences of each task, in the order of the file.
 
-    A task gets at most its share of the sentences, by its share of the types. A sentence goes to the task of its rarest
-    type that has room; else to any task with room, drawn; else it is dropped.
+    The capacity of a task is its share of the types, as a share of the sentences. A sentence goes to the task of its
+    rarest type with room; otherwise to a random task with room; otherwise it is dropped.
     """
     room = [len(sentences) * len(group) // len(types) for group in groups]
     task_of = {name: k for k, group in enumerate(groups) for name in group}
     count = Counter(tag[2:] for sentence in sentences for tag in sentence.tags if tag[0] == "B")
     rank = {name: i for i, name in enumerate(sorted(types, key=count.__getitem__))}
-    dealt: list[list[Sentence]] = [[] for _ in groups]
+    assigned: list[list[Sentence]] = [[] for _ in groups]
     for sentence in sentences:
         own = [task_of[name] for name in sorted(sentence.types, key=rank.__getitem__)]
         open_own = [k for k in own if room[k]]
         open_any = [k for k, left in enumerate(room) if left] if not open_own else []
         if open_own or open_any:
             k = open_own[0] if open_own else rng.choice(open_any)
-            dealt[k].append(sentence)
+            assigned[k].append(sentence)
             room[k] -= 1
-    return dealt
+    return assigned
 
 
 def _task(
@@ -181,7 +181,7 @@ def _facts(groups: list[list[str]], tasks: tuple[TaskData, ...]) -> dict[str, An
 
 
 def _tokens(tags: str) -> int:
-    """A generous number of tokens: one for each O, one for each character of other tags, and the end."""
+    """An upper bound in tokens: one for each O, one for each character of other tags, and EOS."""
     return 1 + sum(1 if tag == OUTSIDE else 1 + len(tag) for tag in tags.split(" "))
 
 

@@ -1,7 +1,7 @@
-"""zsre (scenario CKE): counterfactual answers to be written into a model, a block of records a task.
+"""zsre (scenario CKE): edit counterfactual answers into a model; each task is a block of records.
 
-train asks the question (efficacy), test asks it in other words (paraphrase). dev holds a question about something
-else for each edit of the same task (locality): right is what the model answered before the edits, so these have no
+train asks the question (efficacy), test a paraphrase of it. dev holds an unrelated question for each edit of the task
+(locality): the reference is the model's answer before the edits, so these have no
 target here. Data: zsRE (Levy et al., 2017) as prepared for MEND (Mitchell et al., 2022).
 """
 
@@ -23,17 +23,17 @@ ORIGIN = Origin("the editing data linked from github.com/zjunlp/EasyEdit", "MIT"
 
 
 class Options(config.OptionGroup):
-    """How records become tasks."""
+    """Assignment of records to tasks."""
 
     num_task: int = Field(10, ge=1, description="Number of tasks of equal size; a remainder at the end is dropped.")
     raw_file: str = Field(RAW_FILE, description="File with full records, inside the folder of raw data.")
     locality_answers: bool = Field(
-        False, description="Store the true answers of locality questions; else none: the model's own are compared."
+        False, description="Store the true answers of locality questions; false: compare with the model's own."
     )
 
 
 class Record(NamedTuple):
-    """An edit: a question, the same in other words, the new answer, and a question that must not change."""
+    """An edit: a question, its paraphrase, the new answer, and a question whose answer must not change."""
 
     question: str
     rephrased: str
@@ -43,12 +43,12 @@ class Record(NamedTuple):
 
 
 def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
-    """Cut the records into tasks, in the order of the file.
+    """Split the records into tasks, in the order of the file.
 
     Args:
         raw_dir: Folder with zsre/zsre_mend_train_10000.json (or `raw_file`); None: dataset/.
         options: See Options.
-        seed: Not used; nothing is drawn.
+        seed: Not used; nothing is random.
 
     Raises:
         UserError: the file is missing or wrong, or has fewer records than tasks.
@@ -81,7 +81,7 @@ def _record(row: Row, with_locality_answer: bool) -> Record:
 
 
 def _task(records: list[Record], k: int, first: int) -> TaskData:
-    """Edits without a rephrased or a locality question are learned, but not asked there."""
+    """Edits without a paraphrase or a locality question are trained on, but missing in that split."""
     train = tuple(Example(r.question, r.answer, task=k) for r in records)
     test = tuple(Example(r.rephrased, r.answer, task=k) for r in records if r.rephrased)
     dev = tuple(Example(_asked(r.locality), r.locality_answer, task=k) for r in records if r.locality)
@@ -91,7 +91,7 @@ def _task(records: list[Record], k: int, first: int) -> TaskData:
 
 
 def _asked(question: str) -> str:
-    """With a question mark; locality questions mostly lack it, the others have it."""
+    """The text with a question mark, which most locality questions lack."""
     return question if question.endswith("?") else f"{question}?"
 
 

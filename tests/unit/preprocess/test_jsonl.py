@@ -139,7 +139,7 @@ def test_files_named_one_by_one(tmp_path):
     paths = [write(tmp_path / "z.jsonl", pairs(9)), FIXTURES / "colours"]
     stream = jsonl.read_tasks(paths, jsonl.Options(), 1)
     assert (stream.name, [t.name for t in stream.tasks]) == ("jsonl_task2", ["z", "colours"])
-    with pytest.raises(UserError, match="expected files or folders of different names, one a task, got z, z"):
+    with pytest.raises(UserError, match="expected files or folders with different names, one per task, got z, z"):
         jsonl.read_tasks([paths[0]] * 2, jsonl.Options(), 1)
     with pytest.raises(UserError, match=r"y.jsonl is missing; expected a file of records"):
         jsonl.read_tasks([tmp_path / "y.jsonl"], jsonl.Options(), 1)
@@ -197,7 +197,7 @@ def test_wrong_folders_and_options(tmp_path):
         make(metric="accuracy")
     with pytest.raises(UserError, match=r"--prompt-type: expected one of none, default, .*, got 'chat'"):
         make(prompt_type="chat")
-    with pytest.raises(UserError, match="--dev-ratio, --test-ratio: expected less than 1 together"):
+    with pytest.raises(UserError, match="--dev-ratio, --test-ratio: expected a sum below 1"):
         make(dev_ratio=0.5, test_ratio=0.5)
     write(tmp_path / "a/train.jsonl", pairs(2))
     with pytest.raises(UserError, match=r"a: expected test.json or test.jsonl, got none"):

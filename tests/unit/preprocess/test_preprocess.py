@@ -71,7 +71,7 @@ MISTAKES = {
     "--dataset biography_qa --limit 0": "--limit: expected greater than or equal to 1, got '0'",
     "--dataset biography_qa --seed": "argument --seed: expected one argument; see --help",
     "--dataset biography_qa --name a/b": "--name: ",
-    "--dataset biography_synth --limit 3": "--limit has no meaning for biography_synth",
+    "--dataset biography_synth --limit 3": "--limit has no effect with biography_synth",
     "--dataset concept_1k --raw-dir nowhere": "concept_1k/dataset_2024_1_30_11_40.txt is missing; it comes from",
     "--dataset biography_qa --skip-first-task maybe": "--skip-first-task: expected a valid boolean",
 }

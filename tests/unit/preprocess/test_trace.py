@@ -128,7 +128,7 @@ BROKEN = {  # content of a file -> what is told
     '[{"prompt": 3, "answer": "b"}]': "record 1: expected a text in the field 'prompt', got int",
     '["a"]': "record 1: expected an object with named fields, got str",
     "[]": "holds no records, at least one is needed",
-    '[{"prompt": "a"': r"is not JSON \(cut off while copying\?\)",
+    '[{"prompt": "a"': r"is not JSON \(truncated while copying\?\)",
     '{"prompt": "a"}\n{"prompt"': r"line 2 is not JSON: .*; expected a list \[..\] or one object a line",
     '{"prompt": "\\ud83d", "answer": "b"}': "line 1: 'prompt' holds half of a character",
 }

@@ -10,7 +10,7 @@ from utils.errors import UserError
 from utils.preprocess import load
 from utils.preprocess.shared.raw import Origin
 from utils.preprocess.shared.tagged import Sentence, read_sentences
-from utils.preprocess.word_level import deal
+from utils.preprocess.word_level import assign
 from utils.prompt import render
 
 TWO_TWO = {"base_task_entity": 2, "incremental_task_entity": 2}
@@ -82,16 +82,16 @@ def test_bare_types_and_bio_tags_are_read_alike(tmp_path):
     assert bare.tags == ["B-PERSON_ACTOR", "I-PERSON_ACTOR", "O"]
 
 
-def test_dealing_by_hand():
+def test_assignment_by_hand():
     """12 sentences, types A (common) and B (rare), a task each with room for 6."""
     common, rare, both, none = (
         Sentence(["w", "w"], tags) for tags in (["B-A", "O"], ["B-B", "O"], ["B-A", "B-B"], ["O", "O"])
     )
     sentences = [*[common] * 7, rare, both, none, none, none]
-    dealt = deal(sentences, ["A", "B"], [["A"], ["B"]], random.Random(1))
-    assert dealt[0] == [common] * 6  # full; the seventh goes to task 1 because there is room
-    assert dealt[1] == [common, rare, both, none, none, none]
-    odd = deal([common] * 5, ["A", "B"], [["A"], ["B"]], random.Random(1))
+    assigned = assign(sentences, ["A", "B"], [["A"], ["B"]], random.Random(1))
+    assert assigned[0] == [common] * 6  # full; the seventh goes to task 1 because there is room
+    assert assigned[1] == [common, rare, both, none, none, none]
+    odd = assign([common] * 5, ["A", "B"], [["A"], ["B"]], random.Random(1))
     assert [len(part) for part in odd] == [2, 2]  # 5 * 1 // 2 each; the last one is dropped
 
 

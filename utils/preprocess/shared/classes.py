@@ -1,4 +1,4 @@
-"""Streams of classes: how classes are dealt to tasks, and the facts of such a stream."""
+"""Streams of classes: how classes are assigned to tasks, and the facts of such a stream."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from utils.preprocess.shared.records import remarks
 
 
 class ClassOptions(config.OptionGroup):
-    """How classes become tasks."""
+    """Assignment of classes to tasks."""
 
-    num_task: int | None = Field(None, ge=1, description="Number of tasks; none: until no class is left.")
-    classes_per_task: int = Field(10, ge=1, description="Classes of each task; the last one takes what is left.")
+    num_task: int | None = Field(None, ge=1, description="Number of tasks; none: as many as the classes fill.")
+    classes_per_task: int = Field(10, ge=1, description="Classes of each task; the last task gets the remainder.")
     class_order: Literal["file", "shuffled"] = Field(
-        "file", description="Order of the classes: of the raw data, or drawn with the seed."
+        "file", description="Order of the classes: that of the raw data, or shuffled with the seed."
     )
     num_sample_train_per_class: int = Field(
-        -1, ge=-1, description="Training examples to draw of each class with the seed; -1: all."
+        -1, ge=-1, description="Training examples to sample per class with the seed; -1: all."
     )
     num_sample_test_per_class: int = Field(-1, ge=-1, description="The same for dev and for test.")
 
 
 class HeldOutOptions(ClassOptions):
-    """How classes become tasks."""
+    """Assignment of classes to tasks."""
 
     dev_share: float = Field(
-        0, ge=0, lt=1, description="Share of each class's training examples to use as dev instead; 0: dev is test."
+        0, ge=0, lt=1, description="Share of each class's training examples to move to dev; 0: dev is test."
     )
 
 
@@ -66,16 +66,16 @@ class Naming(NamedTuple):
 
 
 def to_stream(raw: RawClasses, options: ClassOptions, seed: int, naming: Naming | None = None) -> Stream:
-    """Draw examples and deal classes to tasks; the examples of a task keep the order of the file.
+    """Sample examples and assign classes to tasks; the examples of a task keep the order of the file.
 
     Args:
         raw: The data set.
         options: See ClassOptions.
-        seed: Decides what is drawn, and the order of the classes if it is shuffled.
-        naming: Classes by id; None: as in `raw`, in the order that the options ask for.
+        seed: Determines the sample, and the order of the classes if it is shuffled.
+        naming: Classes by id; None: as in `raw`, in the order given by the options.
 
     Raises:
-        UserError: fewer classes than the tasks need, or a class without examples to learn from or be tested with.
+        UserError: fewer classes than the tasks need, or a class without training or test examples.
     """
     _check_classes(raw)
     naming = naming or name_classes(raw.classes, options, seed)
@@ -89,9 +89,9 @@ def to_stream(raw: RawClasses, options: ClassOptions, seed: int, naming: Naming 
     per_task = {
         "TASK_NAMES": [task.name for task in tasks],
         "METRIC": ["exact_match"] * len(tasks),
-        "MAX_NEW_TOKENS": [longest + 2] * len(tasks),  # a token a byte, the space before and the end after
+        "MAX_NEW_TOKENS": [longest + 2] * len(tasks),  # one token per byte, the leading space and EOS
         "MAX_SEQ_LENGTH": [raw.facts["MAX_SEQ_LENGTH"]] * len(tasks),
-        # Any class seen so far can be the answer. Later there are more, so a higher score is never guessing.
+        # Chance level when a task is learned; with the classes of later tasks chance is lower, so this is a bound.
         "CHANCE": [1 / count for count in facts["ACCUM_NUM_CLASS"]],
     }
     whole = {"IL_MODE": "CIL", "DEV_IS_TEST": raw.dev is None, "CLASSIFICATION_TYPE": "sentence-level"}
@@ -100,7 +100,7 @@ def to_stream(raw: RawClasses, options: ClassOptions, seed: int, naming: Naming 
 
 
 def name_classes(classes: Sequence[str], options: ClassOptions, seed: int) -> Naming:
-    """Classes in the order that the options ask for, under their own names."""
+    """Classes in the order given by the options, under their own names."""
     order = list(range(len(classes)))
     if options.class_order == "shuffled":
         random.Random(seed).shuffle(order)
@@ -146,7 +146,7 @@ def class_facts(names: list[str], sizes: Sequence[int]) -> dict[str, Any]:
 
 
 def hold_out(rows: list[Labelled], share: float, seed: int) -> tuple[list[Labelled], list[Labelled] | None]:
-    """Take a share of each class out of its examples, at least one of them; nothing (None) if the share is 0."""
+    """Move a share of each class's examples, at least one, to a new split; None if it is 0."""
     if share == 0:
         return rows, None
     drawn: set[int] = set()
@@ -199,14 +199,14 @@ def _tasks(splits: dict[str, list[Labelled]], ids: dict[int, int], facts: dict[s
     """Examples of each task and split; rows of classes without an id are left out."""
     starts, names = facts["PRE_ACCUM_NUM_CLASS"], facts["idx2label"]
     task_of = [k for k, classes in enumerate(facts["CUR_CLASS"]) for _ in classes]
-    dealt: dict[str, list[list[Example]]] = {split: [[] for _ in starts] for split in splits}
+    assigned: dict[str, list[list[Example]]] = {split: [[] for _ in starts] for split in splits}
     for split, rows in splits.items():
         for text, position in rows:
             if position in ids:
                 label = ids[position]
                 k = task_of[label]
-                dealt[split][k].append(Example(text, names[label], label, label - starts[k], task=k))
+                assigned[split][k].append(Example(text, names[label], label, label - starts[k], task=k))
     return tuple(
-        TaskData(f"classes {c[0]}-{c[-1]}", **{split: tuple(dealt[split][k]) for split in splits})
+        TaskData(f"classes {c[0]}-{c[-1]}", **{split: tuple(assigned[split][k]) for split in splits})
         for k, c in enumerate(facts["CUR_CLASS"])
     )

@@ -1,4 +1,4 @@
-"""Options that are lists, written with commas on the command line: `--sub-sample-test 500,-1,100`."""
+"""Options that are lists, separated by commas on the command line: `--sub-sample-test 500,-1,100`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Sizes = Annotated[tuple[Annotated[int, AfterValidator(_is_size)], ...], BeforeVa
 
 
 def per_task(values: tuple[T, ...], count: int, option: str) -> list[T]:
-    """One value for each task; a single value stands for all.
+    """One value per task; a single value applies to all tasks.
 
     Raises:
         UserError: neither 1 nor `count` values.

@@ -1,4 +1,4 @@
-"""Raw files: where they come from, reading and checking them, writing those too large to hold in memory."""
+"""Raw files: sources, reading, checks, and writing files too large to hold in memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from utils.errors import UserError
 from utils.storage.files import NOT_JSON
 
-DATASET_DIR = Path("dataset")  # of raw data sets and of streams, seen from where the command runs
+DATASET_DIR = Path("dataset")  # of raw data sets and of streams, relative to the working directory
 
 
 class Origin(NamedTuple):
@@ -27,7 +27,7 @@ def need(path: Path, origin: Origin) -> Path:
     """The path of a raw file, if it is there.
 
     Raises:
-        UserError: it is not; says where it comes from and what to do.
+        UserError: it is missing; the message names its source and what to do.
     """
     if not path.is_file():
         raise UserError(
@@ -54,20 +54,20 @@ def read_raw_json(path: Path, origin: Origin) -> Any:
     try:
         return json.loads(read_raw(path, origin))
     except NOT_JSON as error:
-        raise UserError(f"{path} is not JSON (cut off while copying?): {error}") from None
+        raise UserError(f"{path} is not JSON (truncated while copying?): {error}") from None
 
 
 def shown(cell: Any) -> str:
     """A value as error messages show it.
 
-    >>> shown("a long text that goes on and on and on and on"), shown(None)
-    ("'a long text that goes on and on and on a'", 'None')
+    >>> shown("a text of more than the forty characters that are shown"), shown(None)
+    ("'a text of more than the forty characters'", 'None')
     """
     return repr(cell[:40]) if isinstance(cell, str) else repr(cell)[:40]
 
 
 class Draft:
-    """A file written beside its place, to be moved there as a whole or dropped."""
+    """A file written under a temporary name, to be renamed when complete or deleted."""
 
     def __init__(self, path: Path):
         self.path, self.sha256 = path, ""
@@ -81,7 +81,7 @@ class Draft:
         self.temporary.unlink(missing_ok=True)
 
     def write(self, lines: Iterable[str]) -> Draft:
-        """Write and sync lines, and remember their sha256."""
+        """Write and sync lines, and compute their sha256."""
         with open(self.temporary, "w", encoding="utf-8", newline="\n") as file:
             file.writelines(f"{line}\n" for line in lines)
             file.flush()
@@ -90,11 +90,11 @@ class Draft:
         return self
 
     def is_different(self) -> bool:
-        """True if the place is taken by a file with another content."""
+        """True if a file with other content exists at the destination."""
         return self.path.exists() and file_sha256(self.path) != self.sha256
 
     def keep(self) -> str:
-        """Move the file to its place; says whether anything changed."""
+        """Move the file to its destination; returns whether anything changed."""
         word = "unchanged" if self.path.exists() and not self.is_different() else "written"
         os.replace(self.temporary, self.path)
         return word

@@ -1,4 +1,4 @@
-"""Raw files of records (JSON, JSON lines, CSV): read once, checked; a mistake names file, record and field.
+"""Raw files of records (JSON, JSON lines, CSV): read once and checked; errors name file, record and field.
 
 A byte-order mark and CRLF line ends are accepted. Messages never quote a record: some data sets are adversarial.
 """
@@ -28,7 +28,7 @@ class Row(NamedTuple):
     fields: dict[str, Any]
 
     def text(self, name: str) -> str:
-        """The text in a field, as it stands; it may be empty.
+        """The text in a field, unchanged; it may be empty.
 
         Raises:
             UserError: the field is absent, is no text, or could not be written to a UTF-8 file.
@@ -41,7 +41,7 @@ class Row(NamedTuple):
         return value
 
     def error(self, name: str, expected: str, value: Any) -> UserError:
-        """A mistake in one field."""
+        """An error about one field."""
         got = "nothing" if value is None else type(value).__name__
         return UserError(f"{self.where}: expected {expected} in the field {name!r}, got {got}")
 
@@ -51,7 +51,7 @@ def read_rows(path: Path, origin: Origin | None = None) -> list[Row]:
 
     Args:
         path: The file.
-        origin: Where it is published, told if it is missing; None: nowhere, it is the user's own.
+        origin: Where it is published, named in the error if it is missing; None: the user's own file.
 
     Raises:
         UserError: the file is missing, not readable, or holds no records.
@@ -67,7 +67,7 @@ def read_rows(path: Path, origin: Origin | None = None) -> list[Row]:
 
 
 def remarks(tasks: Sequence[TaskData]) -> list[str]:
-    """What a reader of the scores should know: repeated questions, test questions seen in training, empty texts."""
+    """Properties of the data that affect scores: repeated questions, test questions seen in training, empty texts."""
     lines = []
     for task in tasks:
         train, dev, test = ([question(e) for e in examples] for examples in (task.train, task.dev, task.test))
@@ -85,7 +85,7 @@ def remarks(tasks: Sequence[TaskData]) -> list[str]:
 
 
 def question(example: Example) -> tuple[Any, ...]:
-    """What is asked: the text, and in a chat everything before the last turn."""
+    """The question: the text, or in a chat everything before the last turn."""
     return (example.input, *(example.messages or ())[:-1])
 
 
@@ -107,13 +107,13 @@ def _json_list(path: Path, text: str) -> list[Row]:
     try:
         records = json.loads(text)
     except NOT_JSON as error:
-        raise UserError(f"{path} is not JSON (cut off while copying?): {error}") from None
+        raise UserError(f"{path} is not JSON (truncated while copying?): {error}") from None
     return [_row(record, f"{path}, record {i}") for i, record in enumerate(records, start=1)]
 
 
 def _json_lines(path: Path, text: str) -> list[Row]:
     rows = []
-    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: U+2028 may stand inside a text
+    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: a text may contain U+2028
         if line.strip():
             try:
                 record = json.loads(line)

@@ -26,7 +26,7 @@ class Relations(NamedTuple):
 
 
 def find(root: Path, stem: str, origin: Origin) -> Path:
-    """The raw file `stem`.json or else `stem`.pkl, which must be there."""
+    """The raw file `stem`.json or, if absent, `stem`.pkl, which must exist."""
     path = root / f"{stem}.json"
     return path if path.is_file() else need(path.with_suffix(".pkl"), origin)
 

@@ -30,7 +30,7 @@ def read_sentences(path: Path, origin: Origin, runs: bool = False) -> list[Sente
     Args:
         path: The file.
         origin: Where it is published.
-        runs: True if tags are bare types, of which a run is one entity; B-TYPE and I-TYPE are read as such there too.
+        runs: True if tags are bare types and a run of one type is one entity; B-TYPE and I-TYPE are also accepted.
 
     Raises:
         UserError: the file is missing or empty, or a line is not a word and a tag.
@@ -58,7 +58,7 @@ def _cells(line: str, where: str, runs: bool) -> tuple[str, str]:
     cells = line.rstrip().split("\t" if "\t" in line.rstrip() else " ")
     word, tag = cells[0].strip(), cells[-1].strip().upper()
     if len(cells) < 2 or not word or " " in word:
-        raise UserError(f"{where}: expected a word and a tag with a space or a tab between them, got something else")
+        raise UserError(f"{where}: expected a word and a tag, separated by a space or a tab, got another line")
     prefix, dash, kind = tag.partition("-")
     is_bio = prefix in ("B", "I") and bool(dash and kind)
     if runs and tag and not is_bio:  # a file of bare types in another edition has B-TYPE and I-TYPE
@@ -69,7 +69,7 @@ def _cells(line: str, where: str, runs: bool) -> tuple[str, str]:
 
 
 def _bio(tags: list[str]) -> list[str]:
-    """Tags where every entity begins with B-: an I- that continues nothing of its type becomes one.
+    """Tags where every entity begins with B-: an I- that does not continue an entity of its type becomes B-.
 
     >>> _bio(["I-PER", "I-PER", "O", "B-LOC", "I-ORG"])
     ['B-PER', 'I-PER', 'O', 'B-LOC', 'B-ORG']
