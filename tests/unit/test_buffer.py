@@ -270,3 +270,12 @@ def test_a_memory_that_is_too_small_for_the_stream_is_refused():
     ):
         found = buffer.problems(make_config(is_replay=True, **options), tiny.micro_stream())
         assert words in "".join(found) and bool(found) == bool(words), (options, found)
+
+
+@pytest.mark.parametrize(("size", "old"), [(8, 4), (9, 4), (2, 1), (40, 10)])
+def test_half_of_a_fixed_quota_stays_with_the_old_examples_of_a_class(size, old):
+    memory = Memory(make_config(is_replay=True, Replay_class_balanced=True, Replay_buffer_size=size))
+    for index in range(2):
+        rows = [Example(f"{index} {i}", "a", label=0, task=index) for i in range(10)]
+        memory.update(rows, random.Random(index), no_features)
+    assert per(memory, lambda row: row.task) == Counter({0: old, 1: min(size - old, 10)})

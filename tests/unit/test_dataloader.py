@@ -303,3 +303,11 @@ def test_some_rows_of_a_batch_keep_the_tokens_of_the_step():
     assert torch.equal(part.labels, alone.labels) and torch.equal(part.input_ids, alone.input_ids)
     assert part.tokens == batch.tokens
     assert batch.only([]).labels.shape[0] == 0
+
+
+def test_labels_that_nothing_can_predict_are_left_out():
+    row = Encoded([5, 6, 7, 8], [9], [0, 1, 2, 3])
+    assert encoder(False)._cut(row, None, 1).labelled == [1, 2, 3]  # nothing comes before the first token
+    assert encoder(True)._cut(row, None, 1).labelled == [1, 2, 3, 4]  # here BOS does
+    assert encoder(False)._cut(row, 3, 1) == Encoded([7, 8], [9], [1])
+    assert encoder(True)._cut(row, 4, 1).labelled == [1, 2]

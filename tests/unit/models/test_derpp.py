@@ -198,3 +198,13 @@ def test_draws_depend_on_the_generator_alone(tmp_path):
     new = tiny.micro_stream().tasks[1].train[:2]
     a, b, c = (method.batch(new, tiny.make_task(1), random.Random(seed)) for seed in (0, 0, 1))
     assert a == b != c
+
+
+def test_the_teacher_answers_for_the_classes_of_the_tasks_before(tmp_path, monkeypatch):
+    method = method_of(tmp_path, DERpp_targets="previous_model")
+    method.before_task(tiny.make_task(1))
+    indices = []
+    teacher_logits = method.teacher_logits
+    monkeypatch.setattr(method, "teacher_logits", lambda *given: indices.append(given[-1]) or teacher_logits(*given))
+    terms(method, batch_of(method, new=2, old=2, dark=4))
+    assert indices == [0]

@@ -560,3 +560,32 @@ def test_with_a_token_at_the_beginning_the_model_still_sees_gen(tmp_path, family
     gen = method.backbone.tokenizer.convert_tokens_to_ids("__gen__")
     assert all((row == gen).sum() == 1 for row in batch.input_ids[3:])
     fit(method, task, method.session)
+
+
+def test_an_example_as_long_as_the_limit_is_written_and_one_longer_is_not(tmp_path):
+    method = make(tmp_path)
+    example = replace(tiny.make_task().train[0], view="lm")
+    (length,) = method.encoder.lengths([example])
+    for limit, count in ((length, 1), (length - 1, 0), (None, 1)):
+        assert len(method.others([example], replace(tiny.make_task(), max_length=limit))) == count, limit
+
+
+def test_pseudo_samples_are_written_from_the_second_task_on_and_only_by_a_model_that_has_learned(tmp_path):
+    method = make(tmp_path, LAMOL_gamma=0.5)
+    asked = []
+    method.write = lambda task, old, attempt, count: asked.append((task.index, count)) or [("q", "a")] * count
+    method.before_task(tiny.make_task(0))
+    assert not method.pseudo and not asked
+    method.before_task(tiny.make_task(1))  # nothing has been learned: longest is 0
+    assert not method.pseudo
+    method.longest = 10
+    method.before_task(tiny.make_task(1))
+    assert method.pseudo == [("q", "a", -1)] * (len(tiny.make_task(1).train) // 2)
+
+
+def test_the_longest_text_is_that_of_all_tasks_so_far(tmp_path):
+    method = make(tmp_path)
+    method.longest = 1000
+    method.after_task(tiny.make_task())
+    assert method.longest == 1000
+    assert method.pseudo == []

@@ -13,6 +13,7 @@ from models.SEQ import SEQ
 from tests import tiny
 from utils.buffer import Memory
 from utils.dataloader import collate
+from utils.errors import UserError
 from utils.model.weights import borrowed, snapshot
 from utils.run import checkpoint
 from utils.run.cost import kept_bytes
@@ -209,3 +210,23 @@ def test_group_by_length_changes_the_order_and_the_results_say_so(tmp_path):
     assert made[False] != made[True]
     table = tiny.compare([tmp_path / "False", tmp_path / "True"])
     assert "group_by_length" in table
+
+
+def test_logged_losses_do_not_depend_on_the_parts_of_a_step(tmp_path):
+    whole, parts = (
+        tiny.run(tmp_path / str(n), tiny.make_config(gradient_accumulation_steps=n, info_per_steps=1)).losses
+        for n in (1, 4)
+    )
+    assert len(whole) > 4
+    assert parts == pytest.approx(whole, rel=1e-4)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_loss_that_is_not_finite_stops_training(value):
+    class Broken(SEQ):
+        def loss(self, model, batch, task):
+            return {"answer": super().loss(model, batch, task)["answer"] * 0 + value}
+
+    session = tiny.make_session(tiny.make_config())
+    with pytest.raises(UserError, match=rf"not finite in task 0 \(micro 0\), epoch 0, step 1: answer = {value:g}"):
+        fit(tiny.make_method(session, method_class=Broken), tiny.make_task(), session)

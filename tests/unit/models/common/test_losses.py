@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from models.common.losses import answer_loss, distillation
+from models.common.losses import answer_loss, distillation, squared_error
 from tests import tiny
+from utils.classifier import MASKED
 from utils.dataloader import IGNORE, Encoder, collate
 from utils.model.forward import answer_logits
 
@@ -76,3 +77,12 @@ def test_distillation_ignores_what_has_no_label():
     both = distillation(student, teacher, labels, 1.0)
     student[0, 0] = 7.0
     assert torch.equal(both, distillation(student, teacher, labels, 1.0))
+
+
+def test_squared_errors_are_means_over_the_classes_in_question():
+    own, target = torch.tensor([[3.0, 9.0], [4.0, 2.0]]), torch.tensor([[1.0, MASKED], [1.0, 1.0]])
+    assert squared_error(own[:1], target[:1]).item() == 4  # one class in question
+    assert squared_error(own[1:], target[1:]).item() == (9 + 1) / 2
+    assert squared_error(own, target).item() == 4 + 5
+    assert squared_error(own[:, :1], target[:, :1]).item() == 4 + 9  # one class at all
+    assert squared_error(own[:1, 1:], target[:1, 1:]).item() == 0  # none

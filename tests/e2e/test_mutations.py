@@ -1,0 +1,38 @@
+"""The search for mutations that no test finds; the search itself is `python -m tests.stress.mutations`."""
+
+import ast
+from pathlib import Path
+
+from tests.stress import mutations
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_each_mutation_changes_one_place_of_a_file():
+    path = ROOT / "utils/metric.py"
+    plain = ast.unparse(ast.parse(path.read_text(encoding="utf-8"))).splitlines()
+    found = list(mutations.mutations(path))
+    assert len(found) > 10
+    for mutation in found:
+        changed = mutations.changed(mutation).splitlines()
+        assert len(changed) == len(plain), mutation.name
+        assert sum(a != b for a, b in zip(changed, plain, strict=True)) == 1, mutation.name
+
+
+def test_each_file_has_tests_and_the_choice_repeats():
+    for path in mutations.files():
+        tests = mutations.tests_of(str(path.relative_to(ROOT)))
+        assert tests and all((ROOT / test).exists() for test in tests), path
+    chosen = mutations.choose(20, 3)
+    assert chosen == mutations.choose(20, 3) != mutations.choose(20, 4)
+    assert len({mutation.name for mutation in chosen}) == 20
+
+
+def test_outcomes_are_kept_and_survivors_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(mutations, "survives", lambda mutation, tree: (tree / mutation.file).is_file())
+    argv = ["--count", "3", "--out", str(tmp_path / "out.jsonl")]
+    assert mutations.main(argv) == 1
+    assert "3 of 3 survive" in capsys.readouterr().out
+    monkeypatch.setattr(mutations, "survives", lambda *_: 1 / 0)
+    assert mutations.main(argv) == 1  # all from the file
+    assert capsys.readouterr().out.count("\n  ") == 3
