@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 DOCS, README = ROOT / "docs", ROOT / "README.md"
 MADE_BY = "<!-- Made by `python -m tests.make`; edit the code instead. -->"
 SCENARIOS = ("CIT", "CKE", "IIL", "CIL", "TIL")
-SETTINGS = ("is_replay", "freeze_parts", "PEFT_type")  # of the frame, with a column of their own
+SETTINGS = ("is_replay", "freeze_parts", "PEFT_type")  # of the frame, with a separate column
 
 
 def options() -> str:

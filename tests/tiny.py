@@ -352,7 +352,7 @@ class Run(NamedTuple):
 
 
 class Interrupted(BaseException):
-    """The power cut of a test."""
+    """A simulated power failure."""
 
 
 def run(
@@ -363,7 +363,7 @@ def run(
     stop_after: str | None = None,
     **options: Any,
 ) -> Run:
-    """Train and evaluate in this process; goes on where a run in the same folder stopped.
+    """Train and evaluate in this process; resumes an interrupted run in the same folder.
 
     Args:
         folder: Run folder.
@@ -406,7 +406,7 @@ def _interrupted(after: str | None):
 
 
 def snapshot(method: Method) -> dict[str, torch.Tensor]:
-    """Copies of the weights of a method's model and of its own modules."""
+    """Copies of the weights of a method's model and of the method's other modules."""
     return weights.snapshot(method.named())
 
 

@@ -91,7 +91,7 @@ class Encoder:
     Args:
         tokenizer: The backbone's.
         prompt_type: See utils/prompt.py.
-        ends: A prompt is a text of its own, which ends as the tokenizer ends a text: T5's with EOS, BERT's with SEP.
+        ends: A prompt is a separate text, which ends as the tokenizer ends a text: T5's with EOS, BERT's with SEP.
         parse_special: What is spelled like a special token in data is that token; otherwise it is text.
         day: What a chat template takes for today.
     """

@@ -69,7 +69,7 @@ class Bar:
         title: What is done, such as "after_0: task_1".
         total: Pieces of work.
         unit: Their name, in the plural.
-        line: Where lines go; None: nowhere, the caller writes lines of its own.
+        line: Writes a line; None: no lines, the caller writes them.
         done: Pieces that were done before.
         quiet: No bar and no lines: a process that is not the main one.
     """

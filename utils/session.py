@@ -30,7 +30,7 @@ class Session:
         return self.loop(method, task, self, **options)
 
     def aside(self, name: str, config: Config | None = None) -> Session:
-        """For training that is not the run's own, such as of a teacher: told apart, maybe with other options."""
+        """A session for auxiliary training, such as of a teacher, logged separately, optionally with other options."""
         return replace(self, config=config or self.config, log=Aside(self.log, name))
 
 

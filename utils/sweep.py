@@ -1,6 +1,6 @@
 """Many runs by one command: `python -m utils.sweep config/biography_demo_task2/*.yaml --seeds 1 2 3 --jobs 2`.
 
-Each YAML file with each seed is one run of main_CL.py, in a process of its own. Finished runs are not repeated and
+Each YAML file with each seed is one run of main_CL.py, in a separate process. Finished runs are not repeated and
 interrupted runs are resumed, so the command can be given again until all is done. At the end `utils.report` compares
 them in FOLDER/compare.md, FOLDER being <dump_path>/<prefix>; FOLDER/<name>-seed<k>.out holds what a run printed.
 

@@ -1,4 +1,4 @@
-"""Gradients that are measured beside training, and projections. A gradient is a dict of tensors by parameter name."""
+"""Gradients computed outside the training step, and projections. A gradient is a dict of tensors by parameter name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def answer_gradient(
 ) -> Gradient:
     """Gradient of the batch's answer loss, summed over its tokens and divided by `tokens`, in float32.
 
-    Nothing is added to `.grad`, and no hook of data parallelism fires: what a process measures stays its own.
+    Nothing is added to `.grad`, and no hook of data parallelism fires: the result is local to the process.
     """
     loss = answer_loss(*outputs(batch), tokens)
     found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)

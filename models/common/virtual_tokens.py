@@ -1,4 +1,4 @@
-"""What learns beside a frozen model: virtual tokens, and the rows of new tokens. Shape: D hidden size."""
+"""Trainable inputs of a frozen model: virtual tokens, and the rows of new tokens. Shape: D hidden size."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def random_words(model: Model, tokenizer: Any, count: int, rng: random.Random) -
 
 
 class NewRows(nn.Module):
-    """A few tokens learn, while the matrices that hold their rows stand still.
+    """Trainable offsets of a few tokens' rows, whose matrices are frozen.
 
-    What is learned is added to the rows, in the embedding and, as they must be written too, in the head. It begins at
-    0. Where embedding and head are one matrix, it is one parameter.
+    The offsets are added to the rows of the embedding and, since the tokens are also generated, of the head. They start
+    at 0. If embedding and head are tied, they share one parameter.
 
     Args:
         model: Its embedding has rows for the tokens already.

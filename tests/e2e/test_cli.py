@@ -1,4 +1,4 @@
-"""main_CL.py as a user calls it. In this process where that makes no difference, in one of its own where it does."""
+"""main_CL.py as a user calls it, in this process where possible, otherwise in a separate one."""
 
 import fcntl
 import os
@@ -70,7 +70,7 @@ def run(argv: list[str], dump: Path) -> Path:
 
 
 def start(argv: list[str], **environment: str) -> subprocess.Popen:
-    """main_CL.py in a process of its own."""
+    """main_CL.py in a separate process."""
     command = [sys.executable, "main_CL.py", *argv]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     # a shell that runs the tests in the background makes them, and so this process, deaf to SIGINT
@@ -254,7 +254,7 @@ def test_a_damaged_checkpoint_is_not_used(copy, capsys, name):
     told = capsys.readouterr().err
     assert told.startswith(f"error: {path} is damaged; delete the folder {path.parent} and resume again")
     assert path.read_bytes() == damaged and (copy / "results.json").exists()
-    shutil.rmtree(path.parent)  # as told
+    shutil.rmtree(path.parent)  # as the error says
     shutil.rmtree(copy / "predictions/after_2")
     assert call(["--resume", str(copy)]) == 0
 
@@ -293,7 +293,7 @@ def test_a_hub_that_does_not_answer_is_given_up_soon(small, tmp_path):
     process = start(argv, HF_HUB_OFFLINE="0", HF_ENDPOINT="http://127.0.0.1:9")
     out, errors = process.communicate(timeout=300)
     assert process.returncode == 2 and out == ""
-    # One line: the library's own attempts, which take 50 s and tell of each, are not made
+    # One line: the library's retries, which take 50 s and print a line each, are switched off
     assert errors.startswith("error: invalid options:\n  - backbone: some/model is no local folder")
     assert errors.count("\n") == 2
     assert not (tmp_path / "runs").exists()

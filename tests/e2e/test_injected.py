@@ -1,4 +1,4 @@
-"""Each kind of fault once: told in one sentence with the right exit code, and the resumed run has the same numbers."""
+"""Each kind of fault once: reported in one sentence with the right exit code; the resumed run has the same numbers."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""One of two processes is killed at some moment: the other says so and ends, and the run goes on in one process."""
+"""One of two processes is killed at some point: the other reports it and exits; the run is resumed in one process."""
 
 import os
 import random

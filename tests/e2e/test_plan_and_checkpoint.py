@@ -1,4 +1,4 @@
-"""`--dry_run` tells the plan of a run; `--evaluate_checkpoint` asks a checkpoint what the run had asked it."""
+"""`--dry_run` prints the plan of a run; `--evaluate_checkpoint` repeats a run's evaluation of a checkpoint."""
 
 import pytest
 import torch
@@ -81,7 +81,7 @@ def test_a_dry_run_prints_the_plan_and_writes_and_loads_nothing(small, tmp_path,
     assert call([*small, *words, "--dry_run", "--dump_path", str(tmp_path / "none")]) == 0
     out = capsys.readouterr().out
     rows = {line.split(" | ")[0].strip("| "): line for line in out.splitlines() if line.startswith("|")}
-    # 12 examples in batches of 4; then 8 in batches of 2 beside 2 of memory; 3 epochs each
+    # 12 examples in batches of 4; then 8 in batches of 2 with 2 of memory; 3 epochs each
     assert [c.strip() for c in rows["0 (micro 0)"].split("|")[2:8]] == ["12", "6", "6", "12", "3", "9"]
     assert [c.strip() for c in rows["1 (micro 1)"].split("|")[2:8]] == ["8", "4", "4", "8", "3", "12"]
     assert f"/ {total:,} |" in rows["0 (micro 0)"] and f"/ {total:,} |" not in rows["1 (micro 1)"]

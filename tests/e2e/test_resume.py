@@ -1,4 +1,4 @@
-"""A killed run is resumed to the same weights, predictions and logged losses, bit for bit; SIGTERM is answered at once.
+"""A killed run is resumed to identical weights, predictions and logged losses; SIGTERM takes effect immediately.
 
 Each run here is a child of this process that kills itself (SIGKILL, nothing is cleaned up) just before or just after
 it renames its n-th file: that is where the run folder changes. tests/stress/faults.py kills at random moments.
@@ -39,7 +39,7 @@ def command(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(command, tmp_path_factory):
-    """The folder of the run that nothing happens to, and the files it renamed into place, in order."""
+    """The folder of the undisturbed run, and the files it renamed into place, in order."""
     dump = tmp_path_factory.mktemp("whole")
     renamed = in_child([*command, "--dump_path", str(dump)], dump / "renamed")
     (folder,) = dump.glob("*/*-seed1")

@@ -89,7 +89,7 @@ def test_a_wrong_option_is_reported_before_any_run_starts(files, tmp_path):
 
 
 def begin_long(files, root, *more):
-    """A sweep of two long runs in a process of its own, both at work."""
+    """A sweep of two long runs in a separate process, with both running."""
     command = [sys.executable, "-m", "utils.sweep", str(files / "long.yaml"), "--seeds", "1", "2", "--jobs", "2"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # in the background it is ignored

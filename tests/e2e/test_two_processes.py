@@ -27,7 +27,7 @@ from utils.storage.files import read_json, read_jsonl
 ROOT = Path(__file__).parents[2]
 LAUNCH = [str(Path(sys.executable).with_name("accelerate")), "launch"]
 CONFIG = "--config_file config/accelerate/"
-MODES = {  # what accelerate launch is told, and accelerate's name for it
+MODES = {  # arguments of accelerate launch, and accelerate's name of the mode
     "DDP": (f"{CONFIG}cpu_2.yaml", "MULTI_CPU"),
     "ZeRO-1": (f"{CONFIG}zero_1.yaml --num_processes 2 --mixed_precision no", "DEEPSPEED"),
     "ZeRO-2": (f"{CONFIG}zero_2.yaml --num_processes 2 --mixed_precision no", "DEEPSPEED"),
@@ -163,7 +163,7 @@ def launch_all(mode: str, runs: dict[str, list[str]], folder: Path) -> None:
 
 
 def apart() -> Stream:
-    """The micro stream with a dev split of its own."""
+    """The micro stream with a separate dev split."""
     stream = micro_stream()
     return replace(stream, name="apart", tasks=tuple(replace(task, dev=task.train[1::2]) for task in stream.tasks))
 
@@ -286,7 +286,7 @@ def check_resumed(folder: Path, finished: Path) -> None:
 
 
 def test_two_processes_are_one(one, options, tmp_path):
-    """And what they leave says nothing about their number: one process goes on with it."""
+    """Their files do not depend on the number of processes: one process resumes the run."""
     launch_all("DDP", {"first": [*options("batch level"), "--dump_path", str(tmp_path / "first/two")]}, tmp_path)
     check(one("batch level"), tmp_path / "first", "DDP")
     (folder,) = tmp_path.glob("first/two/*/*")
@@ -299,7 +299,7 @@ def test_two_processes_are_one(one, options, tmp_path):
     "mode", [pytest.param(mode, marks=pytest.mark.slow if mode == "DDP" else pytest.mark.long) for mode in RUNS]
 )
 def test_two_processes_are_one_with(mode, one, options, tmp_path):
-    """Every method that can run in a mode; and a run goes on in another number of processes, from inside a task."""
+    """Every method that can run in a mode; and a run is resumed inside a task in another number of processes."""
     names = variants(mode)
     if not names:
         pytest.skip("the method does not run in this mode")

@@ -83,7 +83,7 @@ def test_accumulation(options, plain, tmp_path):
 
 
 def test_an_interrupted_run_is_resumed(options, plain, tmp_path):
-    """Cut off inside task 1, it ends as if it had not been."""
+    """A run interrupted inside task 1 ends like an uninterrupted one."""
     whole = measure(tmp_path, *options, "--save_llm_ckpt", "true", "--save_llm_ckpt_step_interval", "3")
     places = checkpoints(whole.folder / "checkpoints")
     for place in places[next(i for i, p in enumerate(places) if p.task == 1) + 1 :]:

@@ -91,7 +91,7 @@ def check(work: Path, kills: int, seed: int) -> int:
 
 
 def reference(name: str, work: Path) -> Case:
-    """The run that nothing happens to."""
+    """The undisturbed run."""
     dropout, extra = VARIANTS[name]
     folders = [
         "--dataset_path",
@@ -126,7 +126,7 @@ def kill(case: Case, moment: str, dump: Path, rng: random.Random) -> Kill:
 
 
 def start_and_kill(case: Case, moment: str, dump: Path, rng: random.Random) -> tuple[Path, str]:
-    """The folder of a killed run and where the run stood; tried again if the run was quicker."""
+    """The folder of a killed run and its progress; repeated if the run ended before the kill."""
     while True:
         process = start(case.command, dump)
         folder, began = wait_for_folder(process, dump), time.monotonic()
@@ -149,7 +149,7 @@ def in_evaluation(process: subprocess.Popen, folder: Path, case: Case, rng: rand
 
 
 def in_checkpoint(process: subprocess.Popen, folder: Path, case: Case, rng: random.Random) -> None:
-    """Return while a checkpoint stands under its temporary name."""
+    """Return while a checkpoint has its temporary name."""
     wait(process, rng.uniform(0, 0.6 * case.life))
     wait_until(process, lambda: any((folder / "checkpoints").glob(".task_*.tmp")))
     time.sleep(rng.uniform(0, 0.02))
@@ -210,7 +210,7 @@ def compare_files(expected: Path, got: Path, pattern: str = "*") -> list[str]:
 
 
 def start(command: list[str], dump: Path | None = None) -> subprocess.Popen:
-    """Start a run in a process group of its own."""
+    """Start a run in a separate process group."""
     where = [] if dump is None else ["--dump_path", str(dump)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
@@ -253,7 +253,7 @@ def wait(process: subprocess.Popen, seconds: float) -> None:
 
 
 def last_line(folder: Path) -> str:
-    """Where a run stood, in its own words."""
+    """The progress of a run, from its log."""
     log = folder / "train.log"
     lines = log.read_text(encoding="utf-8").strip().split("\n") if log.exists() else [""]
     return re.sub(r"^\[[\d:]+\] ", "", lines[-1])[:50]

@@ -1,4 +1,4 @@
-"""Faults at random moments of tiny runs of every method; each must go on to the numbers of a run left alone.
+"""Faults at random moments of tiny runs of every method; each must be resumed to the numbers of an undisturbed run.
 
     python -m tests.stress.injected [--methods SEQ EWC] [--kinds "kill -9" SIGTERM] [--rounds 1] [--seed 0] [--work DIR]
 
@@ -166,7 +166,7 @@ def start(case: Case, dump: Path, prepare: Callable[[], None]) -> Outcome:
 
 
 def resume(folder: Path, prepare: Callable[[], None] = lambda: None) -> Outcome:
-    """Go on with a run."""
+    """Resume a run."""
     return child(["--resume", str(folder)], prepare)
 
 

@@ -2,7 +2,7 @@
 
     python -m tests.stress.long_stream [--methods SEQ EWC] [--tasks 100] [--examples 1000] [--words 3] [--work DIR]
 
-First the stream is loaded by a process of its own, and what that took is printed; without a method that is all.
+First a separate process loads the stream, and its cost is printed; without --methods nothing else is run.
 Each method learns the stream once, one epoch of batches of 1000 a task. After each task its memory (resident, of the
 whole process), its seconds of training and what it keeps are noted. Something grows if over the second half of the
 stream the median task takes a quarter more seconds than over the first (machines are noisy), or memory at the end is

@@ -96,7 +96,7 @@ def main(folder: Path) -> None:
         mock.patch.multiple(Trainer, run=run, _learn=learn),
         mock.patch.object(evaluation, "_answer", answer),
         mock.patch.object(fit, "place", place),
-        mock.patch.object(PartialState, "destroy_process_group"),  # the next run goes on with it
+        mock.patch.object(PartialState, "destroy_process_group"),  # reused by the next run
     ):
         for name, options in read_json(folder / "runs.json").items():
             for noted in (scored, weights, held):

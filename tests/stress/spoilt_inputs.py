@@ -69,7 +69,7 @@ def _containers(content: Any) -> list[Any]:
 
 @st.composite
 def spoilt_bytes(draw: Any, content: bytes) -> bytes:
-    """The content cut off, with a piece removed, repeated or replaced, or a bit flipped."""
+    """The content truncated, with a piece removed, repeated or replaced, or a bit flipped."""
     a, b = sorted(draw(st.tuples(st.integers(0, len(content)), st.integers(0, len(content)))))
     how = draw(st.sampled_from(["cut", "remove", "repeat", "insert", "flip", "replace"]))
     if how == "flip" and a < len(content):

@@ -126,7 +126,7 @@ def test_a_long_evaluation_says_how_far_it_is(parts, monkeypatch, mode):
 
 
 class Spy(Method):
-    """Remembers what it was told, and answers its own way."""
+    """Records its arguments, and overrides `predict`."""
 
     def predict(self, rows, task_id, max_new_tokens):
         self.told = (len(rows), task_id, max_new_tokens)

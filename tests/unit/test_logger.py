@@ -81,7 +81,7 @@ def test_events_are_lines_of_json(tmp_path):
     log.event("train", loss=0.5, task=0)
     log.step = 7
     log.event("evaluate", cell="é", score=1.0)
-    rows = read_jsonl(tmp_path / "log.jsonl")  # readable while the run goes on
+    rows = read_jsonl(tmp_path / "log.jsonl")  # readable during the run
     log.close()
     assert [{k: v for k, v in row.items() if k != "time"} for row in rows] == [
         {"event": "train", "step": 0, "loss": 0.5, "task": 0},

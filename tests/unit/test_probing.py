@@ -1,4 +1,4 @@
-"""Probes and what a run makes of them: right by hand, repeatable, resumable, and without a trace in training."""
+"""Probes: correct by hand, repeatable, resumable, and without effect on training."""
 
 import random
 from types import SimpleNamespace
@@ -103,7 +103,7 @@ def test_rows_are_drawn_from_every_class():
 
 
 def test_together_or_one_for_each_task():
-    """A probe for each task has to tell only that task's classes apart."""
+    """A probe per task has to separate only that task's classes."""
     labels = [[0, 0, 1, 1], [2, 2, 3, 3]]
     train = [np.float32([[0], [0.1], [1], [1.1]])] * 2  # the tasks look the same
     together, apart = (probing.ask(train, labels, train, whole) for whole in (True, False))
@@ -136,7 +136,7 @@ def test_processes_share_the_examples(made, monkeypatch):
 
     def gather(mine, count):
         parts[rank] = list(zip(range(rank, count, 3), mine, strict=True))
-        return whole  # stands in for what the others hold
+        return whole  # in place of the other processes' shares
 
     for rank in range(3):
         monkeypatch.setattr(probing, "share", lambda count, rank=rank: range(rank, count, 3))

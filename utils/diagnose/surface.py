@@ -72,7 +72,7 @@ def measure(run: Opened, corners: Sequence[Weights], points: int, count: int) ->
 
 
 def loss(run: Opened, index: int, examples: Sequence[Example]) -> float:
-    """Mean over the answer tokens (classes) of these examples, in nats, of the model as it stands after task 1."""
+    """Mean over the answer tokens (classes) of these examples, in nats, of the model in its state after task 1."""
     method, size, total, tokens = run.method, run.method.config.evaluate_batch_size, 0.0, 0.0
     rows = method.encoder(examples, task_of(method, index).max_length)
     with eval_mode(method.model, method.extra), torch.no_grad():

@@ -219,8 +219,8 @@ def inputs(model: Model, ids: Tensor, mask: Tensor) -> dict[str, Any]:
         mask: (B, T) int64, 0 on padding.
 
     Returns:
-        attention_mask (B, v + T) and either inputs_embeds (B, v + T, D), or input_ids (B, v + T), where any ids stand
-        in the columns of a prefix, whose keys and values the cache in past_key_values puts there.
+        attention_mask (B, v + T) and either inputs_embeds (B, v + T, D), or input_ids (B, v + T), where the ids
+        in the columns of a prefix are arbitrary: past_key_values holds its keys and values.
     """
     if not (has_adapters(model) and model.active_peft_config.is_prompt_learning):
         return {"input_ids": ids, "attention_mask": mask}

@@ -59,7 +59,7 @@ def verify(
     max_new_tokens: int,
     prompt: Tensor | None = None,
 ) -> list[Answer | None]:
-    """What greedy decoding would answer, as far as one pass over prompt and target can tell.
+    """The answer of greedy decoding, as far as one pass over prompt and target determines it.
 
     At each answer position the model's best token is compared with the target's. If all are equal, greedy decoding
     would have produced exactly the target. At the first difference the text so far is what greedy decoding would

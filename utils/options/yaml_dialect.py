@@ -18,7 +18,7 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):  # a few lines of them can stand for more values than fit in memory
+        if self.check_event(yaml.AliasEvent):  # a few lines with aliases can expand to more values than fit in memory
             line = self.peek_event().start_mark.line + 1
             raise yaml.YAMLError(f"line {line}: an alias (*name) is not supported; write the value out")
         return super().compose_node(parent, index)

@@ -119,7 +119,7 @@ def test_a_prompt_ends_as_the_tokenizer_ends_a_text():
     assert encoder.lengths([example]) == [len(row.prompt) + len(row.answer)]
     (cut,) = encoder([example], len(row.answer) + 2)
     assert cut == (row.prompt[-2:], row.answer, [], ())  # it loses words, not its end
-    assert Encoder(words, "none")([example], None)[0].prompt == row.prompt[:-1]  # a decoder goes on with the answer
+    assert Encoder(words, "none")([example], None)[0].prompt == row.prompt[:-1]  # a decoder continues with the answer
 
 
 def test_the_kind_is_known_without_weights(monkeypatch):

@@ -16,7 +16,7 @@ def model(family="neox", layers=2, **more):
 
 
 def learning_layers(net, frozen):
-    """Layers with at least one parameter that learns, and whether each learns as a whole."""
+    """Layers with at least one trainable parameter, and whether all of each are trainable."""
     of = {}
     prefix = next(name for name, module in net.named_modules() if module is blocks(net)) + "."
     for name, _ in net.named_parameters():

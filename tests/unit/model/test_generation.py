@@ -133,7 +133,7 @@ def test_generation_equals_a_plain_loop():
 
 
 class Scripted(torch.nn.Module):
-    """Predicts a fixed continuation of one prompt, whatever stands in the row."""
+    """Predicts a fixed continuation of one prompt, whatever the row contains."""
 
     def __init__(self, prompt_length, tokens):
         super().__init__()

@@ -134,7 +134,7 @@ def full(method, row):
 
 
 def order(tokens, wanted):
-    """Where each of the wanted tokens stands."""
+    """Columns of the wanted tokens."""
     return torch.stack([(row[None] == w[:, None]).int().argmax(dim=1) for row, w in zip(tokens, wanted, strict=True)])
 
 

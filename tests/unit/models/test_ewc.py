@@ -13,7 +13,7 @@ from utils.dataloader import IGNORE, Batch
 from utils.model.forward import answer_logits
 from utils.run.fit import fit
 
-X = torch.tensor([0.0, 2.0, -1.0, 3.0])  # what a token id stands for
+X = torch.tensor([0.0, 2.0, -1.0, 3.0])  # the value of x for each token id
 
 
 class Logistic(nn.Module):

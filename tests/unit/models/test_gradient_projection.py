@@ -1,4 +1,4 @@
-"""GradientProjection: the direction, the projection, and that looking for one leaves no trace."""
+"""GradientProjection: the direction, the projection, and that estimating a direction changes no state."""
 
 import pytest
 import torch
@@ -66,12 +66,14 @@ def test_estimating_a_direction_changes_no_state():
     method.before_task(task)
     assert tiny.same(before, tiny.snapshot(method))
     assert log.step == step
-    assert {event["event"] for event in log.events[told:-1]} == {"direction_train"}  # told apart from the run's own
+    assert {event["event"] for event in log.events[told:-1]} == {
+        "direction_train"
+    }  # distinguishable from the run's own
     assert log.events[-1]["event"] == "direction"
     assert log.events[-1]["length"] > 0
     first = method.direction
     method.before_task(task)
-    assert tiny.same(first, method.direction)  # a run that is cut off here looks again, and finds the same
+    assert tiny.same(first, method.direction)  # a run interrupted here estimates it again, with the same result
 
 
 def test_in_training_no_gradient_points_there():

@@ -1,4 +1,4 @@
-"""In-context learning: which demonstrations stand in front of a question, and that nothing is trained."""
+"""In-context learning: which demonstrations precede a question, and that nothing is trained."""
 
 from unittest import mock
 

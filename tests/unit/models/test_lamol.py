@@ -1,4 +1,4 @@
-"""The family that learns to write its own exercises: LAMOL, LAMOL_KD, L2KD."""
+"""Methods that generate their own replay samples: LAMOL, LAMOL_KD, L2KD."""
 
 import math
 from dataclasses import replace
@@ -51,7 +51,7 @@ def batch_of(method, examples, task):
         ("cat ?__ans__ meow__ans__ meow<eos>", None),
         ("__ans__ meow<eos>", None),
         ("cat ?__ans__ <eos>", None),
-        ("cat ?__ans__ meo", None),  # cut off
+        ("cat ?__ans__ meo", None),  # truncated
         ("<eos>cat ?__ans__ meow<eos>", None),
     ],
 )

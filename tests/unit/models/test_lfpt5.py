@@ -1,4 +1,4 @@
-"""LFPT5: what learns, what is read, and what the prompt writes; and the rows of new tokens beside a frozen model."""
+"""LFPT5: trainable parameters, inputs, generated samples; and the separate rows of new tokens of a frozen model."""
 
 from unittest import mock
 
@@ -17,7 +17,7 @@ from utils.model.weights import snapshot
 from utils.run.fit import fit
 
 N = 4  # virtual tokens
-FAMILIES = ["neox", "gpt2", "t5"]  # a head of its own, one tied to the embedding, and two embeddings with one matrix
+FAMILIES = ["neox", "gpt2", "t5"]  # an untied head, a tied head, and two embeddings with one matrix
 
 
 def make(family="neox", **options):
@@ -138,7 +138,7 @@ def test_the_previous_prompt_writes(family):
 
 
 def test_samples_with_an_unknown_answer_are_dropped():
-    """By task where the tasks have GEN tokens of their own, else any earlier answer will do."""
+    """Per task if each task has its GEN token, otherwise any earlier answer is accepted."""
     method = make()
     learn(method, 0)
     learn(method, 1)

@@ -77,7 +77,7 @@ def test_a_shift_is_added_to_every_embedding_of_its_row_and_goes_away():
 def test_the_views(tmp_path, il_mode):
     method = make(tmp_path, tiny.make_config("PCLL", il_mode=il_mode))
     example = Example("cat", "meow", task=2)
-    which = "2-th" if il_mode == "TIL" else "current"  # a test question tells its task in TIL alone
+    which = "2-th" if il_mode == "TIL" else "current"  # a test question names its task only in TIL
     assert method.encoder.render(example) == (f"In the {which} task: cat Answer:", " meow")
     assert method.encoder.render(replace(example, view="vae")) == ("In the 2-th task:", " cat")
     assert method.encoder.render(replace(example, view="lm")) == ("In the 2-th task:", " cat Answer: meow")

@@ -1,4 +1,4 @@
-"""ProgPrompt: what is read, what learns, and what folding leaves."""
+"""ProgPrompt: inputs, trainable parameters, and the result of folding."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Relations between runs: they catch what no single number shows."""
+"""Relations between runs, which catch errors that no single number shows."""
 
 import math
 from dataclasses import replace
@@ -22,7 +22,7 @@ FAST = {"is_evaluate_init": False, "training_epochs": 1}
 
 @pytest.fixture
 def trained(tmp_path):
-    """A run of the micro stream with these options, in a folder of its own."""
+    """A run of the micro stream with these options, in a separate folder."""
     count = iter(range(100))
 
     def runner(method_class=None, stream=None, **options):

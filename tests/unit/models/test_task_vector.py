@@ -1,4 +1,4 @@
-"""Task vectors: scaled, interpolated, merged; what answers and what training goes on from."""
+"""Task vectors: scaled, interpolated, merged; the weights that are evaluated and those that are trained further."""
 
 import pytest
 import torch

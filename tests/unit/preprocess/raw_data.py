@@ -28,7 +28,7 @@ def build(name: str, raw_dir: Path = FIXTURES, seed: int = 1, **options: object)
 
 
 def changed(tmp_path: Path, file: str, change: Callable[[str], str], source: str | None = None) -> Path:
-    """A copy of a data set's fixtures (of `source`, if it has none of its own) with one file changed."""
+    """A copy of a data set's fixtures (of `source`, if it has none) with one file changed."""
     name = file.split("/")[0]
     shutil.copytree(FIXTURES / (source or name), tmp_path / name)
     path = tmp_path / file

@@ -145,7 +145,7 @@ def test_files_named_one_by_one(tmp_path):
         jsonl.read_tasks([tmp_path / "y.jsonl"], jsonl.Options(), 1)
 
 
-WRONG = {  # file -> rows, and what is told
+WRONG = {  # file -> rows, and the error
     "input": ([{"target": "b"}], r"a.jsonl, line 1: expected a text in the field 'input', got nothing"),
     "number": ([*pairs(9), {"input": "a", "target": 2}], r"a.jsonl, line 10: .* the field 'target', got int"),
     "label": (pairs(9, label=[1]), r"line 1: expected a text or an integer in the field 'label', got list"),

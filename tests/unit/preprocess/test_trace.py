@@ -123,7 +123,7 @@ def test_a_missing_file_is_reported_with_its_origin(copy):
     assert make(copy, task_order="FOMC,C-STANCE").name == "TRACE_task2"
 
 
-BROKEN = {  # content of a file -> what is told
+BROKEN = {  # content of a file -> the error
     '[{"prompt": "a", "answer": "b"}, {"prompt": "c"}]': "record 2: expected a text in the field 'answer', got nothing",
     '[{"prompt": 3, "answer": "b"}]': "record 1: expected a text in the field 'prompt', got int",
     '["a"]': "record 1: expected an object with named fields, got str",

@@ -1,4 +1,4 @@
-"""What knowledge editing and instance-incremental runs measure beside the test questions."""
+"""What knowledge editing and instance-incremental runs measure in addition to the test questions."""
 
 from dataclasses import replace
 

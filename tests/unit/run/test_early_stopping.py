@@ -22,7 +22,7 @@ EACH = {"evaluate_interval": 1, "training_epochs": 6, "lr": 1e-2}
 
 @cache
 def stream() -> Stream:
-    """The micro stream, with a dev split beside its test split."""
+    """The micro stream with separate dev and test splits."""
     micro = tiny.micro_stream()
     tasks = tuple(replace(task, dev=task.train[1::2]) for task in micro.tasks)
     return Stream("apart", tasks, micro.config)

@@ -1,4 +1,4 @@
-"""Trackers are extras: they are fast without a network, tell no secrets, and never stop a run."""
+"""Trackers are fast without a network, leak no secrets, and never stop a run."""
 
 import os
 import time
@@ -24,7 +24,7 @@ def no_wandb_settings(monkeypatch, tmp_path):
 
 @pytest.fixture
 def start(tmp_path):
-    """Start the trackers of a run; gives the tracker, the accelerator and what the user was told."""
+    """Start the trackers of a run; gives the tracker, the accelerator and the messages to the user."""
     folder = tmp_path / "run"
     folder.mkdir()
 
