@@ -126,10 +126,7 @@ class Sharded(Replicated):
     def moments(self) -> OptimizerState:
         """Collected on the CPU."""
         return {
-            name: {
-                key: value if key == "step" else cast(DTensor, value).full_tensor().cpu()
-                for key, value in tensors.items()
-            }
+            name: {key: value if key == "step" else _whole(value).cpu() for key, value in tensors.items()}
             for name, tensors in super().moments().items()
         }
 
