@@ -128,7 +128,11 @@ def _identity(job: Job) -> dict[str, Any]:
 def is_finished(run: Path | None) -> bool:
     """True if the last row of R is complete."""
     results = run / "results.json" if run is not None else None
-    return results is not None and results.is_file() and None not in read_json(results)["R"][-1]
+    if results is None or not results.is_file():
+        return False
+    content = read_json(results)
+    rows = content.get("R") if isinstance(content, dict) else None  # what is no result is made again by the run
+    return isinstance(rows, list) and bool(rows) and isinstance(rows[-1], list) and None not in rows[-1]
 
 
 def check_all(jobs: list[Job]) -> None:

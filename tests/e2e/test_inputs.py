@@ -18,6 +18,7 @@ from utils.errors import UserError
 from utils.options.parse import resolve
 from utils.preprocess import jsonl
 from utils.run.identity import named_after_checkpoint
+from utils.sweep import is_finished
 
 ROOT = Path(__file__).parents[2]
 
@@ -109,3 +110,9 @@ def test_a_reader_that_has_gone_leaves_no_traceback(command):
     program.stdout.close()
     assert program.stderr.read() == ""
     assert program.wait() in (0, 128 + 13)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "null", '{"R": []}', '{"R": [3]}', '{"R": [[null]]}'])
+def test_results_that_are_none_are_of_no_finished_run(tmp_path, content):
+    (tmp_path / "results.json").write_text(content, encoding="utf-8")
+    assert not is_finished(tmp_path)
