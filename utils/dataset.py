@@ -137,7 +137,7 @@ def load_stream(name: str, root: Path) -> Stream:
     """
     path = root / name / DATA_FILE
     if not path.exists():
-        raise UserError(f"{path} is missing; make it with: bash preprocess_dataset.sh {name}")
+        raise UserError(f"{path} is missing; {_how_to_make(name)}")
     data, config = read_large_json(path), read_json(path.with_name(CONFIG_FILE))
     _check_task_keys(data, path)
     _check_config(config, len(data), str(path.with_name(CONFIG_FILE)))
@@ -148,6 +148,16 @@ def load_stream(name: str, root: Path) -> Stream:
     names = list(map(printable, config.get("TASK_NAMES") or [f"task {k}" for k in range(len(data))]))
     # The columns of a task are dropped once it is read: a large stream is in memory only once.
     return Stream(name, tuple(_read_task(data.pop(str(k)), k, names[k], path) for k in range(len(data))), config)
+
+
+def _how_to_make(name: str) -> str:
+    """The command that makes a stream, if there is one."""
+    script = Path(__file__).parents[1] / "preprocess_dataset.sh"
+    if f'"{name} |' in script.read_text(encoding="utf-8"):
+        return f"make it with: bash preprocess_dataset.sh {name}"
+    return (
+        f"{script.name} lists no stream of this name; make it with utils/dataformat_preprocess.py, or correct the name"
+    )
 
 
 def _check_task_keys(data: Any, path: Path) -> None:

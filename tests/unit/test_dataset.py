@@ -70,9 +70,11 @@ def test_streams_made_elsewhere_load(tmp_path):
 
 def test_a_missing_stream_names_the_command(tmp_path):
     with pytest.raises(UserError) as error:
+        load_stream("zsre_task10", tmp_path)
+    path = tmp_path / "zsre_task10/continual_data.json"
+    assert str(error.value) == f"{path} is missing; make it with: bash preprocess_dataset.sh zsre_task10"
+    with pytest.raises(UserError, match=r"nope_task2/continual_data\.json is missing; .* lists no stream of this name"):
         load_stream("nope_task2", tmp_path)
-    path = tmp_path / "nope_task2/continual_data.json"
-    assert str(error.value) == f"{path} is missing; make it with: bash preprocess_dataset.sh nope_task2"
 
 
 ONE = {"NUM_TASK": 1}

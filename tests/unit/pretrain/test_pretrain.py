@@ -142,7 +142,7 @@ def test_a_streams_training_texts_are_read_and_its_answers_only_known_by_name():
         (["--accumulation", "3"], "--batch 4: expected a multiple of processes x --accumulation = 3"),
         (["--batch", "400"], "--batch 400: a step takes 25600 tokens, but all text has"),
         (["--raw-dir", "nowhere"], "is missing"),
-        (["--stream", "nowhere"], "nowhere/continual_data.json is missing; make it with"),
+        (["--stream", "nowhere"], "nowhere/continual_data.json is missing; "),
         (["--stream", "nowhere", "--persons", "3"], "--persons: has no effect with --stream"),
         (["--backbone", "./nowhere"], "--backbone: ./nowhere is not a folder with a model and could not be fetched"),
     ],
