@@ -16,9 +16,7 @@ from utils.dataset import Example
 class AGEMOptions(OptionGroup):
     """AGEM."""
 
-    AGEM_batch_size: Count | None = Field(
-        None, description="Examples drawn from memory for g_ref at each step; None: batch_size."
-    )
+    AGEM_batch_size: Count = Field(256, description="Examples drawn from memory for g_ref at each step, or all.")
 
 
 class AGEM(GEM):
@@ -29,15 +27,15 @@ class AGEM(GEM):
 
         g  :=  g - <g, g_ref> / |g_ref|^2  g_ref     if <g, g_ref> < 0
 
-    A step keeps one gradient and passes one batch of memory through the model. The notes of models/GEM.py on eval mode,
-    AdamW and the memory apply here too.
+    A step keeps one gradient and passes `AGEM_batch_size` examples of memory (256, as published) through the model. The
+    notes of models/GEM.py on eval mode, AdamW and the memory apply here too.
     """
 
     Options = AGEMOptions
     options: AGEMOptions  # type: ignore[assignment]  # all code of GEM that reads options is overridden here
 
     def draw(self, rng: random.Random) -> list[list[Example]]:
-        rows = self.needed_memory.sample(self.options.AGEM_batch_size or self.config.batch_size, rng)
+        rows = self.needed_memory.sample(self.options.AGEM_batch_size, rng)
         return [rows] if rows else []
 
     def multipliers(self, gram: NDArray[np.float64], products: NDArray[np.float64]) -> NDArray[np.float64]:

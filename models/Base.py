@@ -136,6 +136,7 @@ class Method:
         self.answers = make_answers(self.config, stream, backbone)
         if self.answers.heads is not None:
             self.extra["heads"] = self.answers.heads
+        self.is_task_given = False  # outside TIL, while a version measures what knowing the task is worth
         self.offered: list[Example] = []  # new rows of the step in progress, for a memory that follows each step
 
     # --- Hooks a method may override, in the order of the life cycle.
@@ -259,12 +260,16 @@ class Method:
         """
         return {"": None}
 
+    def answering(self, version: str) -> AbstractContextManager[None]:
+        """Answer as one of `versions` inside the `with`, where they differ in more than the weights."""
+        return nullcontext()
+
     def predict(self, rows: Sequence[Encoded], task_id: int | None, max_new_tokens: int) -> list[str]:
         """Answers to a batch of encoded prompts; the model is in eval mode.
 
         Args:
             rows: Encoded examples; only their prompts may be read.
-            task_id: The task they belong to in TIL, otherwise None: identity does not leak.
+            task_id: The task they belong to in TIL or for `is_task_given`, otherwise None: identity does not leak.
             max_new_tokens: Most tokens of an answer.
         """
         return self.answers.predict(rows, task_id, max_new_tokens, self.soft_prompt(task_id))
@@ -387,8 +392,7 @@ class Method:
         batches = [
             collate(rows[i : i + size], examples[i : i + size], self.backbone.pad_id) for i in range(0, len(rows), size)
         ]
-        device = self.model.device
-        extract = self.config.backbone_extract_token
+        device, extract = self.model.device, self.config.backbone_extract_token
         return torch.cat([features(self.model, batch.to(device), extract).cpu() for batch in batches]).numpy()
 
     def _remember(self, examples: Sequence[Example], task: Task, *moment: object) -> None:

@@ -17,8 +17,9 @@ from utils.classifier import MASKED
 from utils.config import Config, Float, Int, OptionGroup
 from utils.dataloader import IGNORE, Batch
 from utils.dataset import Example, Stream
+from utils.distributed.collectives import gather
 from utils.model.architecture import Model
-from utils.model.weights import Weights, eval_mode, snapshot
+from utils.model.weights import Weights, snapshot
 
 Dark = tuple[Tensor, Tensor]  # of the labelled positions of an example: values (N, k) and token ids (N, k)
 
@@ -40,7 +41,8 @@ class DERpp(Method):
         L = CE(x, y) + alpha MSE(f(x'), h') + beta CE(x'', y'')
 
     DER++. (x, y) are new; (x', h') and (x'', y'') are two independent draws from a reservoir, to which the new examples
-    are offered after every step. h' are the logits f gave to x' when memory stored it.
+    are offered after every step. h' are the logits of the training pass, before the step, at the presentation of x'
+    that memory stored; dropout included, as published.
 
     A step has batch_size - batch_size // 2 new rows, as many as with plain replay, and batch_size // 2 of each draw:
     one part each, as published. Each CE is the mean over its own answer tokens.
@@ -62,6 +64,8 @@ class DERpp(Method):
     def __init__(self, *args: Any):
         super().__init__(*args)
         self.teacher: Weights = {}  # with previous_model: trainable weights before the task
+        self.places: dict[int, int] = {}  # of the new rows in the step in progress, by the identity of the example
+        self.given: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # by place: values, tokens (K, k), labels (K)
 
     @classmethod
     def problems(cls, config: Config, options: DERppOptions, stream: Stream) -> list[str]:
@@ -79,6 +83,7 @@ class DERpp(Method):
 
     def batch(self, examples: Sequence[Example], task: Task, rng: random.Random) -> Sequence[Example]:
         rows = super().batch(examples, task, rng)
+        self.places, self.given = {id(example): place for place, example in enumerate(examples)}, {}
         drawn = self.needed_memory.sample(self.memory_rows(), rng)
         return [*rows, *(replace(example, source="dark") for example in drawn)]
 
@@ -86,6 +91,8 @@ class DERpp(Method):
         logits, labels = self.outputs(model, batch, task.index)
         new, old, dark = (batch.rows(source) for source in ("task", "memory", "dark"))
         tokens = {"memory": 1.0, "dark": 1.0} | batch.tokens  # before the first step memory is empty
+        if self.options.DERpp_targets == "stored":
+            self._note(logits[new].detach(), labels[new], [batch.examples[i] for i in new])
         error = self._error(logits[dark], labels[dark], batch.only(dark), task)
         return {
             "answer": answer_loss(logits[new], labels[new], tokens["task"]),
@@ -106,29 +113,34 @@ class DERpp(Method):
         labelled = labels[:, -columns:] != IGNORE
         return squared_error(logits[:, -columns:, :count][labelled], target[labelled])
 
+    def _note(self, logits: Tensor, labels: Tensor, examples: Sequence[Example]) -> None:
+        """Keep the largest logits (B, K, V) of new rows until it is known which of them memory stores."""
+        k = min(self.options.DERpp_topk, logits.shape[-1]) if self.classifier is None else logits.shape[-1]
+        values, tokens = logits.float().topk(k, dim=-1)
+        for row, example in enumerate(examples):
+            if id(example) in self.places and bool((labels[row] != IGNORE).any()):  # a filling row has no labels
+                self.given[self.places[id(example)]] = values[row], tokens[row], labels[row]
+
     def after_step(self, task: Task) -> None:
-        super().after_step(task)
         memory = self.needed_memory
-        fresh = [row for row in memory.rows() if row.presentation not in memory.notes]
+        first = memory.seen + 1  # presentation of the step's first new row
+        super().after_step(task)
+        fresh = [row.presentation for row in memory.rows() if row.presentation >= first]
         if fresh and self.options.DERpp_targets == "stored":
-            memory.notes.update(zip((row.presentation for row in fresh), self.dark(fresh, task), strict=True))
-
-    def dark(self, examples: Sequence[Example], task: Task) -> list[Dark]:
-        """The logits that the model gives now to the answers of some examples, in eval mode."""
-        with eval_mode(self.model, self.extra), torch.no_grad():
-            logits, labels = self.outputs(self.model, self.collated(examples, task), task.index)
-        k = self.options.DERpp_topk if self.classifier is None else logits.shape[-1]
-        return [largest(z[y != IGNORE], k) for z, y in zip(logits, labels, strict=True)]
+            mine = {p: stored(*self.given[p - first]) for p in fresh if p - first in self.given}
+            for part in gather([mine], self.session.accelerator.num_processes):
+                memory.notes.update(part)
+        self.places, self.given = {}, {}
 
 
-def largest(logits: Tensor, k: int) -> Dark:
-    """The k largest logits of (N, V) at each position and the tokens they belong to; on the CPU, like texts.
+def stored(values: Tensor, tokens: Tensor, labels: Tensor) -> Dark:
+    """What memory keeps of sorted logits (K, k) at the labelled positions; on the CPU, like texts.
 
     MASKED classes are left out.
     """
-    k = min(k, int((logits > MASKED).sum(dim=-1).min())) if len(logits) else 0
-    values, tokens = logits.float().topk(k, dim=-1)
-    return values.cpu(), tokens.to("cpu", torch.int32)
+    values, tokens = values[labels != IGNORE], tokens[labels != IGNORE]
+    k = int((values > MASKED).sum(dim=-1).min()) if len(values) else 0
+    return values[:, :k].cpu(), tokens[:, :k].to("cpu", torch.int32)
 
 
 def dark_error(logits: Tensor, dark: Dark) -> Tensor:

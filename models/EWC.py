@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from models.Base import Method, Task
 from models.common.fisher import Quadratic, diagonal_fisher
 from utils.config import Config, Count, Float, OptionGroup
-from utils.dataloader import Batch
+from utils.dataloader import Batch, count_tokens
 from utils.dataset import Stream
 from utils.model.architecture import Model
 from utils.model.weights import eval_mode, moved
@@ -23,7 +23,7 @@ Past = tuple[Tensor, Tensor, Tensor]  # A, m, c of the penalty A (theta - m)^2 +
 class EWCOptions(OptionGroup):
     """EWC."""
 
-    EWC_lambda: Float = Field(5000, ge=0, description="Weight of the penalty.")
+    EWC_lambda: Float = Field(5000, ge=0, description="lambda, weight of the penalty.")
     EWC_fisher: Literal["sample", "batch"] = Field(
         "sample", description="Squared gradients of single examples, or of batches as in the published code."
     )
@@ -51,9 +51,12 @@ class EWC(Method):
     anchor, the latest weights, and F := gamma F + F_t. `average`, also with the latest anchor, is the published code of
     Zheng et al. (ACL 2024): F := (t F + F_t) / (t + 1).
 
-    F is the empirical Fisher (the labels are the data's), per example, in eval mode, of the log-likelihood of a whole
-    answer. `EWC_fisher: batch` is the estimate of that code: B times the squared gradient of the mean loss per token of
-    a batch, which is smaller by up to B (answer length)^2 and makes lambda depend on the batch size.
+    F is the empirical Fisher (the labels are the data's) in eval mode. `EWC_fisher: batch` is the estimate of that
+    code: the mean over batches of the squared gradient of the mean loss per token. `sample` is the paper's, the mean
+    over examples of the squared gradient of the log-likelihood of a whole answer, in the same unit: divided by
+    batch_size and by the square of the mean answer length in tokens, which makes both equal where gradients of examples
+    are independent. So lambda (5000, as published) means the same in both; on the biographies of the demo their traces
+    are 0.59 (sample) and 0.54 (batch of 16). The unit of the paper needs lambda / (batch_size length^2).
 
     Only trainable parameters have a penalty. AdamW scales gradients: with a huge lambda weights oscillate around their
     anchors with the step size lr, and weights with F = 0 move freely.
@@ -99,8 +102,10 @@ class EWC(Method):
         """F_t: the diagonal Fisher of this task at the weights as they are now."""
         count = min(self.options.EWC_samples or len(task.train), len(task.train))
         rows = random_for(self.config.seed, "fisher", task.index).sample(task.train, count)
-        in_batches = self.options.EWC_fisher == "batch"
-        size = self.config.batch_size if in_batches else 1
+        in_batches, size = self.options.EWC_fisher == "batch", self.config.batch_size
+        length = count_tokens(self.encoder(rows, task.max_length), rows, count)["all"]  # mean over the examples
+        unit = None if in_batches else length * size**0.5
+        size = size if in_batches else 1
         parts = [rows[i : i + size] for i in range(0, count, size)]
         with eval_mode(self.model, self.extra):
             fisher = diagonal_fisher(
@@ -108,7 +113,7 @@ class EWC(Method):
                 learning,
                 lambda i: self.collated(parts[i], task),
                 len(parts),
-                per_token=in_batches,
+                unit,
             )
         trace, largest = sum(f.sum().item() for f in fisher.values()), max(f.max().item() for f in fisher.values())
         self.session.log.info(

@@ -42,8 +42,8 @@ class GradientProjection(Method):
         g := g - d <g, d> / <d, d>
 
     In the published code it is g - d cos(g, d) for matrices and g - d <g, d> / |d| for vectors, which is a projection
-    only if d has length 1. AdamW scales the projected gradient per weight, so its update is only nearly orthogonal
-    to d; projecting the update itself changed the scores by half a point.
+    only if d has length 1. AdamW scales the projected gradient per weight; projecting its update instead makes hardly
+    a difference: 51.9 / 95.0 against 51.4 / 95.4 (tasks 0 and 1 of biography_demo_task2).
     The n runs cost n end_step optimizer steps per task, and two more copies of the weights during them.
     """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -30,7 +30,10 @@ class InfLoRAOptions(OptionGroup):
         0.95,
         gt=0,
         le=1,
-        description="eps, share of the inputs' squared norm protected from later tasks; rises to 1 over the stream.",
+        description="eps, share of the old inputs protected from later tasks; rises to 1 over the stream.",
+    )
+    InfLoRA_share_of: Literal["squares", "fourths"] = Field(
+        "squares", description="Powers of the singular values that eps is a share of: as in the paper, or in its code."
     )
 
 
@@ -44,7 +47,10 @@ class InfLoRA(PEFT):
         A_t = U_r^T / sqrt(3),   (I - M M^T) H_t = U S V^T
 
     and only B_t is trained. As A_t M = 0, B_t has no effect on the span of M. After the task M is extended by
-    directions of H_t until it holds a share eps_t = eps + (1 - eps) t / T of ||H_t||^2 (GPM; Saha et al., ICLR 2021).
+    directions of H_t until it holds a share eps_t = eps + (1 - eps) t / T of ||H_t||^2, the sum of squared singular
+    values (GPM; Saha et al., ICLR 2021). The published code decomposes H_t H_t^T and takes the share of the sum of
+    fourth powers (`InfLoRA_share_of: fourths`), so that M is smaller and new tasks have more room: 8 to 28 directions
+    of 128 instead of 58 to 81, and 97.4 instead of 87.6 when just learned, on biographies at eps .95.
 
     Singular vectors come from the (D, D) sum of H H^T; one per layer is in memory at the start and end of a task. The
     1 / sqrt(3), as in the published code, is the length of the rows that LoRA usually starts with. Deviations: M is
@@ -76,6 +82,13 @@ class InfLoRA(PEFT):
         newest = adapters.factors(self.model, "A", adapters.names(self.model)[-1])
         for layer, covariance in self.covariances(task).items():
             newest[layer].data.copy_(design(covariance, self._basis_of(layer, covariance), len(newest[layer])))
+        rows = [float(row.norm()) for a in newest.values() for row in a.detach()]
+        if empty := rows.count(0.0):
+            self.session.log.warning(
+                f"task {task.index}: {empty} of {len(rows)} rows of the down-projections are 0 and learn nothing: the "
+                "inputs have no other direction that earlier tasks left free (lower InfLoRA_threshold or PEFT_lora_r)"
+            )
+        self.session.log.event("subspace", task=task.index, rows=len(rows), empty=empty)
 
     def frozen(self, task: Task) -> set[str]:
         return super().frozen(task) | {name for name, _ in self.model.named_parameters() if ".lora_A." in name}
@@ -83,8 +96,9 @@ class InfLoRA(PEFT):
     def after_task(self, task: Task) -> None:
         super().after_task(task)
         eps, progress = self.options.InfLoRA_threshold, task.index / len(self.stream.tasks)
+        wanted, power = eps + (1 - eps) * progress, {"squares": 2, "fourths": 4}[self.options.InfLoRA_share_of]
         for layer, covariance in self.covariances(task).items():
-            self.basis[layer] = extend(self._basis_of(layer, covariance), covariance, eps + (1 - eps) * progress)
+            self.basis[layer] = extend(self._basis_of(layer, covariance), covariance, wanted, power)
 
     def _basis_of(self, layer: str, like: Tensor) -> Tensor:
         return self.basis.get(layer, like[:, :0])
@@ -142,18 +156,22 @@ def design(covariance: Tensor, basis: Tensor, rank: int) -> Tensor:
     return (vectors * used)[:, :rank].T / math.sqrt(3)
 
 
-def extend(basis: Tensor, covariance: Tensor, wanted: float) -> Tensor:
-    """A basis that holds at least a share of the inputs' squared norm; the old one is its beginning.
+def extend(basis: Tensor, covariance: Tensor, wanted: float, power: int = 2) -> Tensor:
+    """A basis that holds at least a share of the inputs; the old one is its beginning.
 
     Args:
         basis: (D, k) float64, orthonormal columns.
         covariance: (D, D) float64, sum of x x^T.
         wanted: The share, in (0, 1].
+        power: Of the singular values of the inputs, whose sum the share is of: 2 or 4.
     """
     values, vectors = _rest(covariance, basis)
-    total = covariance.trace()
-    held = total - values.sum() + values.cumsum(dim=0) - values  # with the directions before each one
-    needed = (held < wanted * total) & (values > 1e-10 * total)
+    whole, sizes = covariance.trace(), values
+    used = values > 1e-10 * whole
+    if power == 4:
+        whole, sizes = covariance.square().sum(), values.square()
+    held = whole - sizes.sum() + sizes.cumsum(dim=0) - sizes  # with the directions before each one
+    needed = (held < wanted * whole) & used
     return torch.cat([basis, vectors[:, needed]], dim=1)
 
 

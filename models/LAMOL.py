@@ -168,10 +168,17 @@ class LAMOL(Method):
         return self.terms(batch, source, lambda rows, tokens: answer_loss(logits[rows], labels[rows], tokens))
 
     def distil(
-        self, logits: Tensor, labels: Tensor, batch: Batch, source: str, teacher: Weights, tau: float
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        batch: Batch,
+        source: str,
+        teacher: Weights,
+        tau: float,
+        view: str | None = None,
     ) -> dict[str, Tensor]:
-        """KD(A) and lambda KD(G) of the rows from one source; for the variants with a teacher."""
-        chosen = batch.rows(source) or [0]  # a micro-batch without such rows: terms of 0
+        """KD(A) and lambda KD(G) of the rows from one source, or of one view; for the variants with a teacher."""
+        chosen = batch.rows(source, view) or [0]  # a micro-batch without such rows: terms of 0
         part = batch.only(chosen)
         wanted = self.teacher_logits(teacher, part)
         student, labels = (full[chosen][:, -wanted.shape[1] :] for full in (logits, labels))

@@ -33,16 +33,18 @@ class LFPT5Options(LAMOL_KDOptions):
 class LFPT5(LAMOL_KD):
     """LAMOL with a soft prompt on a frozen model, and distillation of the previous prompt on the pseudo-samples::
 
-        L = (1 - k) [l_A + lambda l_G](all rows) + k [KL(A) + lambda KL(G)](pseudo rows)
+        L = (1 - k) [l_A + lambda l_G](all rows) + k KL(A)(pseudo rows)
 
     One prompt of n virtual tokens, initialised with random words, answers and writes in all tasks. Before a task it
     writes pseudo-samples of the earlier ones; KL is that of the outputs under that prompt and under the
     prompt as it learns, 0 at the start. The first task is l_A + lambda l_G. Besides the prompt only the rows of the new
     tokens ANS and GEN are trained.
 
-    Deviations: pseudo-samples are a share gamma of the new task, not two of each class. A sample is kept if its answer
-    is one of the answers that its task's examples had (published: a label). AdamW at `lr` (published for T5-large:
-    Adafactor at 0.5, n = 300). All task types share the prompt.
+    Deviations: KL is a mean over answer tokens (published: a sum over all tokens of a batch, so that k weighs as many
+    times more as a batch has tokens). The prompt comes before the text (published: after it, at the end of an encoder's
+    input). Pseudo-samples are a share gamma of the new task, not two of each class. A sample is kept if its answer
+    occurred in its task's examples (published: if it is a label). AdamW at `lr` (published for T5-large: Adafactor at
+    0.5, n = 300). Other task types continue the prompt, too.
     """
 
     Options = LFPT5Options
@@ -76,9 +78,9 @@ class LFPT5(LAMOL_KD):
         if not self.teacher:
             return learned
         k, tau = self.options.LAMOL_KD_distill_weight, self.options.LAMOL_KD_temperature
-        distilled = self.distil(logits, labels, batch, "pseudo", self.teacher, tau)
+        distilled = self.distil(logits, labels, batch, "pseudo", self.teacher, tau, "answer")
         return {name: (1 - k) * term for name, term in learned.items()} | {
-            name: k * term for name, term in distilled.items()
+            "pseudo answer": k * distilled["pseudo answer"]
         }
 
     def write(self, task: Task, old: int, attempt: int, count: int) -> list[tuple[str, str] | None]:

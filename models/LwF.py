@@ -20,7 +20,7 @@ from utils.model.weights import Weights, borrowed, eval_mode, snapshot
 class LwFOptions(OptionGroup):
     """LwF."""
 
-    LwF_lambda: Float = Field(1, ge=0, description="lambda, weight of the distillation.")
+    LwF_lambda: Float = Field(1, ge=0, description="lambda, weight of the distillation; as in the paper without tau^2.")
     LwF_temperature: Float = Field(2, gt=0, description="tau, temperature of teacher and student.")
 
 
@@ -29,13 +29,13 @@ class LwF(Method):
 
     Li and Hoiem, ECCV 2016 (PAMI 2018). In task t, with the weights theta_(t-1) of its beginning as teacher,
 
-        L(theta) = CE(y | x; theta) + lambda tau^2 KL(p_tau(. | x; theta_(t-1)) || p_tau(. | x; theta))
+        L(theta) = CE(y | x; theta) + lambda KL(p_tau(. | x; theta_(t-1)) || p_tau(. | x; theta))
 
     per answer token, where p_tau is softened by the temperature tau; no old example is needed. As in the paper, with a
     classifier the old heads are distilled on the new inputs: separately in TIL, the old classes together in CIL. A
     language model has one head for all tasks, so both terms act on the same distribution, and the teacher reads the
-    preceding tokens of the new answer. The paper's warm-up of the new head has no counterpart. tau^2 keeps the scale of
-    the gradient (Hinton et al., 2015); the paper omits it.
+    preceding tokens of the new answer. The paper's warm-up of the new head has no counterpart. As in the paper there
+    is no factor tau^2 (Hinton et al., 2015): code that has it needs lambda / tau^2.
 
     Rows from memory are learned but not distilled.
     """
@@ -60,7 +60,7 @@ class LwF(Method):
             pairs = self._pairs(logits, model, batch, task)
             tau = self.options.LwF_temperature
             kl = sum((distillation(own, old, new, tokens, tau) for own, old in pairs), logits.new_zeros(()))
-            terms["distillation"] = self.options.LwF_lambda * kl
+            terms["distillation"] = self.options.LwF_lambda / tau**2 * kl
         return terms
 
     def _pairs(self, logits: Tensor, model: Model, batch: Batch, task: Task) -> list[tuple[Tensor, Tensor]]:

@@ -44,8 +44,9 @@ class PCLLOptions(OptionGroup):
     PCLL_KD_weight: Float = Field(0.5, ge=0, le=1, description="k, share of distillation on pseudo rows.")
     PCLL_KD_temperature: Float = Field(1.0, gt=0, description="tau, temperature of the distillation.")
     PCLL_weight_vae_loss: Float = Field(1.0, ge=0, description="w_vae; 0: samples without a latent.")
-    PCLL_weight_gen_loss: Float = Field(0.5, ge=0, description="w_gen, weight of writing whole examples.")
-    PCLL_weight_kl: Float = Field(0.2, ge=0, description="c, weight of the divergence inside L_vae.")
+    PCLL_weight_lm_loss: Float = Field(0.5, gt=0, description="w_lm, weight of L_lm.")
+    PCLL_weight_gen_loss: Float = Field(0.5, ge=0, description="w_gen, weight of writing whole examples, in L_lm.")
+    PCLL_weight_kl: Float = Field(0.01, ge=0, description="c, weight of the divergence inside L_vae.")
     PCLL_alpha_z: Float = Field(0.1, gt=0, description="alpha, scale of the latent in the embeddings.")
     PCLL_latent_size: Count = Field(128, description="Numbers in a latent z.")
     PCLL_cycles: Count = Field(4, description="Cycles of beta in a task; in each it rises for 90 % of the steps.")
@@ -55,7 +56,8 @@ class PCLL(LAMOL_KD):
     """Generates pseudo-samples with a variational autoencoder whose prior is conditioned on the task's prompt p::
 
         L_vae = CE(x | p, z) + c beta KL(q(z | p, x) || prior(z | p))
-        L     = w_vae L_vae + CE(y | p, x) + w_gen CE(x, y | p)                                    (new rows)
+        L_lm  = CE(y | p, x) + w_gen CE(x, y | p)
+        L     = w_vae L_vae + w_lm L_lm                                                            (new rows)
         pseudo rows: the same, with each CE replaced by (1 - k) CE + k KD_tau to the model before the task
 
     q and prior are normal distributions, computed by attention pooling from a separate encoder, initialised as a copy
@@ -63,9 +65,11 @@ class PCLL(LAMOL_KD):
     earlier task z is drawn from its prior, x from the model, y is answered greedily; repetitions are dropped and
     replaced.
 
-    Deviations: new and pseudo rows share one step. L_vae is a mean over tokens, KL included, so the published c of .01
-    beside a mean over some 20 tokens is .2 here. Pooling leaves padding out exactly. Answers are learned and asked for
-    with a prompt that names no task, except in TIL, or the test would tell the task.
+    Each CE is a mean over tokens, KL a mean over texts. The weights are those of the published code: autoencoder,
+    answers and whole examples 1 : 0.5 : 0.25.
+
+    Deviations: new and pseudo rows share one step (published: one step each). Pooling leaves padding out exactly.
+    Answers are learned and asked for with a prompt that names no task, except in TIL, or the test would tell the task.
     """
 
     Options = PCLLOptions
@@ -106,7 +110,8 @@ class PCLL(LAMOL_KD):
 
     @property
     def weights(self) -> dict[str, float]:
-        return {"answer": 1.0, "lm": self.options.PCLL_weight_gen_loss, "vae": self.options.PCLL_weight_vae_loss}
+        options, lm = self.options, self.options.PCLL_weight_lm_loss
+        return {"answer": lm, "lm": lm * options.PCLL_weight_gen_loss, "vae": options.PCLL_weight_vae_loss}
 
     def render(self, example: Example, template: Callable[[Example], tuple[str, str]]) -> tuple[str, str]:
         """Prompt and answer as text, in the views "answer" (y), "vae" (x) and "lm" (x and y)."""
@@ -141,14 +146,14 @@ class PCLL(LAMOL_KD):
         if self.weights["vae"]:
             weight = self.weights["vae"] * self.options.PCLL_weight_kl
             weight *= cyclic(self.step, self.steps, self.options.PCLL_cycles)
-            terms["kl"] = weight * kl / batch.tokens.get("vae", 1.0)
+            terms["kl"] = weight * kl
         return terms
 
     def outputs(self, model: Model, batch: Batch, index: int | None) -> tuple[Tensor, Tensor]:
         return self.conditioned(model, batch)[:2]
 
     def conditioned(self, model: Model, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits and labels of `answer_logits`, with latents in rows of the view "vae"; and the sum of their KL."""
+        """Logits and labels of `answer_logits`, with latents in rows of the view "vae"; and their KL, see `_mean`."""
         if not self.weights["vae"]:
             return *answer_logits(model, batch), torch.zeros(())
         rows = batch.rows(view="vae")
@@ -162,7 +167,13 @@ class PCLL(LAMOL_KD):
         shift = added.new_zeros(len(batch.examples), added.shape[1]).index_copy(0, at, added)
         with shifted(model, shift):
             logits, labels = answer_logits(model, batch)
-        return logits, labels, gaussian_kl(posterior, prior).sum() * bool(rows)
+        return logits, labels, self._mean(gaussian_kl(posterior, prior), part) * bool(rows)
+
+    @staticmethod
+    def _mean(kl: Tensor, batch: Batch) -> Tensor:
+        """KL of rows (B) -> (): a mean over the new texts of the step, plus one over its pseudo-samples."""
+        counts = [batch.tokens.get(f"rows {row.source} vae", 1.0) for row in batch.examples]
+        return (kl / kl.new_tensor(counts)).sum()
 
     def _noise(self, examples: Sequence[Example]) -> Tensor:
         """(N, Z): of each row its own, whatever micro-batch or process it is in."""

@@ -67,9 +67,14 @@ def orthonormal(rows: Tensor) -> Tensor:
     return (q * r.diagonal().sign()).T.to(rows.dtype)
 
 
+def is_down(name: str) -> bool:
+    """True for the A of a layer or of an embedding."""
+    return ".lora_A." in name or ".lora_embedding_A." in name
+
+
 def merge(merged: Weights, tuned: Weights, t: int) -> Weights:
     """A from the tuned factors, B between merged and tuned ones; t counts tasks from 1."""
     return {
-        name: w if ".lora_A." in name or t == 1 else torch.lerp(merged[name], w, 1 / math.sqrt(t))
+        name: w if is_down(name) or t == 1 else torch.lerp(merged[name], w, 1 / math.sqrt(t))
         for name, w in tuned.items()
     }

@@ -20,7 +20,7 @@ class TaskVectorOptions(OptionGroup):
     """Options of TaskVector."""
 
     TaskVector_merge: Literal["scale", "wise_ft", "magmax"] = Field("scale", description="How weights are edited.")
-    TaskVector_alpha: Share = Field(0.5, description="Share of the change that is kept.")
+    TaskVector_alpha: Share = Field(0.5, description="alpha, share of the change that is kept.")
     TaskVector_grid: tuple[Share, ...] = Field((), description="Other shares, evaluated alongside it.")
 
 
@@ -36,7 +36,8 @@ class TaskVector(Method):
     where max takes, entry by entry, the vector of largest magnitude. scale: task arithmetic (Ilharco et al., ICLR 2023)
     on a stream, as Zheng et al. (ICLR 2025) use it; the first task is kept whole. wise_ft: WiSE-FT (Wortsman et al.,
     CVPR 2022). magmax: MagMax (Marczak et al., ECCV 2024) on sequentially trained weights; a running maximum keeps one
-    vector instead of one per task. alpha = 1 is SEQ for scale and wise_ft.
+    vector instead of one per task. alpha = 1 is SEQ for scale and wise_ft. Zheng et al. count the share that is
+    subtracted: their best 0.22 is alpha 0.78 here.
 
     The shares of `TaskVector_grid` are evaluated alongside alpha without further training, at one copy of the weights
     each. With scale they vary the last task alone: the tasks before it were scaled by alpha.

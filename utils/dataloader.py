@@ -46,7 +46,7 @@ class Batch:
     examples: list[Example]
     # Labels of the whole optimizer step: of "all" rows, per source ("task", "memory" ...), per view ("answer",
     # "lm") and per both ("task lm"), divided by its number of micro-batches. A sum over tokens divided by this,
-    # averaged over the micro-batches, is the mean over the step.
+    # averaged over the micro-batches, is the mean over the step. "rows task lm" counts rows in the same way.
     tokens: dict[str, float]
 
     @property
@@ -260,6 +260,7 @@ def count_tokens(rows: Sequence[Encoded], examples: Sequence[Example], micro_bat
     for row, example in zip(rows, examples, strict=True):
         for kind in ("all", example.source, example.view, f"{example.source} {example.view}"):
             counts[kind] += len(row.answer) + len(row.labelled) + len(row.classes)
+        counts[f"rows {example.source} {example.view}"] += 1
     return {source: count / micro_batches for source, count in counts.items()}
 
 

@@ -123,7 +123,7 @@ def _answer(method: Method, session: Session, cell: Cell, examples: list[Example
     _warn_of_cuts(session, cell, examples)
     processes = session.accelerator.num_processes  # the others are about as far
     bar = session.log.progress(_title(cell), processes * len(rows), unit="questions")
-    task_id = cell.task if config.il_mode == "TIL" else None
+    task_id = cell.task if config.il_mode == "TIL" or method.is_task_given else None
     by_text = cell.in_full or not method.is_plain or find(cell.metric).name != "exact_match"
     if config.evaluation_mode == "verify" and not by_text:
         for chosen in _chunks(by_length, config.evaluate_batch_size):

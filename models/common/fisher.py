@@ -18,12 +18,12 @@ def diagonal_fisher(
     parameters: Mapping[str, nn.Parameter],
     batch: Callable[[int], Batch],
     count: int,
-    per_token: bool = False,
+    unit: float | None = None,
 ) -> dict[str, Tensor]:
     """Mean over N examples of the squared gradient of the log-likelihood of the answers, in float32.
 
-    Batches of one example give the empirical Fisher: F = 1/N sum_n (d log p(y_n | x_n) / d theta)^2, log p being the
-    sum over the answer's tokens. With B examples in a batch it is 1/N sum_b B_b (gradient of batch b)^2 instead.
+    Batches of one example give the empirical Fisher F = 1/N sum_n (d log p(y_n | x_n) / d theta)^2 / unit^2, where log
+    p is the sum over the answer's tokens. With B_b examples in batch b it is 1/N sum_b B_b (gradient of batch b)^2.
 
     One backward pass per example: vmap(grad) was 1.7 times as fast on a tiny GPT-NeoX, but fails on transformers'
     default attention and holds a gradient for every example of a batch.
@@ -33,7 +33,7 @@ def diagonal_fisher(
         parameters: Whose diagonal.
         batch: Makes batch i; only called for the share of this process.
         count: Number of batches; all processes get the result of all.
-        per_token: Divide the gradient of a batch by its number of answer tokens.
+        unit: What the log-likelihood of a batch is divided by; None: its number of answer tokens.
     """
     total = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in parameters.items()}
     examples = torch.zeros((), device=next(iter(parameters.values())).device)
@@ -41,7 +41,7 @@ def diagonal_fisher(
         rows = batch(i)
         size = len(rows.examples)
         examples += size
-        for name, g in answer_gradient(outputs, parameters, rows, rows.tokens["all"] if per_token else 1).items():
+        for name, g in answer_gradient(outputs, parameters, rows, unit or rows.tokens["all"]).items():
             total[name].addcmul_(g, g, value=size)
     summed = sum_over_processes(total | {"": examples})
     return {name: summed[name].div_(summed[""]) for name in total}

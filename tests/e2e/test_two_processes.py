@@ -322,6 +322,17 @@ def test_two_processes_are_one_with(mode, one, options, tmp_path):
         check_resumed(folder, one("kept"))
 
 
+@pytest.mark.slow
+def test_replicas_that_drift_apart_end_the_run(common, tmp_path):
+    """A method with statistics that each process keeps for its own rows."""
+    words = [*common, "--method", "tests.fixtures.drifting:Drifting", "--is_replay", "false"]
+    done = launch([*MODES["DDP"][0].split(), "main_CL.py", *words, "--dump_path", str(tmp_path)])
+    said = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert "method Drifting: after task 0 the processes have different weights (first: " in said
+    assert "sum it with sum_over_processes" in said
+
+
 def test_every_method_runs_in_two_processes_of_every_mode_it_allows():
     tested = {mode: {method_of(name) for name in names if can(name, mode)} for mode, names in RUNS.items()}
     for method in map(load_method, TESTED):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,6 +43,25 @@ def agree(wish: bool) -> bool:
     """True on every process if `wish` is true on any: clocks differ, but all processes must act alike."""
     wishes = {"wish": torch.tensor(int(wish), device=_state().device)}
     return bool(sum_over_processes(wishes)["wish"])
+
+
+def first_difference(tensors: Mapping[str, Tensor]) -> str | None:
+    """Name of the first tensor that is not the same on all processes; None: all are.
+
+    Only a checksum of each is compared, the sum of its bits as integers.
+    """
+    if _state().num_processes == 1 or not tensors:
+        return None
+    mine = torch.stack([_checksum(value) for value in tensors.values()]).tolist()
+    for name, *sums in zip(tensors, *gather([mine], _state().num_processes), strict=True):
+        if len(set(sums)) > 1:
+            return name
+    return None
+
+
+def _checksum(values: Tensor) -> Tensor:
+    bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
+    return values.detach().contiguous().view(bits).sum(dtype=torch.int64)
 
 
 def _state() -> PartialState:

@@ -189,9 +189,9 @@ def owner(name: str) -> str | None:
 
 
 def factors(model: Model, side: str, adapter: str) -> dict[str, nn.Parameter]:
-    """LoRA's A (r, D_in) or B (D_out, r) of one adapter, by the name of the layer."""
-    end = f".lora_{side}.{adapter}.weight"
-    return {name.removesuffix(end): w for name, w in model.named_parameters() if name.endswith(end)}
+    """LoRA's A (r, D_in) or B (D_out, r) of one adapter, by the name of the layer; D_in of an embedding: its tokens."""
+    ends = (f".lora_{side}.{adapter}.weight", f".lora_embedding_{side}.{adapter}")
+    return {name.removesuffix(end): w for name, w in model.named_parameters() for end in ends if name.endswith(end)}
 
 
 def need_lora(config: Config) -> list[str]:

@@ -20,6 +20,7 @@ SCORES = {
     "R_train": "training questions",
     "R_locality": "locality",
     "probing": "linear probe",
+    "routing": "routed right",
 }
 MIXED = "The tasks have different metrics; averages are means of different scores."
 COSTS = {  # title, divisor, digits
@@ -31,7 +32,7 @@ COSTS = {  # title, divisor, digits
     "kept_bytes": ("kept MB", 1e6, 2),
     "peak_memory_bytes": ("peak MB", 1e6, 0),
 }
-OPTIONAL = ("recovery", "R_train", "R_locality", "probing", *COSTS)  # columns shown where a run has them
+OPTIONAL = ("recovery", "R_train", "R_locality", "probing", "routing", *COSTS)  # columns shown where a run has them
 NOTE = (
     "Scores after the last task, mean ± sample standard deviation over n runs that differ only by seed. "
     "Positive backward transfer: got better since learned; positive forgetting: got worse since its best."

@@ -67,6 +67,7 @@ def build(run: Path) -> dict[str, Any]:
         **{name: _nullable(matrix) for name, matrix in extra.items() if not np.isnan(matrix).all()},
         "versions": versions,
         **({"probing": probing} if probing else {}),
+        **({"routing": routing} if (routing := _routing(run, len(tasks))) else {}),
         "summary": summary(R, base, higher),
         "recovery": None if np.isnan(recovered) else _recovery(R, recovered, higher[0]),
         "cost": read_json(run / "cost.json") if (run / "cost.json").exists() else None,
@@ -107,7 +108,7 @@ def _told_apart(sections: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _with_versions(results: dict[str, Any]) -> list[dict[str, Any]]:
     """The results, and those of each other version of the weights as if of another method."""
     base, higher = np.array(results["base"], dtype=float), results["higher_is_better"]
-    nothing: dict[str, Any] = {"versions": {}, "recovery": None, "probing": {}, "cost": None}
+    nothing: dict[str, Any] = {"versions": {}, "recovery": None, "probing": {}, "routing": [], "cost": None}
     return [results] + [
         results
         | nothing
@@ -197,6 +198,14 @@ def _check(path: Path, rows: list[dict[str, Any]]) -> None:
         raise UserError(f"{path}: expected each example once, but some index is there twice")
 
 
+def _routing(run: Path, tasks: int) -> list[float]:
+    """Share of each task's questions that its own adapter answered after the last task; empty if none is chosen."""
+    log = run / "log.jsonl"
+    rows = read_jsonl(log) if log.exists() else []
+    last = {row["task"]: row["accuracy"] for row in rows if row.get("event") == "route" and row.get("learned") == tasks}
+    return [last[j] for j in range(tasks)] if len(last) == tasks else []
+
+
 def _recovery(R: Matrix, after: float, higher_is_better: bool) -> dict[str, float | None]:
     """Task 0 before and after the recovery training; `returned` is the share of the loss that came back.
 
@@ -278,6 +287,7 @@ def _columns(results: dict[str, Any]) -> dict[str, float | None]:
         "recovery": recovery["after"] if recovery else None,
         **{name: _last_mean(results, name) for name in EXTRA},
         "probing": probed.last_mean(results),
+        "routing": statistics.fmean(results["routing"]) if results.get("routing") else None,
         **_cost_columns(results["cost"] or {}, len(final)),
     }
 

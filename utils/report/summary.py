@@ -58,7 +58,9 @@ def table(results: dict[str, Any]) -> str:
             title = TITLES.get((results["il_mode"], key))
             parts += [*([title] if title else []), _matrix(results, key)]
     if results["versions"]:
-        parts += ["Other weights of the same run, after the last task:", _versions(results)]
+        parts += ["Other answers of the same run, after the last task:", _versions(results)]
+    if results.get("routing"):
+        parts.append(_routing_text(results))
     rows = [row[:2] for name in MAIN_METRICS if (row := _metric_row(name, results))[1] != MISSING]
     parts.append(markdown([["metric", "percent"], *rows]) if rows else "No metric is defined yet.")
     if results["recovery"]:
@@ -130,6 +132,15 @@ def _metric_row(name: str, results: dict[str, Any]) -> list[str]:
     metric = METRICS[name]
     value = percent(results["summary"][name], "+" if metric.is_change else "")
     return [words(name), value, f"`{metric.formula}`", metric.source]
+
+
+def _routing_text(results: dict[str, Any]) -> str:
+    shares = results["routing"]
+    each = ", ".join(map(percent, shares))
+    return (
+        f"Routed right, % of the questions of each task: {each} (mean {percent(sum(shares) / len(shares))}). "
+        'The version "task given" is the upper bound: each question is answered by the adapter of its own task.'
+    )
 
 
 def _recovery_text(recovery: dict[str, float | None]) -> str:

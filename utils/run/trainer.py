@@ -12,7 +12,7 @@ import torch
 
 from models.Base import Method, Task
 from utils.dataset import Example
-from utils.distributed.collectives import agree
+from utils.distributed.collectives import agree, first_difference
 from utils.distributed.placement import OptimizerState, Replicated
 from utils.errors import UserError
 from utils.evaluation import check_finite, evaluate
@@ -136,7 +136,19 @@ class Trainer:
         examples = len(self.method.train_examples(task))
         epochs = self.watch.finish(task)
         self.method.after_task(task)
+        self._compare_processes(task)
         self.cost.sizes(replace(task, epochs=epochs), examples, sum(learning))
+
+    def _compare_processes(self, task: Task) -> None:
+        """Stop if the processes do not have the same weights: what is trained is then no method at all."""
+        different = first_difference(self.method.named())
+        if different is not None:
+            name = type(self.method).__name__
+            raise UserError(
+                f"method {name}: after task {task.index} the processes have different weights (first: {different}); "
+                f"{name} uses something that each process computes from its own rows; sum it with sum_over_processes, "
+                "or run in one process"
+            )
 
     def _on_step(self, at: Progress, placed: Replicated) -> bool:
         """Evaluations and checkpoints inside a task; in this order, as a run resumed from here does not repeat them.
@@ -174,7 +186,7 @@ class Trainer:
         learned = moment.task if moment.epoch is None else None
         with self.cost.evaluating(learned):
             for version, weights in self.method.versions().items():
-                with borrowed(self.method.named(), weights or {}):
+                with borrowed(self.method.named(), weights or {}), self.method.answering(version):
                     for index in tasks:
                         self._evaluate_task(moment.of(version), index)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models.common.losses import answer_loss
-from models.DERpp import DERpp, dark_error, largest
+from models.DERpp import DERpp, dark_error, stored
 from tests import tiny
 from utils.dataloader import collate
 from utils.factory import check_capability
@@ -40,6 +40,12 @@ def terms(method, batch):
     return method.loss(method.model, batch, tiny.make_task(1))
 
 
+def largest(logits, k):
+    """The k largest logits (N, k) of (N, V) as they are stored."""
+    values, tokens = logits.topk(min(k, logits.shape[-1]), dim=-1)
+    return stored(values, tokens, torch.zeros(len(logits), dtype=torch.int64))
+
+
 def test_the_error_to_stored_logits_by_hand():
     values, tokens = largest(torch.tensor([[1.0, 4.0, 3.0], [2.0, 0.0, 1.0]]), 2)
     assert values.tolist() == [[4.0, 3.0], [2.0, 1.0]]
@@ -53,13 +59,13 @@ def test_the_error_to_stored_logits_by_hand():
 
 
 def test_the_error_is_0_right_after_insertion_and_grows_as_the_model_moves(tmp_path):
-    method = method_of(tmp_path)
-    task = tiny.make_task(1)
-    method.memory.notes = {}
-    method.after_step(task)  # takes all of memory in, with today's logits
+    method, task = method_of(tmp_path), tiny.make_task(1)
+    for row in method.memory.rows():
+        method.memory.notes[row.presentation] = largest(full(method, row), 64)
     batch = batch_of(method, dark=len(method.memory))
+    method.model.eval()
     assert terms(method, batch)["dark"].item() == pytest.approx(0, abs=1e-8)
-    kept = {row: [stored.clone() for stored in note] for row, note in method.memory.notes.items()}
+    kept = {row: [part.clone() for part in note] for row, note in method.memory.notes.items()}
     fit(method, task, method.session)
     assert terms(method, batch_of(method, dark=len(method.memory)))["dark"].item() > 1e-6
     stayed = kept.keys() & method.memory.notes.keys()
@@ -68,23 +74,34 @@ def test_the_error_is_0_right_after_insertion_and_grows_as_the_model_moves(tmp_p
         assert all(torch.equal(a, b) for a, b in zip(kept[row], method.memory.notes[row], strict=True))
 
 
-def test_logits_are_those_of_the_step_that_brought_the_example(tmp_path):
-    """Under dropout: the teacher is in eval mode, the student is not."""
-    made = []
+def test_logits_are_those_of_the_training_pass_that_brought_the_example(tmp_path):
+    """Before the step and under dropout: no other pass gives the same."""
+    seen, fresh = {}, []
 
     class Watched(DERpp):
-        def after_step(self, task):
-            known = set(self.memory.notes)
-            super().after_step(task)
-            made.append((set(self.memory.notes) - known, self.dark(self.memory.rows(), task), self.memory.rows()))
-            assert set(self.memory.notes) == {row.presentation for row in self.memory.rows()}
-            for row, dark in zip(*made[-1][:0:-1], strict=True):
-                if row.presentation in made[-1][0]:
-                    assert torch.allclose(dark[0], self.memory.notes[row.presentation][0], atol=1e-4)
+        def outputs(self, model, batch, index):
+            logits, labels = super().outputs(model, batch, index)
+            assert model.training
+            for z, y, row in zip(logits.detach(), labels, batch.examples, strict=True):
+                if row.source == "task":
+                    seen[id(row)] = z[y != -100]
+            return logits, labels
 
-    config = tiny.make_config("DERpp", backbone=tiny.backbone_folder(dropout=0.1), is_evaluate_init=False)
-    tiny.run(tmp_path, config, None, Watched)
-    assert sum(len(fresh) for fresh, *_ in made) > 8  # some replaced others
+        def after_step(self, task):
+            offered, first = self.offered, self.memory.seen + 1
+            super().after_step(task)
+            assert set(self.memory.notes) == {row.presentation for row in self.memory.rows()}
+            for row in self.memory.rows():
+                if row.presentation >= first:
+                    values, tokens = self.memory.notes[row.presentation]
+                    logits = seen[id(offered[row.presentation - first])]
+                    assert torch.equal(values, logits.gather(-1, tokens.long()))
+                    assert torch.equal(values, logits.topk(64).values)
+                    fresh.append(row)
+
+    settings = {"backbone": tiny.backbone_folder(dropout=0.1), "is_evaluate_init": False}
+    tiny.run(tmp_path, tiny.make_config("DERpp", gradient_accumulation_steps=2, **settings), None, Watched)
+    assert len(fresh) > 8  # some replaced others
 
 
 def test_two_independent_draws_and_a_constant_number_of_new_rows(tmp_path):
@@ -115,7 +132,6 @@ def test_each_term_is_the_mean_over_its_own_rows(tmp_path):
             weight * answer_loss(logits, labels, part.tokens["all"]).item(), rel=1e-4
         )
     rows = method.memory.rows()[:4]
-    now = method.dark(rows, tiny.make_task(1))
     errors = [
         (
             logits[0].gather(-1, order(logits[1], method.memory.notes[row.presentation][1]))
@@ -123,7 +139,6 @@ def test_each_term_is_the_mean_over_its_own_rows(tmp_path):
         ).square()
         for row, logits in zip(rows, [largest(full(method, row), 10**6) for row in rows], strict=True)
     ]
-    assert now
     assert found["dark"].item() == pytest.approx(2 * torch.cat(errors).mean().item(), rel=1e-3)
 
 

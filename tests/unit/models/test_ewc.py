@@ -52,9 +52,9 @@ def test_fisher_of_logistic_regression():
     def outputs(batch):
         return answer_logits(model, batch)
 
-    one_by_one = diagonal_fisher(outputs, named, lambda i: toy_batch([i + 1], [ys[i]]), 3)
-    assert one_by_one["theta"].item() == pytest.approx((4 + 1 + 9) / 4 / 3)  # the mean of x^2 / 4, whatever the labels
-    together = diagonal_fisher(outputs, named, lambda i: toy_batch([1, 2, 3], ys), 1, per_token=True)
+    one_by_one = diagonal_fisher(outputs, named, lambda i: toy_batch([i + 1], [ys[i]]), 3, unit=2)
+    assert one_by_one["theta"].item() == pytest.approx((4 + 1 + 9) / 4 / 3 / 2**2)  # x^2 / 4 whatever the labels
+    together = diagonal_fisher(outputs, named, lambda i: toy_batch([1, 2, 3], ys), 1)
     mean = (0.5 * 2 - 0.5 * -1 - 0.5 * 3) / 3
     assert together["theta"].item() == pytest.approx(3 * mean**2 / 3)  # B (gradient of the mean)^2 / N
 
@@ -62,16 +62,18 @@ def test_fisher_of_logistic_regression():
 def test_fisher_is_the_mean_of_squared_gradients_of_single_examples():
     method, task = method_of(), tiny.make_task()
     found = method._fisher(task, method.learning(task))
-    wanted = {name: torch.zeros_like(w) for name, w in method.named().items()}
+    wanted, answers = {name: torch.zeros_like(w) for name, w in method.named().items()}, []
     method.model.eval()
     for example in task.train:
         batch = method.collated([example], task)
-        answers = int((batch.labels != IGNORE).sum())
         method.model.zero_grad()
+        answers.append(int((batch.labels != IGNORE).sum()))
         mean = method.model(input_ids=batch.input_ids, labels=batch.labels).loss  # transformers' own, per token
-        (mean * answers).backward()
+        (mean * answers[-1]).backward()
         for name, w in method.named().items():
             wanted[name] += w.grad**2 / len(task.train)
+    unit = method.config.batch_size * (sum(answers) / len(answers)) ** 2
+    wanted = {name: value / unit for name, value in wanted.items()}
     assert found.keys() == wanted.keys()
     for name, value in found.items():
         assert torch.allclose(value, wanted[name], rtol=1e-4, atol=1e-9), name
@@ -79,7 +81,7 @@ def test_fisher_is_the_mean_of_squared_gradients_of_single_examples():
     assert sum(value.sum() for value in found.values()) > 0
 
 
-def test_only_the_published_estimate_depends_on_the_batch_size():
+def test_both_estimates_have_the_same_unit():
     task, method = tiny.make_task(), method_of()
     found = {}
     for kind in ("sample", "batch"):
@@ -87,8 +89,9 @@ def test_only_the_published_estimate_depends_on_the_batch_size():
             method.session.config = method.config.model_copy(update={"batch_size": size})
             method.options = EWC.Options(EWC_fisher=kind)
             found[kind, size] = sum(f.sum().item() for f in method._fisher(task, method.learning(task)).values())
-    assert found["sample", 2] == pytest.approx(found["sample", 6], rel=1e-5)
-    assert found["batch", 6] < found["batch", 2] < found["sample", 2]
+    assert 2 * found["sample", 2] == pytest.approx(6 * found["sample", 6], rel=1e-5)
+    for size in (2, 6):
+        assert found["batch", size] / 4 < found["sample", size] < 4 * found["batch", size], found
 
 
 def test_fisher_is_measured_without_dropout_and_leaves_no_gradient():

@@ -132,6 +132,18 @@ def test_reconstruction_and_divergence_are_learned(tmp_path):
     assert method.step == method.steps == 30
 
 
+def test_the_divergence_does_not_depend_on_the_length_of_texts(tmp_path):
+    """A mean over texts, of new and of pseudo rows each; published: 0.01 of it beside means over tokens."""
+    method, task = make(tmp_path), tiny.make_task()
+    method.step, method.steps = 99, 100
+    short = batch_of(method, task.train[:2], task)
+    long = batch_of(method, [replace(row, input=row.input * 3) for row in task.train[:2]], task)
+    for batch in (short, long):
+        with mock.patch.object(pcll_module, "gaussian_kl", lambda *_: torch.tensor([3.0, 5.0])):
+            assert method.loss(method.model, batch, task)["kl"].item() == pytest.approx(0.01 * 4.0)
+    assert method.weights == {"answer": 0.5, "lm": 0.25, "vae": 1.0}
+
+
 def test_without_the_latent_there_is_nothing_of_it(tmp_path):
     method, task = make(tmp_path, PCLL_weight_vae_loss=0.0), tiny.make_task()
     assert len(method.extra) == 0

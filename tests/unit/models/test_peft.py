@@ -21,8 +21,9 @@ from utils.factory import load_method
 from utils.model import adapters
 from utils.model.forward import forward
 from utils.model.generation import generate
+from utils.report.summary import table
 from utils.run.fit import fit
-from utils.storage.files import read_jsonl
+from utils.storage.files import read_jsonl, write_jsonl
 
 LORA = {"PEFT_type": "LoRA", "PEFT_lora_dropout": 0.0}
 ROWS = [Encoded([5, 6, 7, 8, 9], [11]), Encoded([9, 8], [13]), Encoded([20, 21, 22], [14]), Encoded([30], [1])]
@@ -162,6 +163,33 @@ def test_an_adapter_that_was_trained_on_a_text_is_found(tmp_path):
     assert [event["accuracy"] for event in found] == [1.0, 1.0]
     counts = [read_jsonl(file) for file in tmp_path.glob("predictions/after_1/*.jsonl")]
     assert all(row["decided"] == "generated" for rows in counts for row in rows)
+    assert reported(tmp_path, made)["routing"] == [1.0, 1.0]  # so the router costs nothing
+    assert made.results["versions"] == {"task given": [[None, None], made.results["R"][1]]}
+
+
+def reported(folder, made):
+    """The results of a run with its log, which tests keep in memory."""
+    write_jsonl(folder / "log.jsonl", made.log.events)
+    return tiny.build(folder)
+
+
+def test_a_router_is_shown_with_its_upper_bound(tmp_path):
+    """What the adapters of the tasks themselves answer, and how often the router picked them."""
+
+    class Wrong(load_method("PEFT")):
+        def route(self, rows):
+            return [0] * len(rows)
+
+    config = tiny.make_config("PEFT", PEFT_type="LoRA", PEFT_lora_dropout=0.0, lr=2e-2, training_epochs=12)
+    made = tiny.run(tmp_path, config, tiny.micro_stream(2), Wrong, PEFT_inference="route")
+    results = reported(tmp_path, made)
+    assert results["routing"] == [1.0, 0.0]
+    told, routed = made.results["versions"]["task given"][1], made.results["R"][1]
+    assert told[0] == routed[0] and told[1] > routed[1]
+    page = table(results)
+    assert "Routed right" in page and "100.00, 0.00" in page and "| task given" in page
+    compared = tiny.compare_text(tiny.group([(tmp_path, results)]))
+    assert "routed right" in compared and ": task given" in compared
 
 
 def test_surprise_by_hand():
@@ -332,6 +360,31 @@ def test_the_basis_holds_the_share_with_as_few_directions_as_possible(wanted):
         assert torch.trace(fewer.T @ second @ fewer) / second.trace() < wanted
 
 
+def test_the_share_of_fourth_powers_needs_fewer_directions():
+    """`InfLoRA_share_of: fourths`: singular values 3, 2, 1 have 9, 4, 1 and 81, 16, 1."""
+    covariance = torch.diag(torch.tensor([9.0, 4.0, 1.0], dtype=torch.float64))
+    nothing = covariance[:, :0]
+    for wanted, squares, fourths in ((0.6, 1, 1), (0.8, 2, 1), (0.95, 3, 2), (1.0, 3, 3)):
+        assert extend(nothing, covariance, wanted).shape[1] == squares, wanted
+        assert extend(nothing, covariance, wanted, 4).shape[1] == fourths, wanted
+    old = covariance.new_tensor([[1.0], [0], [0]])
+    assert extend(old, covariance, 0.8, 4).shape[1] == 1  # the old direction holds 81 of 98
+    assert extend(old, covariance, 0.9, 4).shape[1] == 2
+
+
+def test_rows_that_learn_nothing_are_reported():
+    session = tiny.make_session(tiny.make_config("InfLoRA"))
+    method = tiny.make_method(session)
+    method.before_task(tiny.make_task(0))
+    for layer, covariance in method.covariances(tiny.make_task(0)).items():
+        method.basis[layer] = torch.eye(len(covariance), dtype=torch.float64)[:, 2:]  # two directions are left
+    method.before_task(tiny.make_task(1))
+    found = [event for event in session.log.events if event["event"] == "subspace"]
+    assert found[0]["empty"] == 0
+    layers = len(adapters.factors(method.model, "A", "task_1"))
+    assert found[1]["empty"] == found[1]["rows"] - 2 * layers > 0
+
+
 def test_inflora_leaves_inputs_of_earlier_tasks_unchanged(tmp_path):
     session = tiny.make_session(tiny.make_config("InfLoRA", lr=1e-1))
     method = tiny.make_method(session, InfLoRA_threshold=0.9)
@@ -376,6 +429,25 @@ def test_inflora_trains_b_alone_and_counts_real_tokens(tmp_path):
     fit(method, task, session)
     moved = {name for name, w in tiny.snapshot(method).items() if not torch.equal(w, before[name])}
     assert moved and all(".lora_B." in name for name in moved)
+
+
+@pytest.mark.parametrize("name", ["OLoRA", "SLAO"])
+def test_embeddings_with_lora_have_factors_like_layers(name, tmp_path):
+    config = tiny.make_config(name, PEFT_lora_target_modules=("query_key_value", "embed_in"), lr=1e-2)
+    made = tiny.run(tmp_path, config, tiny.micro_stream(2)).method
+    newest = adapters.names(made.model)[-1]
+    a, b = (adapters.factors(made.model, side, newest) for side in "AB")
+    (embedding,) = (layer for layer in a if layer.endswith("embed_in"))
+    assert a[embedding].shape == (made.config.PEFT_lora_r, tiny.VOCABULARY) and b[embedding].shape[0] == 32
+    if name == "OLoRA":
+        task = tiny.make_task(1)
+        batch = made.collated(task.train[:2], task)
+        olds = adapters.factors(made.model, "A", "task_0")
+        wanted = made.options.OLoRA_lambda_1 * sum(overlap(olds[layer], a[layer]) for layer in a)
+        assert made.loss(made.model, batch, task)["orthogonal"].item() == pytest.approx(wanted.item(), rel=1e-4)
+    else:
+        (name,) = (name for name in made.merged if "lora_embedding_A" in name)
+        assert torch.equal(made.merged[name], made.named()[name])  # A is the last task's, as of any layer
 
 
 def test_orthonormal_rows_span_the_same():
