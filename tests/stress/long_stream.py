@@ -32,7 +32,7 @@ from utils.run.trainer import Trainer
 from utils.storage.files import read_json, write_json, write_text
 
 WORDS = [f"{a}{b}" for a in "bdfgklmnprst" for b in "aeiou"]
-TESTED = 5  # questions of a task that are asked again after each later one
+TESTED = 5  # questions of a task that are evaluated after each later task
 LOAD = """
 import sys, time
 from pathlib import Path

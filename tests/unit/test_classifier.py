@@ -483,7 +483,7 @@ def test_streams_without_classes_are_refused_for_heads():
     [
         ("bert_encoder", {}, False, "classifier: expected Linear or CosineLinear, as .* is an encoder"),
         ("neox", HEADS, True, "words are classified by encoders"),
-        ("neox", {"backbone_extract_token": "cls_token"}, False, "cls_token is of encoders; .* is decoder"),
+        ("neox", {"backbone_extract_token": "cls_token"}, False, "cls_token needs an encoder; .* is decoder"),
     ],
 )
 def test_backbones_that_do_not_fit_are_refused(family, options, words, text):

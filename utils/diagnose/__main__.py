@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        print("interrupted; the same command begins again, and keeps the predictions it has saved", file=sys.stderr)
+        print("interrupted; the same command starts again and reuses the saved predictions", file=sys.stderr)
         return exit_code(error)
     print(f"{title}\n\n{_table(_corners(rows) if given.what == 'surface' else rows)}\n\n{given.out}/{given.what}.png")
     return 0
@@ -147,19 +147,19 @@ def _share(text: str) -> float:
 OPTIONS: dict[str, dict[str, tuple[Callable[[str], float], float | None, str]]] = {
     "recovery": {
         "epochs": (_count, None, "passes over that part of task 0; None: recovery_epochs of the run"),
-        "every": (_count, 1, "of the checkpoints inside tasks take every n-th"),
+        "every": (_count, 1, "use every n-th of the checkpoints inside tasks"),
     },
-    "shift": {"examples": (_count, 1000, "most questions of task 0")},
-    "angles": {"energy": (_share, 0.99, "share of an update's squared norm that its space carries")},
+    "shift": {"examples": (_count, 1000, "maximum number of questions of task 0")},
+    "angles": {"energy": (_share, 0.99, "share of an update's squared norm that its subspace contains")},
     "surface": {
-        "points": (_points, 13, "places on each axis"),
-        "examples": (_count, 240, "most test examples of each task"),
+        "points": (_points, 13, "grid points on each axis"),
+        "examples": (_count, 240, "maximum number of test examples per task"),
     },
 }
 
 
 def _watched(rows: Iterable[dict[str, Any]], total: int, unit: str) -> Rows:
-    """All rows, one for each `unit`; these analyses take minutes."""
+    """All rows, one per `unit`, with progress: these analyses take minutes."""
     bar, done = Bar("diagnosis", total, unit, say_with_time), []
     for row in rows:
         done.append(row)
@@ -169,7 +169,7 @@ def _watched(rows: Iterable[dict[str, Any]], total: int, unit: str) -> Rows:
 
 
 def _corners(rows: Rows) -> Rows:
-    """The checkpoints' own rows of a surface, and the best mean."""
+    """The rows of a surface at the three checkpoints, and the one with the lowest mean."""
     named = {(0, 0): "A", (1, 0): "B", (1, 1): "C"}
     best = min(rows, key=lambda row: row["task_0"] + row["task_1"])
     found = [{"point": named[row["x"], row["y"]]} | row for row in rows if (row["x"], row["y"]) in named]

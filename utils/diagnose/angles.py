@@ -9,8 +9,8 @@ singular vectors (column space; where W is (out, in), as in most models, directi
     random     `angle` as it would be for an independent space: arccos sqrt(r_early / out), r the rank of U
 
 The published figures show `angle`, computed after subtracting the mean of all entries from each update, which makes no
-difference for an update of mean 0. In small matrices any two spaces of high rank are close: compare `angle` with
-`random`.
+difference for an update of mean 0. In small matrices any two subspaces of high rank are close: compare `angle`
+with `random`.
 """
 
 from __future__ import annotations

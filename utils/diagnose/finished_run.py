@@ -1,4 +1,4 @@
-"""A finished run, opened again: its model with the weights of any of its checkpoints."""
+"""Load a finished run: its model with the weights of any of its checkpoints."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class Opened:
         """Checkpoints by the names of their folders.
 
         Raises:
-            UserError: one is not there.
+            UserError: one is missing or incomplete.
         """
         known = {place.name: place for place in self.places}
         for name in names:
             if name not in known:
                 raise UserError(
-                    f"{self.folder}/checkpoints/{name} is missing or not whole; there are: {', '.join(known)}; {ADVICE}"
+                    f"{self.folder}/checkpoints/{name} is missing or incomplete; expected {', '.join(known)}; {ADVICE}"
                 )
         return [known[name] for name in names]
 
@@ -78,7 +78,7 @@ def open_run(folder: Path) -> Opened:
     if not places:
         raise UserError(f"{folder}/checkpoints holds no checkpoint; {ADVICE}")
     options = resolve(["--cfg", str(folder / "config.yaml")])
-    config = options.config.updated(recovery=True)  # what can't be recovered can't be diagnosed
+    config = options.config.updated(recovery=True)  # diagnosis supports the same methods as recovery
     try:
         plan = check(options._replace(config=config))
     except ConfigError as error:

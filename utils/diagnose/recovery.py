@@ -1,8 +1,8 @@
-"""Recovery curve: what task 0 comes back to when it is practised again, from each checkpoint (Zheng et al., 2025).
+"""Recovery curve: the score of task 0 after recovery training, from each checkpoint (Zheng et al., 2025).
 
 From each checkpoint a copy of the model is trained on the first part of task 0's training examples, as at the end of a
-run with `recovery`; then task 0 is evaluated. Where the observed score has fallen and the recovered one has not, the
-knowledge is still there and only out of reach: the forgetting is spurious.
+run with `recovery`; then task 0 is evaluated. If the observed score has dropped and the recovered one has not, the
+knowledge is still in the model: the forgetting is spurious.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from utils.run.tasks import cell_of
 
 
 def choose(places: list[Place], every: int) -> list[Place]:
-    """From the end of task 0 on every n-th checkpoint, ends of tasks always."""
+    """Every n-th checkpoint from the end of task 0 on, and the ends of all tasks."""
     later = [place for place in places if place.finished or place.task > 0]
     inside = [place for place in later if not place.finished][every - 1 :: every]
     return [place for place in later if place.finished or place in inside]
 
 
 def measure(run: Opened, places: list[Place], epochs: int, out: Path) -> Iterator[dict[str, Any]]:
-    """One row for each checkpoint; predictions that are in `out` are not made again."""
+    """One row per checkpoint; predictions in `out` are reused."""
     setting = f"{epochs}_epochs_{run.method.config.recovery_ratio:g}"
     for place in places:
         step = run.load(place)
@@ -41,6 +41,6 @@ def measure(run: Opened, places: list[Place], epochs: int, out: Path) -> Iterato
 
 
 def _score(run: Opened, folder: Path, index: int) -> float:
-    """Score of the model as it is on one task; the predictions go to `folder`."""
+    """Score of the model's current weights on one task; the predictions go to `folder`."""
     file, examples = folder / f"task_{index}.jsonl", run.method.stream.tasks[index].test
     return evaluate(run.method, run.session, cell_of(run.method, index, file, examples))

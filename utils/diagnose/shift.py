@@ -1,9 +1,9 @@
-"""How far the residual stream of task 0 has moved between two checkpoints, layer by layer (Zheng et al., 2025).
+"""Shift of the residual stream on task 0 between two checkpoints, layer by layer (Zheng et al., 2025).
 
 For the same N questions h are the states after their last token before, h' those after; delta = h' - h, (N, D).
 
     relative       |delta| / |h|                      Frobenius norms: how far
-    common         N |mean delta|^2 / |delta|^2       share of the shift that all questions have in common
+    common         N |mean delta|^2 / |delta|^2       share of the shift that is common to all questions
     first, second  s_1^2 / |delta|^2, s_2^2 / ...     shares along its principal directions; s: singular values of delta
     angle          between mean delta and the first principal component of h, in degrees; random directions: 90
 
@@ -37,7 +37,7 @@ States = NDArray[np.float64]
 
 
 def describe_shift(before: States, after: States) -> dict[str, float | None]:
-    """The numbers above for one layer; shares and angle are None if nothing moved.
+    """The numbers above for one layer; shares and angle are None if the shift is zero.
 
     >>> h = np.array([[1.0, 0.0], [2.0, 0.0]])
     >>> describe_shift(h, h + [0.0, 3.0])["common"], describe_shift(h, h + [0.0, 3.0])["angle"]
@@ -80,7 +80,7 @@ def measure(run: Opened, places: Sequence[Place], count: int) -> list[dict[str, 
     Args:
         run: A run of a decoder.
         places: The checkpoints before and after.
-        count: Most questions of task 0's test split.
+        count: Maximum number of questions of task 0's test split.
     """
     if (kind := run.method.backbone.kind) != "decoder":
         raise UserError(

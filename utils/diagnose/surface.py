@@ -54,7 +54,7 @@ def measure(run: Opened, corners: Sequence[Weights], points: int, count: int) ->
         run: The run; the weights of its model are restored.
         corners: The weights in A, B and C.
         points: Points of each axis.
-        count: Most test examples of each task.
+        count: Maximum number of test examples per task.
 
     Raises:
         UserError: the checkpoints hold different parameters.

@@ -1,4 +1,4 @@
-"""Work divided among the processes of a run; every process gets the whole result."""
+"""Share work among the processes of a run; every process gets all results."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def sum_over_processes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def agree(wish: bool) -> bool:
-    """True on every process if `wish` is true on any: clocks differ, but all processes must act alike."""
+    """True on every process if `wish` is true on any: clocks differ, but all processes must take the same branch."""
     wishes = {"wish": torch.tensor(int(wish), device=_state().device)}
     return bool(sum_over_processes(wishes)["wish"])
 

@@ -1,8 +1,9 @@
 """Private and undocumented names of libraries, each in one function: the file to check after an upgrade.
 
 Read in deepspeed 0.19.8, transformers 5.23.0 and torch 2.13.0. tests/unit/distributed/test_deepspeed_internals.py
-checks that each exists and behaves as described. Two others are where they are used: the methods of peft's tuners, made
-to be overridden, in utils/model/bottleneck.py, and the string scanner of json in utils/storage/large_json.py.
+checks that each exists and behaves as described. Two others are in the files that use
+them: the methods of peft's tuners, which are meant to be overridden, in utils/model/bottleneck.py, and the string
+scanner of json in utils/storage/large_json.py.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The processes of a run: which mode `accelerate launch` asked for, and whether method and options support it.
+"""The processes of a run: the mode of `accelerate launch`, and whether method and options support it.
 
 DDP            every process holds everything; gradients are averaged
 ZeRO-1, -2     DeepSpeed: each process keeps a part of AdamW's tensors (ZeRO-2: also of the gradients)
-ZeRO-3, FSDP2  DeepSpeed, torch: also of the weights, while a task is trained (utils/distributed/placement.py)
+ZeRO-3, FSDP2  DeepSpeed, torch: also of the weights, during the training of a task (utils/distributed/placement.py)
 """
 
 from __future__ import annotations
@@ -96,16 +96,16 @@ def _check_sharing(config: Config, launched: str) -> list[str]:
 
 
 def _contradictions(config: Config) -> list[str]:
-    """Settings of DeepSpeed that contradict the options; DeepSpeed would silently follow its own."""
+    """Settings of DeepSpeed that contradict the options, which DeepSpeed would silently ignore."""
     file, own = deepspeed_file(), deepspeed_numbers(config, int(os.environ.get("WORLD_SIZE", "1")))
     problems = [
-        f"accelerate launch: {name} {value} contradicts {SOURCES[name]}, by which it is {right:g}; leave it out"
+        f"accelerate launch: {name} {value} contradicts {SOURCES[name]}, which requires {right:g}; leave it out"
         for name, right in own.items()
         for value in (os.environ.get(f"ACCELERATE_{name.upper()}", "auto"), file.get(name, "auto"))
         if value != "auto" and float(value) != right
     ]
     problems += [
-        f"accelerate launch: {name} in DeepSpeed's file would replace the one of this program; leave it out"
+        f"accelerate launch: {name} in DeepSpeed's file would replace this program's; leave it out"
         for name in ("optimizer", "scheduler", "fp16", "bf16", "torch_autocast")
         if name in file and file[name].get("enabled", True) not in (False, "auto")
     ]

@@ -169,7 +169,7 @@ def using(model: Model, *chosen: str) -> Iterator[None]:
 
 @contextmanager
 def _unchanged_flags(model: Model) -> Iterator[None]:
-    """Undo what peft does to `requires_grad` inside the `with`: only fit.py decides what is trainable."""
+    """Undo peft's changes of `requires_grad` inside the `with`: only fit.py sets what is trainable."""
     flags = [(w, w.requires_grad) for w in model.parameters()]
     try:
         yield
@@ -195,7 +195,7 @@ def factors(model: Model, side: str, adapter: str) -> dict[str, nn.Parameter]:
 
 
 def need_lora(config: Config) -> list[str]:
-    """The problem of a method that works on LoRA's factors with another kind of adapter; empty: none."""
+    """Why a method on LoRA's factors cannot use this kind of adapter; empty: it can."""
     kind = config.PEFT_type
     return [f"PEFT_type: method {config.method} needs LoRA, got {kind}"] if kind not in (None, "LoRA") else []
 
@@ -262,7 +262,7 @@ def prefixed_cache(prefix: Any, starts: Tensor, columns: int) -> Any:
     Args:
         prefix: Cache of peft: keys and values (B, heads, v, D) of each layer.
         starts: (B,) int64, first column of the prefix in each row.
-        columns: How many columns the model reads first.
+        columns: Number of columns in the model's first call.
     """
     from transformers import DynamicCache  # seconds to import: not for --help
 
@@ -305,7 +305,7 @@ def save(model: Model, folder: Path) -> None:
 
 
 def fingerprint(model: Model) -> str | None:
-    """Digest of the first values of each tensor of the base model, which is not saved; None: no adapters."""
+    """Digest of the first values of each tensor of the base model (which is not saved); None: no adapters."""
     if not has_adapters(model):
         return None
     digest = hashlib.sha256()
@@ -316,7 +316,7 @@ def fingerprint(model: Model) -> str | None:
 
 
 def load(model: Model, folder: Path) -> None:
-    """Give a model exactly the adapters that `save` wrote, whatever adapters it has."""
+    """Replace a model's adapters by those that `save` wrote."""
     from peft import set_peft_model_state_dict
     from peft.utils.save_and_load import load_peft_weights
 

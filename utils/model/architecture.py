@@ -33,9 +33,9 @@ def kind_of(shape: PreTrainedConfig) -> str:
 
 
 def positions(net: PreTrainedModel) -> int | None:
-    """How many tokens a model can read, by its configuration; None: it does not say.
+    """Number of positions of a model, from its configuration; None: not given there.
 
-    Models of RoBERTa's kind count from the id of their padding on, so that they have a few fewer.
+    Models like RoBERTa start positions after the id of their padding token, so they have a few fewer.
     """
     count = getattr(net.config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(count, int) or count < 1:

@@ -35,7 +35,7 @@ def answer_logits(model: Model, batch: Batch, prompt: Tensor | None = None) -> t
     Args:
         model: Decoder or encoder-decoder.
         batch: Prompts and answers.
-        prompt: (P, D) float, embeddings of virtual tokens that the model reads before each text; None: no such.
+        prompt: (P, D) float, embeddings of virtual tokens that the model reads before each text; None: none.
 
     Returns:
         logits (B, K, V) and the labels (B, K) they predict, those of the last K columns, K = longest answer.
@@ -64,10 +64,10 @@ def forward(model: Model, batch: Batch, prompt: Tensor | None = None, logits_to_
 def _inputs(
     model: Model, net: PreTrainedModel, batch: Batch, prompt: Tensor | None = None, **options: Any
 ) -> dict[str, Any]:
-    """Inputs of `net`, the model or its layers; options that its forward does not accept are left out."""
+    """Inputs of `net` (the model or its layers), without options that its forward does not accept."""
     options |= {"use_cache": False}
     if prompt is not None and len(prompt) > 1 and _can_read_ahead(net):
-        # The last one stays with the texts: the prediction after it must be among the outputs.
+        # The last one is read with the texts: its output predicts the first token of each text.
         given = text_inputs(model, batch, prompt[-1:])
         options |= {"past_key_values": _read_ahead(net, prompt[:-1], len(batch.examples)), "use_cache": True}
         given["attention_mask"] = F.pad(given["attention_mask"], (len(prompt) - 1, 0), value=1)

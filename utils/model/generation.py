@@ -1,4 +1,4 @@
-"""Greedy answers: by generating them, or by checking in one pass what they would be.
+"""Greedy answers: generated, or verified in one forward pass.
 
 Shapes: B rows, K answer columns, V vocabulary.
 """
@@ -20,7 +20,7 @@ from utils.scoring import normalise
 
 
 class Answer(NamedTuple):
-    """What the model answers, and how that was found out."""
+    """The model's answer, and how it was determined."""
 
     text: str
     decided: str  # "verified" | "refuted" | "generated"

@@ -53,7 +53,7 @@ def self_test(
         difference = _difference(backbone, has_virtual, generates)
     except (UserError, MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # a model that cannot take these inputs can raise anything
+    except Exception as error:  # a model that does not accept these inputs can raise any exception
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
             f"backbone: {name} fails on a batch of two texts: {reason}; use another model or adapter"
@@ -61,7 +61,7 @@ def self_test(
     if difference > TOLERANCE.get(backbone.model.dtype, 0.1) and _rows_at_once(config, processes) > 1:
         parts = math.ceil(config.batch_size / processes)
         raise UserError(
-            f"backbone: {name} computes something else for a text when it is padded in a batch (by {difference:.1%}); "
+            f"backbone: {name} gives other results for a text that is padded in a batch (by {difference:.1%}); "
             f"set evaluate_batch_size: 1 and gradient_accumulation_steps: {parts}, so that texts are read one by one"
         )
     return {

@@ -1,4 +1,4 @@
-"""Other weights for the same model: teachers, anchors, averages, merged models.
+"""Alternative weights of a model: teachers, anchors, averages, merged models.
 
 A copy is a dict of tensors by parameter name, not a second module: only trainable parameters are copied, they are saved
 and resumed like any tensor, and `borrowed` puts them into the model while they are needed. With a frozen base and

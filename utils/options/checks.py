@@ -1,4 +1,4 @@
-"""All that is checked before any weights are loaded: one list of checks, run in one loop.
+"""The checks that run before any weights are loaded: one list, run in one loop.
 
 A run, a dry run, a diagnosis and a sweep all pass through `check`. Each check gets the whole plan and returns its
 problems; a check that raises UserError has found one. All problems are reported together.
@@ -30,7 +30,7 @@ from utils.storage.files import read_json
 
 
 def read_stream(config: Config) -> Stream:
-    """The stream that the options name, or the one that their files make: always the same split, whatever the seed."""
+    """The stream that the options name, or one made from their files, whose split does not depend on the seed."""
     if config.dataset_files is None:
         return load_stream(config.dataset, Path(config.dataset_path))
     return jsonl.read_tasks([Path(name) for name in config.dataset_files], jsonl.Options(), seed=1)
@@ -60,7 +60,7 @@ class Plan:
         """The stream of tasks, read when it is first needed.
 
         Raises:
-            UserError: it is not there or not valid.
+            UserError: it is missing or invalid.
         """
         if isinstance(self._stream, UserError):
             raise self._stream
@@ -71,11 +71,11 @@ class Plan:
         try:
             return self.read(self.config)
         except UserError as error:
-            return error  # every check that needs the stream meets it, but the files are read once
+            return error  # every check that needs the stream gets this error, but the files are read once
 
 
 def check(resolved: Resolved) -> Plan:
-    """The plan of a run that may begin.
+    """The checked plan of a run.
 
     Raises:
         ConfigError: with all problems.
@@ -118,7 +118,7 @@ def stream_fits(plan: Plan) -> list[str]:
 
 
 def _metrics(plan: Plan) -> list[str]:
-    """Of all tasks: as the options say, else as the stream says."""
+    """The metric of each task: from the options, otherwise from the stream."""
     return list(plan.config.metric_for_each_task or (plan.stream.metric(k) for k in range(len(plan.stream.tasks))))
 
 
@@ -130,14 +130,14 @@ def metrics_exist(plan: Plan) -> list[str]:
 
 
 def classes_are_complete(plan: Plan) -> list[str]:
-    """A stream that a classifier's heads can't be made for."""
+    """Streams without the classes that a classifier needs."""
     if plan.config.classifier is not None and plan.config.il_mode in ("CIL", "TIL"):
         Classes(plan.stream)
     return []
 
 
 def watching_fits(plan: Plan) -> list[str]:
-    """Options that score a task during training, and a method or a stream that gives them nothing to score."""
+    """Options that score a task during training, with a method or a stream that has nothing to score."""
     config = plan.config
     used = [name for name in WATCHING if getattr(config, name)]
     if not used:
@@ -147,17 +147,19 @@ def watching_fits(plan: Plan) -> list[str]:
     stream, found = plan.stream, []
     on_dev = ", ".join(name for name in used if name != "early_stop_accuracy")
     if on_dev and (stream.dev_is_test or any(task.dev == task.test for task in stream.tasks)):
-        found.append(f"{on_dev}: the dev split of {stream.name} is its test split, on which nothing may be chosen")
+        found.append(
+            f"{on_dev}: the dev split of {stream.name} is its test split, which must not be used for selection"
+        )
     elif on_dev and (bare := [str(k) for k, task in enumerate(stream.tasks) if not task.dev]):
         found.append(f"{on_dev}: {stream.name} has no dev examples in task {', '.join(bare)}")
     lower = {name for name in _metrics(plan) if not find(name).higher_is_better}
     if config.early_stop_accuracy is not None and lower:
-        found.append(f"early_stop_accuracy: needs scores of which more is better; got {', '.join(sorted(lower))}")
+        found.append(f"early_stop_accuracy: needs a metric where higher is better; got {', '.join(sorted(lower))}")
     return found
 
 
 def checkpoint_is_whole(plan: Plan) -> list[str]:
-    """A checkpoint to be evaluated that is missing, or that is loaded as a model although it holds more."""
+    """A checkpoint that is missing, or that is loaded as a model although it holds other modules."""
     config = plan.config
     chosen, cached = config.evaluate_checkpoint, config.backbone_cache_path
     if chosen is not None and not (Path(chosen) / "manifest.json").is_file():
@@ -180,7 +182,7 @@ def _is_more_than_a_model(folder: Path) -> bool:
 
 
 def attention_is_installed(plan: Plan) -> list[str]:
-    """A way to compute attention whose package is missing."""
+    """An attention implementation whose package is missing."""
     if plan.config.attn_implementation == "flash_attention_2" and find_spec("flash_attn") is None:
         return [
             "attn_implementation: flash_attention_2 needs the package flash-attn, which is missing; use auto or sdpa"
@@ -189,9 +191,9 @@ def attention_is_installed(plan: Plan) -> list[str]:
 
 
 def backbone_fits(plan: Plan) -> list[str]:
-    """A backbone that is not there or, by its own configuration, of a kind that the method or a classifier can't use.
+    """A backbone that is missing or, by its configuration, of a kind that the method or a classifier does not support.
 
-    No weights are loaded for the answer.
+    No weights are loaded.
     """
     config, source = plan.config, find_source(plan.config)
     own, allowed, found = kind(config), plan.method.backbones, []
@@ -204,14 +206,14 @@ def backbone_fits(plan: Plan) -> list[str]:
             f"classifier: expected Linear or CosineLinear, as {source} is an encoder, which can't write answers"
         )
     if own != "encoder" and config.backbone_extract_token == "cls_token":
-        found.append(f"backbone_extract_token: cls_token is of encoders; {source} is {own}; use last_token")
+        found.append(f"backbone_extract_token: cls_token needs an encoder; {source} is {own}; use last_token")
     if own != "encoder" and config.classifier is not None and plan.stream.is_word_level:
         found.append(f"backbone: words are classified by encoders, which see both sides; {source} is {own}")
     return found
 
 
 def method_agrees(plan: Plan) -> list[str]:
-    """The method's own problems; it may count on lists that have an entry for each task."""
+    """The method's problems; lists have an entry per task when it is called."""
     return [] if stream_fits(plan) else plan.method.problems(plan.config, plan.options, plan.stream)
 
 

@@ -1,17 +1,17 @@
-"""Options that contradict each other, or of which one would have no effect."""
+"""Combinations of options that contradict each other, or in which one has no effect."""
 
 from __future__ import annotations
 
 from utils.config import WATCHING, Config
 
-# Which kinds of adapter an option is about, by the beginning of its name.
+# The kinds of adapter that an option applies to, by the beginning of its name.
 PEFT_KINDS = {
     "PEFT_lora_": ("LoRA",),
     "PEFT_bottleneck_": ("Bottleneck",),
     "PEFT_num_": ("PromptTuning", "PrefixTuning"),
     "PEFT_prompt_": ("PromptTuning",),
 }
-# Options that do nothing unless another one is on, by the beginning of their names.
+# Options that have no effect unless another one is set, by the beginning of their names.
 SWITCHES = (
     ("Replay_", "is_replay"),
     ("recovery_", "recovery"),
@@ -56,7 +56,7 @@ def check(config: Config) -> list[str]:
         if config.is_changed(name) and config.evaluate_interval < 1
     ]
     if config.keep_best and config.keep_optimizer_state:
-        problems.append("keep_best: the optimizer's moments are of later weights; leave keep_optimizer_state out")
+        problems.append("keep_best: the optimizer's moments belong to later weights; leave keep_optimizer_state out")
     problems += _check_classifier(config)
     if config.load_llm_ckpt and config.backbone_cache_path is None:
         problems.append("load_llm_ckpt: needs backbone_cache_path, the folder of the checkpoint")

@@ -1,4 +1,4 @@
-"""What a user may have meant by an option that does not exist here."""
+"""Suggestions for options that do not exist here."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """From command line and YAML to a frozen `Config`: default < YAML < command line.
 
-All problems are collected and reported at once, each with its source, what was expected and what was given.
+All problems are reported together, each with its source, the expected and the given value.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ WORDS = {  # pydantic's words -> ours
     "a valid tuple": "a list, such as [a, b]",
     ", unable to interpret input": "",
 }
-# Options that leave the demo: with one of them on the command line, and no --cfg, the demo's YAML is not read.
+# With one of these on the command line and no --cfg, the demo's YAML is not read.
 NOT_THE_DEMO = ("backbone", "load_llm_ckpt", "dataset", "dataset_path", "dataset_files")
-# What is printed of the defaults that then apply.
+# The defaults that are then printed.
 SHOWN = ("dataset", "il_mode", "method", "training_epochs", "lr", "batch_size")
 LONGEST_VALUE = 200  # characters of a value in an error
 Group = TypeVar("Group", bound=OptionGroup)
@@ -50,18 +50,18 @@ class ConfigError(UserError):
 
 
 class Given(NamedTuple):
-    """A value and where it came from."""
+    """A value and its source."""
 
     value: Any
     source: str
 
 
 class Resolved(NamedTuple):
-    """What `resolve` returns."""
+    """The result of `resolve`."""
 
     config: Config
     method_options: OptionGroup
-    sources: dict[str, str]  # name of each option that was given -> where
+    sources: dict[str, str]  # name of each given option -> its source
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def resolve(argv: list[str]) -> Resolved:
         if name not in (*Config.model_fields, *schema.model_fields)
     ]
     config, options = _validate(Config, given, problems), _validate(schema, given, problems)
-    if config is None or options is None or problems:  # else it is left to the checks of the whole plan
+    if config is None or options is None or problems:  # otherwise the checks of the whole plan report it
         raise ConfigError(problems + (consistency.check(config) if config is not None else []))
     if config.wandb_name is None:
         config = config.updated(wandb_name=_run_name(config, file))
@@ -120,7 +120,7 @@ def resolve(argv: list[str]) -> Resolved:
 
 
 def _run_name(config: Config, file: dict[str, Given]) -> str:
-    """<exp_prefix>-<name of the YAML file>; what the command line sets in its place is named too."""
+    """<exp_prefix>-<name of the YAML file>; options of the command line that replace its values are appended."""
     words = [config.exp_prefix]
     in_file = file["dataset"].value if "dataset" in file else config.dataset
     if config.cfg is None or config.dataset_files or config.dataset != in_file:
@@ -134,7 +134,7 @@ def _run_name(config: Config, file: dict[str, Given]) -> str:
 
 
 def clean_name(text: str) -> str:
-    """The text as the name of a run: other characters become _, what is too long ends with a digest.
+    """The text as the name of a run: other characters become _, a long name is shortened and gets a digest.
 
     >>> clean_name("default-SEQ (copy)")
     'default-SEQ_copy_'
@@ -197,7 +197,7 @@ def _validate(schema: type[Group], given: dict[str, Given], problems: list[str])
 
 
 def _shown(name: str) -> str:
-    """A name from a file, printable whatever it holds."""
+    """A name from a file, with unprintable characters escaped."""
     return name if name.isprintable() else repr(name)
 
 
@@ -207,7 +207,7 @@ def _shortened(value: Any) -> str:
 
 
 def _read_command_line(argv: list[str], schemas: list[type[OptionGroup]], final: bool = False) -> dict[str, Given]:
-    """The options on the command line, by name; `--help` is answered in the final reading."""
+    """The options on the command line, by name; with `final`, `--help` prints the help."""
     parser = _parser(schemas, add_help=final)
     try:
         known, rest = parser.parse_known_args(argv)
@@ -255,7 +255,7 @@ def _parser(schemas: list[type[OptionGroup]], add_help: bool) -> argparse.Argume
 
 
 def _value(text: str, field: FieldInfo) -> Any:
-    """What a word on the command line means: text for text options and choices, otherwise as in YAML."""
+    """Parse a value of the command line: text for text options and choices, otherwise as in YAML."""
     if text == "None":
         return None
     kind = _kind(field.annotation)

@@ -33,7 +33,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes a text which `_Loader`, or a reader of YAML 1.1, would take for something else."""
+    """SafeDumper that quotes text which `_Loader` or a YAML 1.1 parser would not read as text."""
 
 
 _RULES = [  # tag, pattern, first characters

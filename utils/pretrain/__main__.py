@@ -44,7 +44,7 @@ from utils.run.launch import quieten
 from utils.seed import seed_torch
 from utils.storage.files import write_json
 
-LOG_STEPS = 25  # most optimizer steps between two lines
+LOG_STEPS = 25  # maximum number of optimizer steps between two lines
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def make_shape(recipe: Recipe, texts: list[str]) -> tuple[Any, Any]:
 
 
 class Pretraining:
-    """A model, its optimizer and its data, from the first step to the last."""
+    """A pretraining run: model, optimizer and data."""
 
     def __init__(self, job: Job):
         """Read the data and make the model, or load the newest checkpoint.

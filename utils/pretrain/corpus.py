@@ -70,11 +70,11 @@ def read_texts(preset: str, seed: int, count: int = 0, raw_dir: Path | None = No
     Args:
         preset: Size of lists and counts, as for biography_synth.
         seed: Seed of the invented persons.
-        count: How many persons; 0: those of task 0.
-        raw_dir: Folder with biography_qa/biography/, to read instead of inventing persons; no questions then.
+        count: Number of persons; 0: those of task 0.
+        raw_dir: Folder with biography_qa/biography/, to read instead of inventing persons; it has no questions.
 
     Raises:
-        UserError: the file is missing, is not of the expected kind or has fewer persons.
+        UserError: the file is missing, has another format or fewer persons.
     """
     size = biography_synth.PRESETS[preset]
     count = count or size.first

@@ -1,4 +1,4 @@
-"""How a backbone is pretrained on biographies: one recipe for each number of invented persons."""
+"""Recipes for pretraining a backbone on biographies, one per number of invented persons."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def _quantity(name: str, value: float, _sign: str = "") -> str:
 
 
 def _remarks(row: dict[str, Any]) -> list[str]:
-    """What a reader must know before trusting a row."""
+    """Caveats about the rows."""
     title, remarks = _row_title(row), []
     twice = [str(seed) for seed, count in Counter(row["seeds"]).items() if count > 1]
     if twice:

@@ -1,4 +1,4 @@
-"""What is odd in the data of a run: one line per task and finding, printed at the start.
+"""Anomalies in the data of a run: one line per task and finding, printed at the start.
 
 Time and memory are bounded: of a long split evenly spaced examples are checked, and the line says how many.
 """
@@ -22,7 +22,7 @@ def lines(stream: Stream, encoder: Encoder | ClassEncoder, backbone: Backbone) -
     """Counts per task, only those that are not 0.
 
     Args:
-        stream: What is learned and asked.
+        stream: The stream of the run.
         encoder: Of the run; its cache is emptied. With a classifier targets are classes, and are not checked.
         backbone: Its tokenizer decodes.
     """

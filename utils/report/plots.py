@@ -57,7 +57,7 @@ def heat_map(results: dict[str, Any], path: Path) -> None:
     figure, axes = _figure(max(4.6, 2.1 + (1.1 if tasks <= 5 else 0.7) * tasks), 1.9 + 0.42 * len(names))
     higher = np.array(results["higher_is_better"])
     colours = colormaps["Blues"].with_extremes(bad=EMPTY)
-    good = np.where(higher, scores, 100 - scores)  # dark is good in every column
+    good = np.where(higher, scores, 100 - scores)  # dark is better in every column
     axes.imshow(np.ma.masked_invalid(good), cmap=colours, vmin=0, vmax=115, aspect="auto")
     for (i, j), value in np.ndenumerate(scores):
         text, colour = ("–", MUTED) if np.isnan(value) else (f"{value:.1f}", INK)
@@ -124,7 +124,7 @@ def probing_curves(results: dict[str, Any], lines: dict[str, dict[str, Any]], pa
         axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9)
     figure.axes[0].set_ylabel("accuracy, percent")
-    _title(figure, results, "the gap between observed and probing is what the head forgot")
+    _title(figure, results, "the gap between observed and probing accuracy is forgetting in the head")
     _save(figure, path)
 
 

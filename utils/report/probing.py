@@ -1,4 +1,4 @@
-"""What the probes of a run said (utils/probing.py), from its files to numbers and tables."""
+"""Probing results of a run (utils/probing.py): from its files to numbers and tables."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROBES = {
 }
 NOTE = (
     "Probing: accuracy of new heads fitted on frozen features of the training examples of all tasks, seen and unseen. "
-    "Observed accuracy that falls while probing accuracy stays was lost by the head; where both fall, by the backbone."
+    "If only observed accuracy drops, the head has forgotten; if both drop, the backbone has."
 )
 
 Scores = list[float | None]  # one per task
@@ -53,7 +53,7 @@ def read(run: Path, tasks: int) -> dict[str, dict[str, Any]]:
 
 
 def matrices(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What is observed and what each probe says, by title; each with "base" and "R"."""
+    """Observed accuracy and that of each probe, by title; each with "base" and "R"."""
     return {"observed": results, **{PROBES[name]: matrix for name, matrix in results["probing"].items()}}
 
 

@@ -1,4 +1,4 @@
-"""From run folders to numbers, of one run and of runs side by side; all recomputed from saved predictions.
+"""Results of one run and of several, recomputed from the saved predictions in their folders.
 
 Scores come from the texts in predictions/, one file per cell of the results matrix; what predictions do not
 hold (names, metrics, chance levels, cost) comes from facts.json and cost.json. Numbers are in [0, 1]; None
@@ -91,11 +91,11 @@ def group(runs: list[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]]:
         setting = json.dumps([results["method"], results["backbone"], options], sort_keys=True, default=str)
         groups = streams.setdefault(json.dumps(facts), {})
         groups.setdefault(setting, []).append((run, results, options))
-    return _told_apart([_section(list(groups.values())) for groups in streams.values()])
+    return _with_digests([_section(list(groups.values())) for groups in streams.values()])
 
 
-def _told_apart(sections: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Sections of streams that share a name and not their content have the digest in the name."""
+def _with_digests(sections: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add the digest to the names of streams that share a name but not their content."""
     names = [section["stream"] for section in sections]
     return [
         section | {"stream": f"{section['stream']} ({section['digest']})"}
@@ -147,7 +147,7 @@ def read_facts(run: Path) -> dict[str, Any]:
 
 
 class _Cells:
-    """The saved predictions of a run; remembers how many examples each task has."""
+    """The saved predictions of a run; keeps the number of examples of each task."""
 
     def __init__(self, run: Path, metrics: list[str]) -> None:
         self.run = run
@@ -177,7 +177,7 @@ class _Cells:
 
 @cache
 def _scored(path: Path, metric: str, _stamp: tuple[int, ...]) -> tuple[float, int]:
-    """Score and number of rows of a file; read once while it stays as it is, though every task has its report."""
+    """Score and number of rows of a file; cached until the file changes, because a report follows every task."""
     rows = read_jsonl(path)
     _check(path, rows)
     if not rows:
@@ -210,7 +210,7 @@ def _recovery(R: Matrix, after: float, higher_is_better: bool) -> dict[str, floa
     """Task 0 before and after the recovery training; `returned` is the share of the loss that came back.
 
     returned = (after - before) / (peak - before), with peak = R[0, 0] and before = R[K-1, 0]; None if there
-    was no loss to regain. The quotient is the same where a lower score is better.
+    was no loss to regain. The quotient also holds if lower scores are better.
     """
     peak, before = float(R[0, 0]), float(R[-1, 0])
     loss = peak - before if higher_is_better else before - peak

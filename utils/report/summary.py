@@ -1,4 +1,4 @@
-"""What one run says: its matrices, metrics and cost as text, Markdown and pictures."""
+"""Report of one run: its matrices, metrics and cost as text, Markdown and pictures."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ MAIN_METRICS = (
 )
 # What the matrices of a scenario measure.
 TITLES = {
-    ("IIL", "R"): "Generalisation. Other questions about the facts that were trained on:",
-    ("IIL", "R_train"): "Memorisation. Training questions, asked again:",
-    ("CKE", "R"): "Paraphrase. The edited facts, asked in other words:",
-    ("CKE", "R_train"): "Efficacy. Training questions, asked again:",
+    ("IIL", "R"): "Generalisation. Other questions about the facts trained on:",
+    ("IIL", "R_train"): "Memorisation. Training questions:",
+    ("CKE", "R"): "Paraphrase. Rephrased questions about the edited facts:",
+    ("CKE", "R_train"): "Efficacy. Training questions:",
     ("CKE", "R_locality"): "Locality. Unrelated questions, share answered as before any training (exact match):",
 }
 
@@ -96,7 +96,7 @@ def page(results: dict[str, Any], plots: bool = True) -> str:
 
 
 def _matrix(results: dict[str, Any], key: str) -> str:
-    """Rows are moments; the last column is the mean over the tasks learned so far (for chance: over all)."""
+    """Each row is an evaluation point, each column a task; the last column: mean over tasks so far (chance: all)."""
     names, higher, chance = (results[name] for name in ("task_names", "higher_is_better", "chance"))
     if key == "R_locality":  # always exact match, and nothing can be guessed
         higher, chance = [True] * len(names), None

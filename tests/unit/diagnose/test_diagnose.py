@@ -194,7 +194,7 @@ def problem(arguments, capsys):
 def test_errors_are_one_line(kept, tmp_path, capsys):
     assert "is not a run folder: expected config.yaml" in problem(["shift", tmp_path], capsys)
     wrong = ["angles", kept, "--checkpoints", "task_0", "task_9", "task_1"]
-    assert "checkpoints/task_9 is missing or not whole; there are: task_0_epoch_2_step_1, " in problem(wrong, capsys)
+    assert "checkpoints/task_9 is missing or incomplete; expected task_0_epoch_2_step_1, " in problem(wrong, capsys)
     still = ["angles", kept, "--checkpoints", "task_0", "task_0", "task_1"]
     assert "no weight matrix has changed" in problem(still, capsys)
     copy = shutil.copytree(kept, tmp_path / "copy")

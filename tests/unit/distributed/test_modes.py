@@ -117,10 +117,10 @@ def test_options_become_deepspeeds_numbers():
     ("entries", "expected"),
     [
         ({"gradient_accumulation_steps": 8}, "gradient_accumulation_steps 8 contradicts gradient_accumulation_steps"),
-        ({"gradient_clipping": 1.0}, "gradient_clipping 1.0 contradicts max_grad_norm, by which it is 0"),
+        ({"gradient_clipping": 1.0}, "gradient_clipping 1.0 contradicts max_grad_norm, which requires 0"),
         ({"train_micro_batch_size_per_gpu": 16}, "train_micro_batch_size_per_gpu 16 contradicts batch_size"),
-        ({"train_batch_size": 16}, "train_batch_size 16 contradicts batch_size, by which it is 4"),
-        ({"optimizer": {"type": "Adam"}}, "optimizer in DeepSpeed's file would replace the one of this program"),
+        ({"train_batch_size": 16}, "train_batch_size 16 contradicts batch_size, which requires 4"),
+        ({"optimizer": {"type": "Adam"}}, "optimizer in DeepSpeed's file would replace this program's"),
         ({"bf16": {"enabled": True}}, "bf16 in DeepSpeed's file"),
         (
             {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme"}}},

@@ -62,9 +62,7 @@ def test_a_model_that_ignores_the_mask_reads_texts_one_by_one(tmp_path):
     folder = rwkv(tmp_path)
     with pytest.raises(UserError) as caught:
         self_test(method_of(backbone=folder), 2)
-    assert str(caught.value).startswith(
-        "backbone: RwkvForCausalLM computes something else for a text when it is padded"
-    )
+    assert str(caught.value).startswith("backbone: RwkvForCausalLM gives other results for a text that is padded")
     assert "set evaluate_batch_size: 1 and gradient_accumulation_steps: 2," in str(caught.value)
     one = {"evaluate_batch_size": 1, "gradient_accumulation_steps": 4}
     assert self_test(method_of(backbone=folder, **one), 1)["largest_difference_by_padding"] > 0.01

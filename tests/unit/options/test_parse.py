@@ -323,7 +323,7 @@ def test_all_problems_are_reported_together(problems):
         ),
         (
             "evaluate_interval: 2\nkeep_best: true\nkeep_optimizer_state: true",
-            "keep_best: the optimizer's moments are of later weights; leave keep_optimizer_state out",
+            "keep_best: the optimizer's moments belong to later weights; leave keep_optimizer_state out",
         ),
     ],
 )

@@ -178,7 +178,7 @@ def test_training_questions_have_a_separate_matrix(tmp_path):
     results = build(run)
     assert results["R_train"] == [[1.0, None], [None, None]]
     assert results["examples"] == [20, 20]
-    assert "Training questions, asked again:" in summary.table(results)
+    assert "Training questions:" in summary.table(results)
 
 
 def test_pages_and_pictures_are_written(tmp_path):

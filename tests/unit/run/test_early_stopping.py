@@ -146,7 +146,7 @@ def test_impossible_options_are_refused():
     own = tiny.micro_stream()
     assert problems(own, early_stop_accuracy=0.9) == []
     assert problems(own, keep_best=True, early_stop_patience=1) == [
-        "keep_best, early_stop_patience: the dev split of micro is its test split, on which nothing may be chosen"
+        "keep_best, early_stop_patience: the dev split of micro is its test split, which must not be used for selection"
     ]
     bare = Stream("bare", (stream().tasks[0], replace(stream().tasks[1], dev=())))
     assert problems(bare, early_stop_patience=1) == ["early_stop_patience: bare has no dev examples in task 1"]
@@ -155,7 +155,7 @@ def test_impossible_options_are_refused():
     ]
     rates = ("exact_match", "exact_match", "jailbreak_rate")
     assert problems(early_stop_accuracy=0.5, metric_for_each_task=rates) == [
-        "early_stop_accuracy: needs scores of which more is better; got jailbreak_rate"
+        "early_stop_accuracy: needs a metric where higher is better; got jailbreak_rate"
     ]
 
 
