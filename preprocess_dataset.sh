@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Make streams of tasks from the raw data in dataset/ (seed 1).
 #
-#   bash preprocess_dataset.sh                       every stream whose raw data are there, or that needs none
-#   bash preprocess_dataset.sh biography_demo_task6    the streams named (clinc150 is short for clinc150_task15)
-#   bash preprocess_dataset.sh --force [NAME...]     replace streams that have other content
+#   bash preprocess_dataset.sh                         all streams whose raw data exist or that need none
+#   bash preprocess_dataset.sh biography_demo_task6    the named streams (clinc150 is short for clinc150_task15)
+#   bash preprocess_dataset.sh --force [NAME...]       replace streams that have other content
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -38,7 +38,7 @@ if [[ "${1:-}" == --force ]]; then
     shift
 fi
 
-has_raw() { # has_raw "a or b": one of the files is in dataset/
+has_raw() { # has_raw "a or b": true if dataset/ has one of the files
     local file
     for file in ${1// or / }; do
         [[ -e "dataset/$file" ]] && return 0
@@ -46,7 +46,7 @@ has_raw() { # has_raw "a or b": one of the files is in dataset/
     return 1
 }
 
-run() { # run NAME: make one stream of the table; without NAME: those whose raw files are there
+run() { # run NAME: make one stream of the table; without NAME: those whose raw files exist
     local line name raw arguments found=0
     for line in "${streams[@]}"; do
         IFS='|' read -r name raw arguments <<<"$line"

@@ -126,7 +126,7 @@ def prepare(stream: Stream, folder: Path) -> Bench:
         lr=LEARN_RATE,
     )
     backbone = load_backbone(config)
-    with torch.no_grad():  # ids that the small tokenizer does not have never win
+    with torch.no_grad():  # the argmax is never an id that the small tokenizer lacks
         backbone.model.get_output_embeddings().weight[len(backbone.tokenizer) :] = 0
     encoder = Encoder(backbone.tokenizer, stream.prompt_type or "none")
     session = Session(config, make_accelerator(config), encoder, RunLog(config, is_main=False), fit)

@@ -40,7 +40,7 @@ class Terminated(KeyboardInterrupt):
 
 @contextmanager
 def termination_interrupts() -> Iterator[None]:
-    """Let SIGTERM, which a cluster sends before it kills, end a command as Ctrl-C does: by an exception, at once."""
+    """Make SIGTERM, which clusters send before SIGKILL, raise an exception as Ctrl-C does."""
 
     def interrupt(*_: object) -> None:
         raise Terminated

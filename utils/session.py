@@ -1,4 +1,4 @@
-"""What a run has once, whatever it trains."""
+"""The objects that all parts of a run share."""
 
 from __future__ import annotations
 

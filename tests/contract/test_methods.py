@@ -1,4 +1,4 @@
-"""What every method must keep, whatever it does: no line here knows a method by name."""
+"""The contract of every method; no method is named here."""
 
 import math
 from unittest import mock

@@ -49,9 +49,9 @@ def _cut(name: str) -> Callable[[Path], None]:
 SPOIL_MODEL: dict[str, Callable[[Path], Any]] = {
     "config.json absent": lambda folder: (folder / "config.json").unlink(),
     "weights absent": lambda folder: (folder / "model.safetensors").unlink(),
-    "weights cut off": _cut("model.safetensors"),
-    "tokenizer cut off": _cut("tokenizer.json"),
-    "config cut off": _cut("config.json"),
+    "weights truncated": _cut("model.safetensors"),
+    "tokenizer truncated": _cut("tokenizer.json"),
+    "config truncated": _cut("config.json"),
     "weights NaN": _fill(float("nan")),
     "weights infinite": _fill(float("inf")),
     "a weight missing": lambda folder: _other_weights(folder, lambda weights: weights.pop(min(weights))),

@@ -1,4 +1,4 @@
-"""The memory: how much of what is kept, and that it can be put back."""
+"""The memory: what is kept, in which shares, and that it is restored."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""From examples to batches: what is labelled, what is cut, what is seen how often."""
+"""From examples to batches: labels, truncation, and how often each example is seen."""
 
 import random
 from collections import Counter

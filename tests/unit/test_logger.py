@@ -1,4 +1,4 @@
-"""The run folder: new for every run, and enough to repeat it."""
+"""The run folder: new for every run, and sufficient to repeat it."""
 
 import json
 import logging

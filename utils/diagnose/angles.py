@@ -76,7 +76,7 @@ def measure(
     """One row for each weight matrix that both updates changed, in the order of the model.
 
     Raises:
-        UserError: there is none.
+        UserError: no matrix has changed in both.
     """
     rows: list[dict[str, Any]] = []
     for name in (name for name, w in a.items() if w.ndim == 2 and name in b and name in c):

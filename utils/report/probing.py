@@ -64,7 +64,7 @@ def last_mean(results: dict[str, Any]) -> float | None:
 
 
 def average(scores: Scores) -> float | None:
-    """Mean over tasks; None where one is missing, or there is none."""
+    """Mean over tasks; None where one is missing, or all are."""
     return mean(scores, []) if scores else None
 
 

@@ -27,7 +27,7 @@ def explained(folder: Path | None) -> Iterator[None]:
     """Turn an error that a user can fix into a UserError; anything else passes unchanged.
 
     Args:
-        folder: The run folder; None: there is none yet.
+        folder: The run folder; None: not created yet.
     """
     try:
         yield

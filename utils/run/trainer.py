@@ -63,7 +63,7 @@ class Trainer:
         return self._report(plots=True)
 
     def _replace_lost(self) -> None:
-        """Make predictions again that are no longer there, from the checkpoint of their task; warn if there is none."""
+        """Recompute missing predictions from the checkpoint of their task; warn if it is missing."""
         root, tasks = self.folder / "checkpoints", range(len(self.stream.tasks))
         places = checkpoint.checkpoints(root)
         if places and self.config.is_evaluate_init and self._is_lost(BASE, tasks):
@@ -175,7 +175,7 @@ class Trainer:
         return stop
 
     def _evaluate_after(self, learned: int, tasks: Iterable[int]) -> None:
-        """Ask these tasks everything that is asked after a task."""
+        """Run all evaluations of these tasks that follow a task."""
         moment = Moment(learned)
         self._evaluate_row(moment, tasks)
         self._evaluate_locality(moment, tasks)

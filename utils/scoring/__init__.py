@@ -58,7 +58,7 @@ def find(metric: str) -> Metric:
     """The metric with this name.
 
     Raises:
-        UserError: there is none.
+        UserError: the name is unknown.
     """
     if metric not in METRICS:
         near = get_close_matches(metric, METRICS, n=1)

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 from utils.storage.files import read_json
 from utils.storage.packed_columns import Texts
 
-LARGE = 64_000_000  # bytes; smaller files are read at once
+LARGE = 64_000_000  # bytes; smaller files are read whole
 PIECE = 4_000_000  # characters per read
 _NOT_BLANK = re.compile(r"[^ \t\n\r]")
 _NEXT_TEXT = re.compile(r'[ \t\n\r]*,[ \t\n\r]*"')
@@ -44,7 +44,7 @@ class _Text:
         self.file, self.text, self.at = file, "", 0
 
     def more(self) -> bool:
-        """Drop the parsed part and read on, at least as much as is left; False at the end of the file."""
+        """Drop the parsed part and read at least as much as remains; False at the end of the file."""
         left = self.text[self.at :]
         piece = self.file.read(max(PIECE, len(left)))
         self.text, self.at = left + piece, 0

@@ -159,7 +159,7 @@ def decided(said, target, limit):
 
 def test_cases_by_hand():
     assert decided(" moo", "moo", 8) == ("moo", "verified")
-    assert decided("", "moo", 8) == ("", "verified")  # stops at once
+    assert decided("", "moo", 8) == ("", "verified")  # stops immediately
     assert decided(" moo. moo", "moo", 8) == ("moo.", "refuted")
     assert decided(" MOO", "moo", 8) is None  # other tokens, may become the same text
     long = "wuff wuff moo cluck"

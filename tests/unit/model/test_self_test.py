@@ -1,4 +1,4 @@
-"""What the first look at a backbone finds: models that padding changes, that take no prefix, that are damaged."""
+"""The self-test finds models that padding changes, that accept no prefix, that are damaged."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""CLS-ER: two averages, the choice between them, and who answers."""
+"""CLS-ER: two averages, the choice between them, and the evaluated weights."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""LwF: who teaches, on which rows, and by how much."""
+"""LwF: the teacher, the distilled rows, and the weight of the term."""
 
 import math
 

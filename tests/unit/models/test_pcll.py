@@ -1,4 +1,4 @@
-"""PCLL: the latent's mathematics, its place in the model, and what it writes."""
+"""PCLL: the latent's mathematics, its place in the model, and generated samples."""
 
 from contextlib import nullcontext
 from dataclasses import replace
@@ -133,7 +133,7 @@ def test_reconstruction_and_divergence_are_learned(tmp_path):
 
 
 def test_the_divergence_does_not_depend_on_the_length_of_texts(tmp_path):
-    """A mean over texts, of new and of pseudo rows each; published: 0.01 of it beside means over tokens."""
+    """A mean over texts, of new and of pseudo rows each; published: 0.01 of it, added to means over tokens."""
     method, task = make(tmp_path), tiny.make_task()
     method.step, method.steps = 99, 100
     short = batch_of(method, task.train[:2], task)

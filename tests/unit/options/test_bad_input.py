@@ -1,6 +1,6 @@
 """Any input starts a run or ends in one clear error: no traceback, no code run from data, no file written elsewhere.
 
-The examples are drawn, always the same ones; the faults they found are plain tests below.
+The examples are random with a fixed seed; the faults they found have separate tests below.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""All problems of a plan at once, before anything is loaded."""
+"""All problems of a plan are reported together, before weights are loaded."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What is said about an option or a method that does not exist: what it is called here."""
+"""Errors about unknown options and methods suggest the name used here."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Options: who wins, what is refused and in which words, and that a saved file repeats the run."""
+"""Options: precedence, error messages, and that a saved file repeats the run."""
 
 import pytest
 import yaml

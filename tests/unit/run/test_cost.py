@@ -1,4 +1,4 @@
-"""Time and passes are booked as what the innermost block says, each once."""
+"""Time and passes are charged once, to the innermost block."""
 
 import pytest
 

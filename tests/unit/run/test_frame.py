@@ -165,7 +165,7 @@ def test_a_teacher_is_not_disturbed_by_dropout_nor_disturbs():
 
 def test_passes_and_sizes_are_counted(tmp_path):
     class Doubled(SEQ):
-        """Looks at everything twice, and keeps a tensor of 100 numbers."""
+        """Reads each batch twice, and keeps a tensor of 100 numbers."""
 
         state = ("kept",)
         kept = torch.zeros(100)
