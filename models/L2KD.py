@@ -42,7 +42,7 @@ class L2KD(LAMOL):
 
     A task's teacher starts from the weights before any task, learns l_A + lambda l_G by the same loop, with the same
     options and number of epochs, teaches in eval mode, and is dropped after the task. Each term is a mean over the
-    tokens of its own rows.
+    tokens of its rows.
 
     Answers are written greedily. With `L2KD_first_task_teacher: False` the first task is LAMOL, as in the code of Zheng
     et al. (ACL 2024); there the teacher is also read one position late and with dropout, here not.

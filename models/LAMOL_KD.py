@@ -28,7 +28,7 @@ class LAMOL_KD(LAMOL):
         L = [l_A + lambda l_G](new rows) + w [KD_tau(A) + lambda KD_tau(G)](pseudo rows)
 
     KD_tau is tau^2 KL(teacher || student) at the positions that predict the labels. The teacher is the model as it was
-    before the task, in eval mode. Each term is a mean over the tokens of its own rows. The first task is LAMOL.
+    before the task, in eval mode. Each term is a mean over the tokens of its rows. The first task is LAMOL.
 
     Deviation: the published code reads the teacher one position late and with dropout.
     """

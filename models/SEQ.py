@@ -99,7 +99,7 @@ class SEQ(Method):
 
     @property
     def writes(self) -> bool:
-        """True in a warm-up that learns answers as text."""
+        """True in a warm-up that trains on answers as text."""
         return self.is_warming and self.options.SEQ_warmup_target == "causal-lm"
 
     def before_task(self, task: Task) -> None:

@@ -154,7 +154,7 @@ class Trainer:
         """Evaluations and checkpoints inside a task; in this order, as a run resumed from here does not repeat them.
 
         Returns:
-            True if the task ends here; the checkpoint of the whole task follows at once.
+            True if the task ends here; its final checkpoint follows immediately.
         """
         config, ends_epoch = self.config, at.step == at.steps
         if ends_epoch and _divides(config.evaluate_interval, at.epoch + 1):
