@@ -183,7 +183,7 @@ class _Meter:
         self.session.log.step += 1
         self.last = (at, rate)
         self.bar.update()
-        if self.done % self.every == 0:
+        if self.done % self.every == 0 or self.done == self.bar.total:  # before a checkpoint of the last step
             self.flush()
 
     def flush(self) -> None:
