@@ -187,7 +187,7 @@ def test_no_network_is_needed(small, tmp_path, monkeypatch):
 
 
 MISTAKES = {
-    "no such stream": (["--dataset", "nope"], "bash preprocess_dataset.sh nope"),
+    "no such stream": (["--dataset", "nope"], "preprocess_dataset.sh lists no stream of this name"),
     "no such YAML": (["--cfg", "{tmp}/SEQQ.yaml"], "did you mean {tmp}/SEQ.yaml?"),
     "not YAML": (["--cfg", "{tmp}/broken.yaml"], "broken.yaml is not YAML"),
     "unknown option": (["--trainin_epochs", "3"], "did you mean 'training_epochs'?"),
