@@ -207,7 +207,7 @@ class LAMOL(Method):
         self.pseudo = []
 
     def write_pseudo(self, task: Task) -> list[tuple[str, str, int]]:
-        """Samples of the earlier tasks, floor(gamma N_t) in all; task -1 where a common GEN can't tell them apart."""
+        """Samples of the earlier tasks, floor(gamma N_t) in all; task -1 where all tasks share one GEN token."""
         total = math.floor(self.options.LAMOL_gamma * len(task.train) + 1e-9)  # 0.29 * 100 is 28.999999999999996
         shares = split_evenly(total, list(range(task.index)) if self.by_task else [-1])
         pseudo = []

@@ -25,7 +25,7 @@ class LFPT5Options(LAMOL_KDOptions):
     LFPT5_num_virtual_tokens: Int = Field(100, ge=1, description="n, virtual tokens of the prompt.")
     LFPT5_label_filter: bool = Field(True, description="Keep only pseudo-samples with an answer of their task.")
     LAMOL_topk: Int = Field(64, ge=1, description="Pseudo-samples are drawn from the k best tokens.")
-    LAMOL_use_task_specific_gen_token: bool = Field(True, description="A GEN token of its own for each task.")
+    LAMOL_use_task_specific_gen_token: bool = Field(True, description="A separate GEN token for each task.")
     LAMOL_KD_distill_weight: Float = Field(0.05, ge=0, lt=1, description="k, weight of the distillation.")
     LAMOL_KD_temperature: Float = Field(1.0, gt=0, description="tau, temperature of the distillation.")
 

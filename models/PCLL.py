@@ -69,7 +69,7 @@ class PCLL(LAMOL_KD):
     answers and whole examples 1 : 0.5 : 0.25.
 
     Deviations: new and pseudo rows share one step (published: one step each). Pooling leaves padding out exactly.
-    Answers are learned and asked for with a prompt that names no task, except in TIL, or the test would tell the task.
+    Prompts of answers do not name the task, except in TIL: in a test that would reveal it.
     """
 
     Options = PCLLOptions

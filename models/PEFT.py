@@ -51,7 +51,7 @@ class PEFT(Method):
         task_id   the task's own, where tasks are known (TIL)
         route     i* = argmin_i -1/n sum_k log p_i(x_k | x_<k), the one with the lowest perplexity of the question x
 
-    A row of `route` measures the router as well. So the same questions are also answered by the adapters of their own
+    A row of `route` measures the router as well. So the same questions are also answered by the adapters of their
     tasks (version "task given", an upper bound that knows the task), and reports show the share that was routed right.
 
     With a classifier and an adapter per task, each head reads the states of its own task's adapter and is learned among
@@ -73,7 +73,7 @@ class PEFT(Method):
             (way == "sum" and config.PEFT_type != "LoRA", "PEFT_inference: sum needs PEFT_type LoRA"),
             (
                 config.classifier is not None and way in ("task_id", "route"),
-                f"PEFT_inference: {way} has no effect with a classifier, whose heads have adapters of their own",
+                f"PEFT_inference: {way} has no effect with a classifier, where each head uses the adapter of its task",
             ),
             (config.keep_optimizer_state and per_task, "keep_optimizer_state: has no effect with PEFT_per_task"),
             (
@@ -94,7 +94,7 @@ class PEFT(Method):
 
     @property
     def per_task(self) -> bool:
-        """True if each task has an adapter of its own."""
+        """True if each task has a separate adapter."""
         return self.options.PEFT_per_task
 
     @property

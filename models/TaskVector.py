@@ -55,7 +55,7 @@ class TaskVector(Method):
 
     def __init__(self, *args: Any):
         super().__init__(*args)
-        self.base: Weights = {}  # theta_old (scale) or theta_0, of what learns
+        self.base: Weights = {}  # theta_old (scale) or theta_0, of the trainable parameters
         self.learned: Weights = {}  # theta_t where the model no longer has it: scale with a grid
         self.vector: Weights = {}  # magmax: the largest changes so far
 

@@ -330,13 +330,14 @@ def main(arguments: list[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     extra = tuple(word for name, value in given.option for word in (f"--{name}", value))
     launcher = None if given.launch is None else tuple(given.launch)
-    jobs = [Job(cfg, seed, given.prefix, given.dump_path, extra, launcher) for cfg in given.cfg for seed in given.seeds]
+    runs = dict.fromkeys((cfg, seed) for cfg in given.cfg for seed in given.seeds)  # named twice is run once
+    jobs = [Job(cfg, seed, given.prefix, given.dump_path, extra, launcher) for cfg, seed in runs]
     try:
         with termination_interrupts(), _alone(given.dump_path / given.prefix):
             check_all(jobs)
             failed = sweep(jobs, given.jobs)
-            runs = [str(job.folder()) for job in jobs if is_finished(job.folder())]
-            if runs and report([*runs, "--out", str(given.dump_path / given.prefix)]):
+            done = [str(job.folder()) for job in jobs if is_finished(job.folder())]
+            if done and report([*done, "--out", str(given.dump_path / given.prefix)]):
                 return 2
     except UserError as error:
         return fail(error)

@@ -65,7 +65,7 @@ def files(tmp_path):
 @pytest.mark.slow
 def test_everything_is_done_once(files, tmp_path, capsys):
     words = [str(files / "SEQ.yaml"), str(files / "diverges.yaml")]
-    words += ["--seeds", "1", "2", "--jobs", "2", "--dump_path", str(tmp_path / "runs")]
+    words += ["--seeds", "1", "2", "2", "--jobs", "2", "--dump_path", str(tmp_path / "runs")]
     words += ["--option", "training_epochs", "1"]
     assert sweep.main(words) == 1
     told = capsys.readouterr().out

@@ -186,15 +186,15 @@ class Pretraining:
     def _save(self) -> None:
         place = Place(0, *divmod(len(self.losses), self.chunks.steps))
         moments = {name: self.optimizer.state[w] for name, w in self.model.named_parameters()}
-        state = {"moments": moments, "losses": self.losses, "seconds": self.seconds, "told": _told(self.job)}
+        state = {"moments": moments, "losses": self.losses, "seconds": self.seconds, "told": _settings(self.job)}
         checkpoint.save(
             self.job.out / "checkpoints", place, self.model, self.tokenizer, checkpoint.pack(state), limit=1
         )
 
     def _restore(self, folder: Path) -> None:
         state = checkpoint.load_state(folder)
-        if state["told"] != (told := _told(self.job)):
-            different = [f"{k} ({state['told'].get(k)})" for k in told if told[k] != state["told"].get(k)]
+        if state["told"] != (now := _settings(self.job)):
+            different = [f"{k} ({state['told'].get(k)})" for k in now if now[k] != state["told"].get(k)]
             raise UserError(f"--resume: {folder} was made with another {', '.join(different)}; give the same options")
         checkpoint.load_weights(self.model, folder)
         for name, w in self.model.named_parameters():
@@ -211,7 +211,7 @@ class Pretraining:
 
     def _facts(self) -> dict[str, Any]:
         device, processes = str(self.accelerator.device), self.accelerator.num_processes
-        return _told(self.job) | {
+        return _settings(self.job) | {
             "texts": len(self.chunks.rows),
             "tokens_per_epoch": self.chunks.tokens,
             "epochs": round(self.recipe.steps / self.chunks.steps, 2),
@@ -248,7 +248,7 @@ def _check_out(job: Job) -> list[Place]:
     return places
 
 
-def _told(job: Job) -> dict[str, Any]:
+def _settings(job: Job) -> dict[str, Any]:
     raw = None if job.raw_dir is None else str(job.raw_dir)
     return {"preset": job.preset, "seed": job.seed, "raw_dir": raw, "stream": job.stream} | asdict(job.recipe)
 
