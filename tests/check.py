@@ -4,6 +4,8 @@ python -m tests.check METHOD            the contract, every mode of several proc
 python -m tests.check package.module:Class    the same of a method outside models/, which has no golden losses
 python -m tests.check DATASET           its preprocessor, its golden stream, the YAML files of its streams
 python -m tests.check METRIC            its golden scores and the properties of all metrics
+
+Further words are options of pytest: `python -m tests.check EWC -k resume`.
 """
 
 from __future__ import annotations
@@ -47,12 +49,13 @@ def main(argv: list[str]) -> int:
     """Run pytest; returns its exit code."""
     parser = argparse.ArgumentParser("python -m tests.check", description=__doc__.split("\n")[0])
     parser.add_argument("name", help="method, package.module:Class, data set or metric")
-    name = parser.parse_args(argv).name
+    given, options = parser.parse_known_args(argv)
+    name = given.name
     paths = tests_of(name)
     if not paths:
         parser.error(f"{name!r} is not a method, a data set or a metric")
     environment = {"TESTED_METHOD": name} if name in METHODS or ":" in name else {}
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "not gpu and not realdata", *paths]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not gpu and not realdata", *paths, *options]
     return subprocess.run(command, cwd=ROOT, env=os.environ | environment).returncode
 
 

@@ -62,4 +62,5 @@ def test_a_method_in_a_user_s_package(tmp_path):
     package.mkdir()
     (package / "__init__.py").touch()
     (package / "anchor.py").write_text(METHOD, encoding="utf-8")
-    python(ROOT, "-m", "tests.check", "my_package.anchor:Anchor", PYTHONPATH=str(tmp_path))
+    few = ["-k", "not resume and not killed and not two_processes"]  # Anchor passes these in the test above
+    python(ROOT, "-m", "tests.check", "my_package.anchor:Anchor", *few, PYTHONPATH=str(tmp_path))
