@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import tempfile
+from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
+import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -418,3 +420,9 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 def compare(runs: list[Path]) -> str:
     """The tables of `python -m utils.report RUN RUN...`, from the saved predictions."""
     return compare_text(group([(run, build(run)) for run in runs]))
+
+
+def quick(values: Iterable[Any], count: int = 1) -> list[Any]:
+    """Values of a parametrised test: the first ones for the quick run, the others for the slow one."""
+    listed = list(values)
+    return [*listed[:count], *(pytest.param(value, marks=pytest.mark.slow) for value in listed[count:])]

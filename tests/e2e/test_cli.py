@@ -272,6 +272,7 @@ def test_a_folder_in_use_is_not_resumed(copy, capsys):
     assert "is in use by a process that still runs" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_control_c_prints_how_to_resume(small, tmp_path, done):
     process = start([*small, "--dump_path", str(tmp_path)])
     while not list(tmp_path.glob("*/*/predictions/after_0/task_0.jsonl")) and process.poll() is None:

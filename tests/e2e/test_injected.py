@@ -5,6 +5,7 @@ import random
 import pytest
 
 from models import METHODS
+from tests import tiny
 from tests.stress.injected import KINDS, reference, verdict
 
 
@@ -28,7 +29,7 @@ def check(case, kind, dump):
         pytest.skip(f"no mounts here: {error}")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", tiny.quick(KINDS))
 def test_one_fault(case_of, kind, tmp_path):
     check(case_of("SEQ"), kind, tmp_path)
 

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from models.SEQ import SEQ
+from tests import tiny
 from tests.e2e.test_cli import call, run
 from tests.tiny import backbone_folder, class_stream, make_model, micro_stream
 from utils.dataset import save_stream
@@ -34,7 +35,7 @@ def answers(folder, moment, task):
     return [row["prediction"] for row in read_jsonl(folder / "predictions" / moment / f"task_{task}.jsonl")]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", tiny.quick(KINDS))
 def test_a_checkpoint_answers_as_in_its_run(small, tmp_path, kind):
     whole = run([*small, *KINDS[kind]], tmp_path / "whole")
     checkpoint = whole / "checkpoints/task_1"

@@ -87,12 +87,24 @@ def test_a_wrong_option_is_reported_before_any_run_starts(files, tmp_path, capsy
     assert not list((tmp_path / "runs").glob("sweep-c-*"))
 
 
+STARTED: list[subprocess.Popen] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    """A sweep that a failed test has started ends with the test, and its runs with it."""
+    yield
+    while STARTED:
+        STARTED.pop().kill()
+
+
 def begin_long(files, root, *more):
     """A sweep of two long runs in a separate process, with both running."""
     command = [sys.executable, "-m", "utils.sweep", str(files / "long.yaml"), "--seeds", "1", "2", "--jobs", "2"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # in the background it is ignored
     parent = subprocess.Popen([*command, *more, "--dump_path", str(root)], cwd=ROOT, preexec_fn=hear, **pipes)
+    STARTED.append(parent)
     wait_for(lambda: len(list(root.glob("sweep-c-long/*/predictions/base/task_2.jsonl"))) == 2, parent)
     children = subprocess.run(["pgrep", "-P", str(parent.pid)], capture_output=True, text=True, check=True).stdout
     return parent, [int(pid) for pid in children.split()]

@@ -45,7 +45,7 @@ def with_pseudo(method, index):
     return task, batch_of(method, task, [*task.train[:2], method.train_examples(task)[-1]])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", tiny.quick(FAMILIES))
 def test_only_prompt_and_rows_of_new_tokens_learn(family):
     method = make(family)
     before = tiny.snapshot(method)
@@ -81,7 +81,7 @@ def test_separate_rows_equal_rows_in_the_matrices(family):
         assert torch.allclose(rows.written.grad, whole, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", tiny.quick(FAMILIES))
 def test_distillation_is_0_while_the_prompt_is_the_teacher_s_and_grows(family):
     method = make(family)
     learn(method, 0)
@@ -119,7 +119,7 @@ def test_the_loss_by_hand():
     assert terms["pseudo answer"].item() == pytest.approx(k * kl.item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", tiny.quick(FAMILIES))
 def test_the_previous_prompt_writes(family):
     """Samples are drawn before anything of the task is learned, with the prompt as the task before has left it."""
     method = make(family, LFPT5_label_filter=False)

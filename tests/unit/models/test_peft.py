@@ -44,7 +44,7 @@ def three_adapters(method="PEFT", kind="LoRA", **options):
     return made
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", tiny.quick(KINDS))
 def test_earlier_adapters_are_frozen_bit_for_bit(kind, tmp_path):
     """With weight decay; also while a task is learned and evaluated in between, which switches adapters."""
     ends = []
