@@ -5,7 +5,6 @@ Only the main process writes. Logs and trackers are extras: whatever happens to 
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
 import logging
@@ -27,7 +26,7 @@ from torch import Tensor
 from utils.config import Config
 from utils.errors import UserError
 from utils.progress import Bar, has_bar, say
-from utils.storage.files import drop_torn_line, write_json
+from utils.storage.files import drop_torn_line, lock, write_json
 
 _TRAINED = re.compile(r'\{"event": "train", "time": "[^"]*", "step": (\d+),')
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "deepspeed", "numpy", "scikit-learn")
@@ -75,7 +74,7 @@ class RunLog:
         if self._waiting is None:  # not the main process
             return
         self._events = open(folder / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115 (lives as long as the run)
-        _lock(self._events, folder)
+        lock(self._events, f"resume: {folder} is in use by a process that still runs; wait for it or stop it")
         drop_torn_line(folder / "log.jsonl")
         self._logged = _last_trained(folder / "log.jsonl")
         if self._waiting is not None:
@@ -210,20 +209,6 @@ def _last_trained(path: Path) -> int:
     with open(path, encoding="utf-8", errors="replace") as file:
         found = [_TRAINED.match(line) for line in file]
     return max((int(match[1]) for match in found if match), default=-1)
-
-
-def _lock(file: TextIO, folder: Path) -> None:
-    """Keep other processes out of the folder as long as the file is open; the lock of a killed process is released.
-
-    Raises:
-        UserError: another process has it open.
-    """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"resume: {folder} is in use by a process that still runs; wait for it or stop it") from None
-    except OSError:
-        return  # a file system without locks
 
 
 def make_run_folder(config: Config) -> Path:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import fcntl
 import os
 import shlex
 import signal
@@ -31,7 +30,7 @@ from utils.options.parse import ConfigError, clean_name, fail, resolve
 from utils.progress import SECONDS, duration, say, say_with_time
 from utils.report.__main__ import main as report
 from utils.report.results import read_facts
-from utils.storage.files import read_json
+from utils.storage.files import lock, read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 POLL_SECONDS = 0.2  # between two checks of the runs
@@ -299,12 +298,7 @@ def _alone(folder: Path) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "sweep.lock", "w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"--prefix: {folder} is in use by another sweep; wait for it or stop it") from None
-        except OSError:
-            pass  # a file system without locks
+        lock(file, f"--prefix: {folder} is in use by another sweep; wait for it or stop it")
         yield
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from utils.errors import UserError
 
@@ -120,3 +121,17 @@ def _read(path: Path) -> str:
         raise UserError(f"{path} is missing") from None
     except (UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def lock(file: TextIO, refusal: str) -> None:
+    """Keep other processes out as long as the file is open; the lock of a killed process is released.
+
+    Raises:
+        UserError: another process has it open; says `refusal`.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(refusal) from None
+    except OSError:
+        return  # a file system without locks
