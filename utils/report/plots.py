@@ -22,6 +22,7 @@ Colour = NDArray[np.float64]  # (4,): red, green, blue, opacity
 INK = "#222222"
 MUTED = "#777777"
 EMPTY = "#f1f1f1"
+MOST_NUMBERS = 25  # tasks of a heat map whose cells show numbers
 
 
 def shorten(name: str, width: int) -> str:
@@ -49,30 +50,59 @@ def moments(results: dict[str, Any]) -> tuple[list[str], NDArray[np.float64]]:
 
 
 def heat_map(results: dict[str, Any], path: Path) -> None:
-    """Draw the results matrix: each row is an evaluation point, each column a task; cells show the scores."""
+    """Draw the results matrix: each row is an evaluation point, each column a task; cells show the scores.
+
+    More than `MOST_NUMBERS` tasks have small cells without numbers, and a colour bar: ten thousand numbers, too small
+    to read, take half a minute to draw.
+    """
     from matplotlib import colormaps
 
     names, scores = moments(results)
     tasks = len(results["task_names"])
-    figure, axes = _figure(max(4.6, 2.1 + (1.1 if tasks <= 5 else 0.7) * tasks), 1.9 + 0.42 * len(names))
+    is_small = tasks <= MOST_NUMBERS
+    if is_small:
+        figure, axes = _figure(max(4.6, 2.1 + (1.1 if tasks <= 5 else 0.7) * tasks), 1.9 + 0.42 * len(names))
+    else:
+        figure, axes = _figure(3.2 + 0.12 * tasks, 2.4 + 0.12 * len(names))
     higher = np.array(results["higher_is_better"])
     colours = colormaps["Blues"].with_extremes(bad=EMPTY)
     good = np.where(higher, scores, 100 - scores)  # dark is better in every column
-    axes.imshow(np.ma.masked_invalid(good), cmap=colours, vmin=0, vmax=115, aspect="auto")
+    shown = np.ma.masked_invalid(good)
+    image = axes.imshow(shown, cmap=colours, vmin=0, vmax=115, aspect="auto", interpolation="nearest")
+    if is_small:
+        _numbers(axes, scores, good)
+        _grid_of_cells(axes, len(names), tasks)
+    else:
+        bar = figure.colorbar(image, boundaries=np.linspace(0, 100, 101), ticks=range(0, 101, 20), shrink=0.5, pad=0.01)
+        bar.set_label("score, percent" if higher.all() else "score, percent; ↓: 100 - score", size=9)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    _cell_titles(axes, results, names, is_small)
+    _title(figure, results, "dark is good")
+    _save(figure, path)
+
+
+def _numbers(axes: Axes, scores: NDArray[np.float64], good: NDArray[np.float64]) -> None:
     for (i, j), value in np.ndenumerate(scores):
         text, colour = ("–", MUTED) if np.isnan(value) else (f"{value:.1f}", INK)
         axes.text(j, i, text, ha="center", va="center", color="white" if good[i, j] > 65 else colour)
-    _grid_of_cells(axes, len(names), tasks)
-    axes.set_xticks(range(tasks), [_column_title(results, j) for j in range(tasks)], parse_math=False)
+
+
+def _cell_titles(axes: Axes, results: dict[str, Any], names: list[str], is_small: bool) -> None:
+    """Tasks above the columns, moments before the rows."""
+    tasks = len(results["task_names"])
+    if is_small:
+        titles = [_column_title(results, j) for j in range(tasks)]
+    else:
+        titles = [shorten(results["task_names"][j], 14) + _arrow(results, j) for j in range(tasks)]
+    axes.set_xticks(range(tasks), titles, parse_math=False)
     axes.set_yticks(range(len(names)), names, parse_math=False)
-    axes.tick_params(labelsize=9)
+    axes.tick_params(labelsize=9 if is_small else 6)
     axes.xaxis.tick_top()
     if tasks > 5:
-        axes.tick_params(axis="x", labelrotation=40)
-        for label in axes.get_xticklabels():
+        axes.tick_params(axis="x", labelrotation=40 if is_small else 90)
+        for label in axes.get_xticklabels() if is_small else ():
             label.set(ha="left", rotation_mode="anchor")
-    _title(figure, results, "dark is good")
-    _save(figure, path)
 
 
 def curves(results: dict[str, Any], path: Path) -> None:
