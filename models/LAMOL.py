@@ -22,6 +22,7 @@ from utils.dataset import Example, Stream
 from utils.distributed.modes import ALL
 from utils.model.architecture import Model
 from utils.model.weights import Weights, eval_mode
+from utils.prompt import strips
 
 ANS, GEN = "__ans__", "__gen__"
 
@@ -100,6 +101,8 @@ class LAMOL(Method):
         problems = []
         if config.prompt_type not in ("auto", "none"):
             problems.append(f"prompt_type: has no effect with {cls.__name__}, which has its own format")
+        if not strips(config.strip, stream):
+            problems.append(f"strip: {cls.__name__} removes white space around questions and answers; set strip: True")
         if any(example.messages for task in stream.tasks for example in (*task.train, *task.test)):
             problems.append(f"method {cls.__name__} learns questions and answers; {stream.name} holds chats")
         return problems

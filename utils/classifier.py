@@ -294,9 +294,9 @@ def make_answers(config: Config, stream: Stream, backbone: Backbone) -> WrittenA
 class ClassEncoder:
     """Encodes prompts without answers, in place of `Encoder` where a classifier answers.
 
-    A text is classified at its last token or, with "cls_token", its first; a word at its first sub-word. Of an
-    over-long text the last tokens are kept. In training an over-long sentence keeps its first words, and the others get
-    no label; in evaluation a sentence is whole, as every word counts.
+    A text is classified at its last token or, with "cls_token", its first; a word at its first sub-word. An over-long
+    text is cut as a prompt is. In training an over-long sentence keeps its first words, and the others get no label; in
+    evaluation a sentence is whole, as every word counts.
 
     Args:
         plain: Encodes prompts.
@@ -305,7 +305,7 @@ class ClassEncoder:
     """
 
     def __init__(self, plain: Encoder, classes: Classes, extract: str):
-        self.plain, self.classes, self.extract = plain, classes, extract
+        self.plain, self.classes, self.extract, self.cut_side = plain, classes, extract, plain.cut_side
         self.is_word_level = classes.stream.is_word_level
         self._words: dict[str, list[int]] = {}
 

@@ -124,6 +124,16 @@ class StreamOptions(OptionGroup):
     max_seq_length_list: tuple[Count, ...] | None = Field(
         None, description="The same for each task; replaces max_seq_length."
     )
+    cut_side: Literal["auto", "left", "right", "middle"] = Field(
+        "auto",
+        description="Where an over-long prompt loses tokens; auto: as the stream declares, otherwise left. An answer "
+        "loses none.",
+    )
+    strip: bool | None = Field(
+        None,
+        description="Remove white space around questions and answers and put a space between them; False: keep both as "
+        "they are, for code; None: as the stream declares, otherwise True.",
+    )
     parse_special_tokens: bool = Field(
         False, description="Parse special tokens (</s>) that occur in the data's text; False: they are plain text."
     )

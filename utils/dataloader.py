@@ -1,9 +1,9 @@
 """From examples to batches of token ids.
 
-Prompt and answer are tokenised apart and joined, so the loss mask is exact with and without a BOS token. Text in data
-is text: what is spelled like a special token there does not become one. An over-long example loses prompt tokens from
-the left, never a token of its answer. Rows are padded on the left to the longest row of the batch. Shapes: B rows,
-T tokens.
+Prompt and answer are tokenised separately and joined, so the loss mask is exact with and without a BOS token. Text in
+data is text: what is spelled like a special token there does not become one. An over-long example loses prompt tokens
+on one side or in the middle, never a token of its answer. Rows are padded on the left to the longest row of the batch.
+Shapes: B rows, T tokens.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from utils.dataset import Example
+from utils.dataset import CUT_SIDES, Example
 from utils.prompt import DEFAULT_DAY, ChatTemplate, SpecialTexts, render
 
 IGNORE = -100  # label of a position without a loss
@@ -94,13 +94,22 @@ class Encoder:
         ends: A prompt is a separate text, which ends as the tokenizer ends a text: T5's with EOS, BERT's with SEP.
         parse_special: What is spelled like a special token in data is that token; otherwise it is text.
         day: What a chat template takes for today.
+        strip: Remove white space around questions and answers, see utils/prompt.py.
+        cut_side: Where an over-long prompt loses tokens: left, right or middle.
     """
 
     def __init__(
-        self, tokenizer: Any, prompt_type: str, ends: bool = False, parse_special: bool = False, day: str = DEFAULT_DAY
+        self,
+        tokenizer: Any,
+        prompt_type: str,
+        ends: bool = False,
+        parse_special: bool = False,
+        day: str = DEFAULT_DAY,
+        strip: bool = True,
+        cut_side: str = CUT_SIDES[0],
     ):
         self.tokenizer, self.ends, self.parse_special, self.day = tokenizer, ends, parse_special, day
-        self.prompt_type = prompt_type
+        self.prompt_type, self.strip, self.cut_side = prompt_type, strip, cut_side
         self.method: Formatting | None = None  # whose hooks are called; None: only the template is used
         plain = tokenizer("x", add_special_tokens=False)["input_ids"]
         special = tokenizer("x")["input_ids"]
@@ -134,7 +143,7 @@ class Encoder:
 
     def render(self, example: Example) -> tuple[str, str]:
         """Prompt and answer of an example as text: by the method's hook, or by the template."""
-        template = partial(render, prompt_type=self.prompt_type)
+        template = partial(render, prompt_type=self.prompt_type, strip=self.strip)
         return template(example) if self.method is None else self.method.render(example, template)
 
     def forget(self) -> None:
@@ -217,15 +226,17 @@ class Encoder:
         return row._replace(prompt=row.prompt[skip:], labelled=[place - skip for place in row.labelled])
 
     def _cut(self, row: Encoded, max_length: int | None, answer_length: int) -> Encoded:
-        """BOS and the last prompt tokens that fit; at least one token, so that the answer has a beginning."""
-        drop = 0
+        """BOS and the prompt tokens that fit; at least one token, so that the answer has a beginning."""
+        first = drop = 0
         if max_length is not None:
             room = max(max_length - answer_length - len(self.bos) - len(self.end), 0 if self.bos else 1)
             drop = max(0, len(row.prompt) - room)
+            first = {"left": 0, "right": room, "middle": (room + 1) // 2}[self.cut_side]
+        last = first + drop  # what lies between them is dropped
         # A model can't predict its first token; an empty text begins with EOS where there is no BOS.
-        prompt = [*self.bos, *row.prompt[drop:], *self.end] or [self.tokenizer.eos_token_id]
-        labelled = [place - drop + len(self.bos) for place in row.labelled]
-        return Encoded(prompt, row.answer, [place for place in labelled if place > 0 and place >= len(self.bos)])
+        prompt = [*self.bos, *row.prompt[:first], *row.prompt[last:], *self.end] or [self.tokenizer.eos_token_id]
+        kept = [place if place < first else place - drop for place in row.labelled if not first <= place < last]
+        return Encoded(prompt, row.answer, [at for place in kept if (at := place + len(self.bos)) > 0])
 
 
 def collate(

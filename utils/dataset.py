@@ -25,6 +25,7 @@ DATA_FILE = "continual_data.json"
 CONFIG_FILE = "continual_config.json"
 ID_COLUMNS = ("concept_id", "relation_id", "instance_id")
 COLUMN = (list, Texts)
+CUT_SIDES = ("left", "right", "middle")  # of over-long prompts
 LEVELS = ("sentence-level", "word-level")  # one label per text, or per word
 OPTIONAL_COLUMNS = ("label_idx_cil", "label_idx_til", *ID_COLUMNS, "messages")
 
@@ -67,6 +68,16 @@ class Stream:
     def prompt_type(self) -> str | None:
         """The template stated by the preprocessor; None: none (see utils.prompt.choose)."""
         return self.config.get("PROMPT_TYPE")
+
+    @property
+    def strip(self) -> bool:
+        """True if white space around questions and answers is removed (see utils.prompt.render)."""
+        return self.config.get("STRIP", True)
+
+    @property
+    def cut_side(self) -> str:
+        """Where an over-long prompt loses tokens."""
+        return self.config.get("CUT_SIDE", CUT_SIDES[0])
 
     @property
     def il_mode(self) -> str | None:
@@ -273,6 +284,7 @@ STREAM_FACTS = {
     "IL_MODE": (str, "a text"),
     "CLASSIFICATION_TYPE": (str, "a text"),
     "DEV_IS_TEST": (bool, "true or false"),
+    "STRIP": (bool, "true or false"),
     "NUM_CLASS": (int, "an integer"),
     "idx2label": (list, "a list of tags"),
 }
@@ -290,7 +302,8 @@ def _check_config(config: Any, num_task: int, where: str) -> None:
     for key, (kind, wanted) in STREAM_FACTS.items():
         if key in config and not isinstance(config[key], kind):
             raise UserError(f"{where}: {key}: expected {wanted}, got {_kind(config[key])}")
-    for key, known in {"CLASSIFICATION_TYPE": LEVELS, "LOCALITY_SPLIT": SPLITS}.items():
+    choices = {"CLASSIFICATION_TYPE": LEVELS, "LOCALITY_SPLIT": SPLITS, "CUT_SIDE": CUT_SIDES}
+    for key, known in choices.items():
         if key in config and config[key] not in known:
             raise UserError(f"{where}: {key}: expected {' or '.join(known)}, got {config[key]!r}")
     if not all(isinstance(name, str) for name in config.get("idx2label", [])):

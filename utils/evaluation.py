@@ -154,7 +154,7 @@ def _warn_of_cuts(session: Session, cell: Cell, examples: list[Example]) -> None
     if cut:
         session.log.warning(
             f"{cell.file.stem}: {cut} of {len(examples)} questions have more than {cell.max_length} tokens; they lose "
-            "tokens from the left (max_seq_length)"
+            f"tokens from the {session.encoder.cut_side} (max_seq_length, cut_side)"
         )
 
 

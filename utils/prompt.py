@@ -1,8 +1,9 @@
 r"""From a stored pair (input, target), or a stored chat, to the text a model sees.
 
-A template states the prompt; the answer is always one space and the stripped target. Prompts end without a
-space, so that the space belongs to the first answer token, as in the tokenizers of GPT-like models. The
-end-of-sequence token is added where text becomes tokens, not here.
+A template states the prompt; the answer is one space and the stripped target. Prompts end without a space, so that the
+space belongs to the first answer token, as in the tokenizers of GPT-like models. With `strip` False, for code, both
+texts are kept as they are and nothing is put between them. The end-of-sequence token is added where text becomes
+tokens, not here.
 
 A chat is written by the chat template of the backbone's tokenizer. What a template writes around an answer is found by
 rendering chats with a mark in the place of the answer, so no template is known by name; see docs/chat-templates.md.
@@ -48,15 +49,17 @@ AUTO_BY_NAME = {
 MARKERS = ("[E11]", "[E12]", "[E21]", "[E22]")
 
 
-def render(example: Example, prompt_type: str) -> tuple[str, str]:
+def render(example: Example, prompt_type: str, strip: bool = True) -> tuple[str, str]:
     r"""Fill a template.
 
     Args:
-        example: Its input and target are stripped first.
+        example: What is asked and answered.
         prompt_type: A name in PROMPT_TYPES.
+        strip: Remove white space around input and target; False: keep them as they are.
 
     Returns:
-        The prompt (no trailing space) and the answer (a leading space, no end-of-sequence token).
+        The prompt and the answer (no end-of-sequence token); with `strip` the prompt ends without a space and the
+        answer begins with one.
 
     Raises:
         UserError: unknown prompt type, or an entity template for a text without the markers [E11] .. [E22].
@@ -64,11 +67,11 @@ def render(example: Example, prompt_type: str) -> tuple[str, str]:
     >>> render(Example("Who wrote Emma? ", " Jane Austen"), "qa")
     ('Question: Who wrote Emma?\n Short Answer:', ' Jane Austen')
     """
-    template, text = _template(prompt_type), example.input.strip()
+    template, text = _template(prompt_type), example.input.strip() if strip else example.input
     # One pass over the template, so that braces inside a text are never taken for places to fill.
     values = {"x": text} if "{s}" not in template else _relation_values(text, prompt_type)
     prompt = re.sub(r"\{(\w+)\}", lambda match: values[match[1]], template)
-    return prompt.rstrip(" "), " " + example.target.strip()
+    return (prompt.rstrip(" "), " " + example.target.strip()) if strip else (prompt, example.target)
 
 
 def choose(prompt_type: str, stream: Stream) -> str:
@@ -82,6 +85,11 @@ def choose(prompt_type: str, stream: Stream) -> str:
         prompt_type = stream.prompt_type or (guesses or ["none"])[0]
     _template(prompt_type)
     return prompt_type
+
+
+def strips(option: bool | None, stream: Stream) -> bool:
+    """True if white space around questions and answers is removed in a run: by the option, otherwise by the stream."""
+    return stream.strip if option is None else option
 
 
 def _template(prompt_type: str) -> str:

@@ -101,6 +101,22 @@ def test_an_over_long_example_loses_prompt_tokens_from_the_left(bos, limit):
 
 
 @pytest.mark.parametrize("bos", [False, True])
+def test_the_side_on_which_prompts_are_cut(bos):
+    example, words = Example("cow cow cow dog bee pig", "moo"), tiny.tokenizer(bos)
+    (whole,) = Encoder(words, "none")([example], None)
+    text = list(whole.prompt[bos:])
+    wanted = {"left": text[-5:], "right": text[:5], "middle": [*text[:3], *text[-2:]]}
+    for side, kept in wanted.items():
+        cut = Encoder(words, "none", cut_side=side)
+        (row,) = cut([example], 5 + bos + len(whole.answer))
+        assert list(row.prompt[bos:]) == kept and list(row.answer) == list(whole.answer), side
+        assert list(cut.for_prediction([example], 5 + bos)[0].prompt[bos:]) == kept, side
+        places = cut._cut(whole._replace(prompt=[*whole.prompt[bos:]], labelled=range(len(text))), 5 + bos, 0).labelled
+        assert list(places) == list(range(1, 5 + bos))[: 5 if bos else 4], side  # labels move with their tokens
+        assert list(cut([example], None)[0].prompt) == list(whole.prompt), side
+
+
+@pytest.mark.parametrize("bos", [False, True])
 def test_prompts_for_prediction_are_cut_without_a_look_at_the_target(bos):
     long, short = Example("cow cow cow dog bee", "wuff wuff moo cluck"), Example("cow cow cow dog bee", "x")
     rows = encoder(bos).for_prediction([long, short], 4)

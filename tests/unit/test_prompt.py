@@ -2,7 +2,7 @@ import pytest
 
 from utils.dataset import Example, Stream
 from utils.errors import UserError
-from utils.prompt import PROMPT_TYPES, choose, render
+from utils.prompt import PROMPT_TYPES, choose, render, strips
 
 RELATION = Example("[E11] avenger field [E12] is near [E21] sweetwater [E22] .", "place served")
 SENTENCE = "avenger field is near sweetwater ."
@@ -31,6 +31,16 @@ EXPECTED = {
 def test_templates(name):
     text, prompt = EXPECTED[name]
     assert render(Example(text, " yes\n"), name) == (prompt, " yes")
+
+
+def test_white_space_is_kept_by_option():
+    example = Example("def f():\n    ", "    return 1\n")
+    assert render(example, "none", strip=False) == (example.input, example.target)
+    assert render(example, "none") == ("def f():", " return 1")
+    assert render(Example(" a ", " b"), "qa", strip=False) == ("Question:  a \n Short Answer:", " b")
+    stream = Stream("s", (), {"STRIP": False})
+    assert [strips(option, stream) for option in (None, True, False)] == [False, True, False]
+    assert strips(None, Stream("s", ()))
 
 
 def test_texts_are_not_templates():

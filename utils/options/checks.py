@@ -112,6 +112,8 @@ def stream_fits(plan: Plan) -> list[str]:
     level = LEVELS[stream.is_word_level]
     if config.classification_type not in ("auto", level):
         found.append(f"classification_type: {stream.name} is {level}, got {config.classification_type}; use auto")
+    if config.classifier is not None and stream.is_word_level and config.cut_side != "auto":
+        found.append(f"cut_side: has no effect on words of {stream.name} with tags, which are cut from the right")
     if config.classifier is not None and config.il_mode == "TIL" and stream.is_word_level:
         found.append("il_mode: word-level classes need CIL, as the tag O belongs to no task; got TIL")
     return found

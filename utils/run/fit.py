@@ -255,16 +255,15 @@ def _announce(session: Session, method: Method, task: Task, plan: _Plan) -> None
     cut = sum(length > task.max_length for length in plan.lengths) if task.max_length else 0
     if cut:
         session.log.warning(
-            f"task {task.index}: {cut} of {count} examples have more than {task.max_length} tokens; {_loss_of(method)} "
-            "(max_seq_length)"
+            f"task {task.index}: {cut} of {count} examples have more than {task.max_length} tokens; {_loss_of(method)}"
         )
 
 
 def _loss_of(method: Method) -> str:
     """What over-long examples lose, see the encoders."""
     if method.classifier is not None and method.stream.is_word_level:
-        return "their last words and the tags of these are left out of training"
-    return "their prompts lose tokens from the left"
+        return "their last words and the tags of these are left out of training (max_seq_length)"
+    return f"their prompts lose tokens from the {method.encoder.cut_side} (max_seq_length, cut_side)"
 
 
 def _describe(method: Method) -> str:

@@ -28,7 +28,7 @@ from utils.model.architecture import Backbone
 from utils.model.self_test import self_test
 from utils.options.checks import Plan
 from utils.options.parse import flatten, origin, to_yaml
-from utils.prompt import choose
+from utils.prompt import choose, strips
 from utils.report import data, summary
 from utils.run import dry_run, identity
 from utils.run.failures import explained, how_to_resume
@@ -130,6 +130,8 @@ def assemble(plan: Plan, backbone: Backbone, accelerator: Accelerator, log: RunL
         ends=backbone.kind != "decoder",
         parse_special=config.parse_special_tokens,
         day=config.chat_date,
+        strip=strips(config.strip, stream),
+        cut_side=stream.cut_side if config.cut_side == "auto" else config.cut_side,
     )
     if stream.tasks[0].train[0].messages and backbone.stop_ids:
         stop_also_at(backbone, plain.turn_end)
