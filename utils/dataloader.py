@@ -14,7 +14,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -49,11 +49,16 @@ class Batch:
     # averaged over the micro-batches, is the mean over the step. "rows task lm" counts rows in the same way.
     tokens: dict[str, float]
 
-    @property
+    @cached_property
     def answer_length(self) -> int:
-        """Longest answer; all labels lie in that many last columns."""
+        """Longest answer; all labels lie in that many last columns. Computed on the CPU, see `to`."""
         labelled = (self.labels != IGNORE).any(dim=0).nonzero()
         return self.labels.shape[1] - int(labelled[0]) if len(labelled) else 1
+
+    @cached_property
+    def labelled(self) -> Tensor:
+        """(N, 2): row and column of each label, row by row."""
+        return (self.labels != IGNORE).nonzero()
 
     def rows(self, source: str | None = None, view: str | None = None) -> list[int]:
         """Places of the rows with this source and this view; None: any."""
@@ -68,10 +73,13 @@ class Batch:
         return Batch(ids, mask, labels, [self.examples[i] for i in rows], self.tokens)
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on a device."""
-        tensors = (self.input_ids, self.attention_mask, self.labels)
-        ids, mask, labels = (t.to(device, non_blocking=True) for t in tensors)
-        return Batch(ids, mask, labels, self.examples, self.tokens)
+        """The same batch on a device; its labels are located before, as a GPU would have to be waited for."""
+        length, labelled = self.answer_length, self.labelled
+        tensors = (self.input_ids, self.attention_mask, self.labels, labelled)
+        ids, mask, labels, labelled = (t.to(device, non_blocking=True) for t in tensors)
+        moved = Batch(ids, mask, labels, self.examples, self.tokens)
+        vars(moved).update(answer_length=length, labelled=labelled)  # the cached properties
+        return moved
 
 
 class Formatting(Protocol):
@@ -275,15 +283,33 @@ def count_tokens(rows: Sequence[Encoded], examples: Sequence[Example], micro_bat
     return {source: count / micro_batches for source, count in counts.items()}
 
 
+def parts_of(rows: int, world: int, most: int) -> int:
+    """Micro-batches into which each of `world` processes cuts its share of a step: at most `most`, none without a row.
+
+    >>> parts_of(16, 2, 4), parts_of(5, 2, 4), parts_of(1, 2, 4)
+    (4, 2, 1)
+    """
+    return max(1, min(most, rows // world))
+
+
 def micro_batches(
     rows: Sequence[Encoded], examples: Sequence[Example], pad_id: int, rank: int, world: int, parts: int
 ) -> list[Batch]:
     """Cut one optimizer step into the micro-batches of one process.
 
     With more than one part, rows of similar length share a micro-batch, which saves padding; the step is the same.
-    Every process gets exactly `parts` micro-batches, so that all take part in every collective; one that would be
-    empty holds a row without labels, whose loss is 0.
+    Every process gets the same number of micro-batches, so that all take part in every collective. Where there are
+    fewer rows than processes, one without a row gets a row without labels, whose loss is 0.
+
+    Args:
+        rows: Encoded examples of the step, of all processes.
+        examples: The same examples as text.
+        pad_id: Token id for padding.
+        rank: Number of this process.
+        world: Number of processes.
+        parts: Most micro-batches of a process, see `parts_of`.
     """
+    parts = parts_of(len(rows), world, parts)
     tokens = count_tokens(rows, examples, world * parts)
     order = list(range(len(rows)))
     if parts > 1:

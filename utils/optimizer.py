@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -21,9 +22,20 @@ class Group:
 
 
 def make_optimizer(groups: list[Group], config: Config) -> torch.optim.AdamW:
-    """A fresh AdamW; `initial_lr` of each group is what the schedule scales."""
+    """A fresh AdamW; `initial_lr` of each group is what the schedule scales.
+
+    It is torch's fused one, several times as fast as the default. Its moments are stored without flags (`place`), so a
+    resumed run steps with the same code.
+    """
     rows = [{"params": g.parameters, "lr": g.lr, "initial_lr": g.lr, "weight_decay": g.weight_decay} for g in groups]
-    return torch.optim.AdamW(rows, eps=config.adam_epsilon)
+    return torch.optim.AdamW(rows, eps=config.adam_epsilon, fused=True)
+
+
+def as_laid_out(parameters: Iterable[nn.Parameter]) -> None:
+    """Gradients in the memory layout of their parameters, as autograd makes them: the fused AdamW assumes it."""
+    for w in parameters:
+        if w.grad is not None and w.grad.stride() != w.stride():
+            w.grad = torch.empty_like(w).copy_(w.grad)
 
 
 def schedule_factor(kind: str, step: int, steps: int, warmup_ratio: float, min_ratio: float) -> float:

@@ -10,7 +10,7 @@ import torch
 
 from models.common.losses import answer_loss
 from tests import tiny
-from utils.dataloader import IGNORE, Encoded, Encoder, collate, count_tokens, epoch_order, micro_batches
+from utils.dataloader import IGNORE, Encoded, Encoder, collate, count_tokens, epoch_order, micro_batches, parts_of
 from utils.dataset import Example
 
 EXAMPLES = [Example("cat a", "wuff wuff"), Example("dog b cow", " ümläut 🙂 "), Example("pig", "moo", source="memory")]
@@ -169,8 +169,9 @@ def test_answer_length_covers_every_label():
     batch = collate(rows, EXAMPLES[:2], tiny.PAD)
     assert batch.answer_length == 4
     assert (batch.labels[:, : -batch.answer_length] == IGNORE).all()
-    batch.labels.fill_(IGNORE)
-    assert batch.answer_length == 1
+    assert batch.labels[batch.labelled.unbind(dim=1)].tolist() == [9, 0, 9, 9, 9, 0]
+    nothing = replace(batch, labels=torch.full_like(batch.labels, IGNORE))
+    assert nothing.answer_length == 1 and nothing.labelled.shape == (0, 2)
 
 
 def test_labels_of_earlier_turns_are_in_their_columns():
@@ -258,18 +259,18 @@ def test_a_step_is_cut_into_micro_batches_of_similar_length():
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-@pytest.mark.parametrize("parts", [1, 2, 5])
+@pytest.mark.parametrize("most", [1, 2, 5])
 @pytest.mark.parametrize("count", [1, 2, 7, 8])
-def test_micro_batches_are_the_step_cut_up(world, parts, count):
+def test_micro_batches_are_the_step_cut_up(world, most, count):
     examples = [Example(f"cat {i}", "moo " * (1 + i % 3), source="memory" if i % 2 else "task") for i in range(count)]
     rows = encoder(True)(examples, None)
-    cut = [micro_batches(rows, examples, tiny.PAD, rank, world, parts) for rank in range(world)]
+    cut = [micro_batches(rows, examples, tiny.PAD, rank, world, most) for rank in range(world)]
+    parts = parts_of(count, world, most)
     assert all(len(batches) == parts for batches in cut)  # every process joins every collective
     batches = [batch for batches in cut for batch in batches]
     filled = [batch for batch in batches if (batch.labels != IGNORE).any()]
     assert sorted(e.input for batch in filled for e in batch.examples) == sorted(e.input for e in examples)
-    assert len(filled) == min(count, sum(len(range(r, count, world)[p::parts]) > 0
-                                         for r in range(world) for p in range(parts)))  # fmt: skip
+    assert len(batches) - len(filled) == max(0, world - count)  # only a process without a row has an empty part
     labelled = sum(int((batch.labels != IGNORE).sum()) for batch in batches)
     # every micro-batch divides by the same number, and their average is one mean over the whole step
     assert {batch.tokens["all"] for batch in batches} == {labelled / (world * parts)}
@@ -283,9 +284,15 @@ def test_micro_batches_are_the_step_cut_up(world, parts, count):
     assert sum(by_source.values()) == pytest.approx(labelled)
 
 
+def test_where_labels_are_is_known_before_a_batch_is_moved():
+    batch = collate(encoded(), EXAMPLES, tiny.PAD)
+    moved = batch.to(torch.device("meta"))  # whose values cannot be read
+    assert moved.answer_length == batch.answer_length and moved.labelled.shape == batch.labelled.shape
+
+
 def test_a_filler_row_has_loss_and_gradient_0():
     rows = encoder(False)(EXAMPLES[:1], None)
-    _, filler = micro_batches(rows, EXAMPLES[:1], tiny.PAD, 0, 1, 2)
+    (filler,) = micro_batches(rows, EXAMPLES[:1], tiny.PAD, 1, 2, 1)
     logits = torch.randn(1, 4, 9, requires_grad=True)
     loss = answer_loss(logits, filler.labels[:, -4:], filler.tokens["all"])
     loss.backward()

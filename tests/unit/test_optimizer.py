@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.tiny import make_config
-from utils.optimizer import Group, make_optimizer, schedule_factor, set_learning_rate
+from utils.optimizer import Group, as_laid_out, make_optimizer, schedule_factor, set_learning_rate
 
 
 @pytest.mark.parametrize(
@@ -58,3 +58,19 @@ def test_one_step_of_adamw_by_hand():
     w.grad = torch.tensor([3.0])
     optimizer.step()
     assert w.item() == pytest.approx(2.0 * (1 - 0.1 * 0.5) - 0.1 * 3 / (3 + config.adam_epsilon), rel=1e-6)
+
+
+def test_the_fused_step_is_that_of_the_loop_whatever_the_layout():
+    """torch's fused AdamW reads weight, gradient and moments in the order of memory."""
+    config, torch_way = make_config(), []
+    start, grads = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.randn(3, 6, 4)
+    for fused in (True, False):
+        w = torch.nn.Parameter(start.T.contiguous().T)  # columns first
+        optimizer = make_optimizer([Group([w], 0.1, 0.5)], config)
+        optimizer.param_groups[0]["fused"] = fused
+        for g in grads:
+            w.grad = g.clone()
+            as_laid_out([w])
+            optimizer.step()
+        torch_way.append(w.detach().clone())
+    assert torch.allclose(*torch_way, rtol=1e-5, atol=1e-6)

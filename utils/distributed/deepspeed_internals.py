@@ -1,9 +1,9 @@
 """Private and undocumented names of libraries, each in one function: the file to check after an upgrade.
 
-Read in deepspeed 0.19.8, transformers 5.23.0 and torch 2.13.0. tests/unit/distributed/test_deepspeed_internals.py
-checks that each exists and behaves as described. Two others are in the files that use
-them: the methods of peft's tuners, which are meant to be overridden, in utils/model/bottleneck.py, and the string
-scanner of json in utils/storage/large_json.py.
+Read in deepspeed 0.19.8, accelerate 1.15.0, transformers 5.23.0 and torch 2.13.0.
+tests/unit/distributed/test_deepspeed_internals.py checks that each exists and behaves as described. Two others are in
+the files that use them: the methods of peft's tuners, which are meant to be overridden, in utils/model/bottleneck.py,
+and the string scanner of json in utils/storage/large_json.py.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 if TYPE_CHECKING:  # seconds to import: not for --help
+    from accelerate import Accelerator
     from transformers import PreTrainedModel
 
 
@@ -49,6 +50,16 @@ def link_moments(zero: Any) -> None:
     DeepSpeedZeroOptimizer._lazy_init_hp_params_optimizer_state, which DeepSpeed calls after the first step.
     """
     zero._lazy_init_hp_params_optimizer_state()
+
+
+def forget_prepared(accelerator: Accelerator) -> None:
+    """Drop what an Accelerator has prepared, as its free_memory does, but without a search for garbage.
+
+    Accelerator._models, _optimizers, _schedulers, _dataloaders: lists that `prepare` appends to.
+    """
+    for kept in (accelerator._models, accelerator._optimizers, accelerator._schedulers, accelerator._dataloaders):
+        kept.clear()
+    accelerator.step = 0
 
 
 def block_classes(model: PreTrainedModel) -> set[str]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import torch
 
 from utils.config import Config
+from utils.dataloader import parts_of
 from utils.distributed import deepspeed_internals
 from utils.errors import UserError
 from utils.storage.files import read_json
@@ -122,7 +123,7 @@ SOURCES = {  # setting of DeepSpeed -> the option that determines it
 
 def deepspeed_numbers(config: Config, processes: int) -> dict[str, float]:
     """The options as settings of DeepSpeed; rows per process, which it only reports, are rounded up."""
-    parts = config.gradient_accumulation_steps
+    parts = parts_of(config.batch_size, processes, config.gradient_accumulation_steps)
     rows = math.ceil(config.batch_size / (processes * parts))
     return {
         "gradient_accumulation_steps": parts,
@@ -135,7 +136,7 @@ def deepspeed_numbers(config: Config, processes: int) -> dict[str, float]:
 def describe(config: Config, processes: int) -> str:
     """How a step is divided among the processes, for the log."""
     own = deepspeed_numbers(config, processes)
-    rows, parts = own["train_micro_batch_size_per_gpu"], config.gradient_accumulation_steps
+    rows, parts = own["train_micro_batch_size_per_gpu"], own["gradient_accumulation_steps"]
     return f"{processes} processes ({mode()}): {config.batch_size} examples per step, {parts} x {rows} in each"
 
 

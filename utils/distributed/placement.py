@@ -58,27 +58,40 @@ class Replicated:
     twin: Twin | None = None  # trained in place of the method's model, which is empty meanwhile
     step: nn.Module  # computes the loss
     stepper: torch.optim.Optimizer  # as prepared by accelerate
+    before_reading: Callable[[], None] = staticmethod(lambda: None)  # called before weights or moments are read
 
     def __init__(self, method: Objective, task: Any, groups: list[Group], session: Session):
         step = Step(method, task, method.model)
         self.named = _learning(step)
         self.optimizer = make_optimizer(groups, session.config)
         self.step, self.stepper = session.accelerator.prepare(step, self.optimizer)
+        self.accelerator = session.accelerator
 
     def load(self, moments: OptimizerState) -> None:
         """Set the initial tensors of AdamW."""
         for name, tensors in moments.items():
             w = self.named[name]
-            self.optimizer.state[w] = {k: v if k == "step" else self.part(v, w) for k, v in tensors.items()}
+            parts = {k: v.to(w.device) if k == "step" else self.part(v, w) for k, v in tensors.items()}
+            self.optimizer.state[w] = parts
 
     def part(self, whole: Tensor, w: nn.Parameter) -> Tensor:
-        """The part that this process needs of a tensor with the shape of a parameter."""
-        return whole.to(w.device)
+        """The part that this process needs of a tensor with the shape of a parameter.
+
+        Laid out in memory as the parameter: the fused AdamW reads both in the order of memory.
+        """
+        return torch.empty_like(w, dtype=whole.dtype).copy_(whole)
 
     def moments(self) -> OptimizerState:
         """AdamW's current tensors by parameter name, whole; all processes must call this."""
+        self.before_reading()
         state = self.optimizer.state
         return {name: dict(state[w]) for name, w in self.named.items() if w in state}
+
+    def begin_step(self, micro_batches: int) -> float:
+        """Expect this many micro-batches until the next update; returns a factor for the loss of each."""
+        self.accelerator.step = 0  # it counts micro-batches, and a step may have fewer than the one before
+        self.accelerator.gradient_accumulation_steps = micro_batches
+        return 1.0
 
     def edited(self) -> None:
         """Note that the weights were edited after a step."""
@@ -86,6 +99,7 @@ class Replicated:
     @contextmanager
     def whole(self) -> Iterator[None]:
         """All weights in the method's model on each process inside the `with`; all processes must call this."""
+        self.before_reading()
         self.close()
         yield
         if self.twin is not None:
@@ -93,6 +107,17 @@ class Replicated:
 
     def close(self) -> None:
         """Collect the weights in the method's model, if they are not there."""
+
+    def release(self) -> None:
+        """Let go of step and optimizer after a task.
+
+        In one process they are in no cycle of references; searching all objects of the program for cycles takes longer
+        than a short task.
+        """
+        if modes.mode() is None:
+            deepspeed_internals.forget_prepared(self.accelerator)
+        else:
+            self.accelerator.free_memory()
 
 
 class Sharded(Replicated):
@@ -115,6 +140,7 @@ class Sharded(Replicated):
         self.named = _learning(step)
         self.optimizer = make_optimizer(self.twin.own(groups), session.config)
         self.step, self.stepper = step, session.accelerator.prepare(self.optimizer)
+        self.accelerator = session.accelerator
 
     def part(self, whole: Tensor, w: nn.Parameter) -> Tensor:
         """Its shard."""
@@ -149,6 +175,7 @@ class Partitioned(Replicated):
         optimizer = make_optimizer(self.own(groups), session.config)
         self.step, self.stepper = session.accelerator.prepare(step, optimizer)
         self.zero, self.adamw, self.rank = self.step.optimizer, optimizer, session.accelerator.process_index
+        self.accelerator = session.accelerator
 
     def model_of(self, method: Objective) -> Model:
         """The model to train."""
@@ -157,6 +184,11 @@ class Partitioned(Replicated):
     def own(self, groups: list[Group]) -> list[Group]:
         """The groups, with the parameters of the model to train."""
         return groups
+
+    def begin_step(self, micro_batches: int) -> float:
+        """DeepSpeed divides each loss by the number of micro-batches that it was given at the start."""
+        super().begin_step(micro_batches)
+        return self.step.gradient_accumulation_steps() / micro_batches
 
     def pieces(self) -> list[Tensor]:
         """The tensors that AdamW steps here: parts of many parameters end to end."""
@@ -174,7 +206,7 @@ class Partitioned(Replicated):
             )
         count = counts.pop()
         for piece in self.pieces():
-            self.adamw.state[piece] = {"step": torch.tensor(count)}
+            self.adamw.state[piece] = {"step": torch.tensor(count, device=piece.device)}
             self.adamw.state[piece] |= {key: torch.zeros_like(piece) for key in MOMENTS}
         self.link()
         for name, tensors in moments.items():
@@ -202,6 +234,7 @@ class Partitioned(Replicated):
         """Collected on the CPU."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
+        self.before_reading()
         steps = [self.adamw.state[piece]["step"] for piece in self.pieces() if piece in self.adamw.state]
         if not steps:
             return {}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from utils.config import Config
-from utils.dataloader import Encoded, collate
+from utils.dataloader import Encoded, collate, parts_of
 from utils.dataset import Example
 from utils.errors import UserError
 from utils.model import adapters
@@ -74,7 +74,8 @@ def self_test(
 
 def _rows_at_once(config: Config, processes: int) -> int:
     share = math.ceil(config.batch_size / processes)
-    return max(config.evaluate_batch_size, math.ceil(share / min(config.gradient_accumulation_steps, share)))
+    parts = parts_of(config.batch_size, processes, config.gradient_accumulation_steps)
+    return max(config.evaluate_batch_size, math.ceil(share / parts))
 
 
 def _embeddings(backbone: Backbone) -> Tensor:

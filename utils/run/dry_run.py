@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from models.Base import Method, Task
 from utils.buffer import Memory
 from utils.config import Config
+from utils.dataloader import parts_of
 from utils.dataset import Example
 from utils.errors import UserError
 from utils.report.tables import markdown
@@ -76,7 +77,7 @@ def _no_features(rows: Sequence[Example]) -> NDArray[np.float32]:
 
 def _batches(config: Config, processes: int) -> str:
     share = math.ceil(config.batch_size / processes)
-    parts = min(config.gradient_accumulation_steps, share)
+    parts = parts_of(config.batch_size, processes, config.gradient_accumulation_steps)
     at_once = math.ceil(share / parts)
     return (
         f"batch_size {config.batch_size}: {processes} process{'es' if processes > 1 else ''} of {share} examples each, "

@@ -18,7 +18,7 @@ from utils.errors import UserError
 from utils.logger import Window
 from utils.model.freeze import describe
 from utils.model.weights import snapshot
-from utils.optimizer import Group, set_learning_rate
+from utils.optimizer import Group, as_laid_out, set_learning_rate
 from utils.run.cost import peak_memory
 from utils.seed import random_for, seed_torch
 from utils.session import Progress, Session
@@ -56,7 +56,8 @@ def fit(
         AdamW's tensors at the end, if they are kept from task to task.
 
     Raises:
-        DivergedError: the loss is not finite; the weights are those before that step.
+        DivergedError: the loss is not finite. It is checked a step later, so as not to wait for the device, but before
+            anything reads the weights: an evaluation, a checkpoint, the end of the task.
         UserError: nothing is left to train.
     """
     method.answers.newest = min(task.index, len(method.stream.tasks) - 1)
@@ -70,9 +71,12 @@ def fit(
     placed.step.train()
     title = f"task {task.index}, " if task.index < len(method.stream.tasks) else ""
     meter = _Meter(session, task, title, plan.steps * task.epochs, start.epoch * plan.steps + start.step)
+    finite = _Finite(task)
+    placed.before_reading = finite.check
     for progress, batches in plan.walk(start):
         rate = set_learning_rate(placed.stepper, session.config, progress.done - 1, plan.steps * task.epochs)
         terms = _step(placed, batches, method, task, session, progress)
+        finite.note(terms, progress)
         meter.add(terms, sum(int(batch.attention_mask.sum()) for batch in batches), progress, rate)
         stop = False
         if on_step is not None:
@@ -80,10 +84,11 @@ def fit(
             placed.step.train()  # after an evaluation
         if stop or progress.done == limit:
             break
+    finite.check()
     meter.close()
     kept = placed.moments() if session.config.keep_optimizer_state else {}
     placed.close()
-    session.accelerator.free_memory()
+    placed.release()
     return kept
 
 
@@ -101,14 +106,19 @@ def _step(
     wrapped, optimizer = placed.step, placed.stepper
     edits = type(method).on_update is not Method.on_update  # copies of the weights are made only where they are used
     before = snapshot(_trained(method)) if edits else {}
+    edits_gradients = type(method).on_gradients is not Method.on_gradients
     total: dict[str, Tensor] = {}
+    factor = placed.begin_step(len(batches))
     for batch in batches:
         with accelerator.accumulate(wrapped):
             terms = wrapped(batch.to(accelerator.device))
-            _check_finite(terms, task, at)
-            accelerator.backward(sum(terms.values()))  # accelerate divides by the number of micro-batches
+            if edits_gradients and not _are_finite(terms):  # the method computes with them at once
+                raise _diverged(terms, task, at)
+            accelerator.backward(factor * sum(terms.values()))  # accelerate divides by the number of micro-batches
             if accelerator.sync_gradients:
-                method.on_gradients(task)
+                if edits_gradients:
+                    method.on_gradients(task)
+                    as_laid_out(wrapped.parameters())
                 if config.max_grad_norm is not None:
                     accelerator.clip_grad_norm_(wrapped.parameters(), config.max_grad_norm)
             optimizer.step()
@@ -158,6 +168,48 @@ class _Plan:
             accelerator.num_processes,
             config.gradient_accumulation_steps,
         )
+
+
+class _Finite:
+    """Stops training if a loss is not finite; a step's losses are checked after the next one has been queued."""
+
+    def __init__(self, task: Task):
+        self.task, self.terms, self.at = task, dict[str, Tensor](), Progress(task.index)
+        self.is_fine, self.known = torch.tensor(True), torch.Event("cuda") if torch.cuda.is_available() else None
+
+    def note(self, terms: dict[str, Tensor], at: Progress) -> None:
+        """Check the losses of the step before, and have the CPU know of those of this one when they are computed."""
+        self.check()
+        self.terms, self.at = terms, at
+        self.is_fine = _are_finite(terms).to("cpu", non_blocking=True)
+        if self.known is not None:
+            self.known.record()
+
+    def check(self) -> None:
+        """Check the losses that were noted last.
+
+        Raises:
+            DivergedError: one is not finite.
+        """
+        if self.known is not None and self.terms:
+            self.known.synchronize()
+        if not self.is_fine:
+            raise _diverged(self.terms, self.task, self.at)
+
+
+def _are_finite(terms: dict[str, Tensor]) -> Tensor:
+    """() bool, on the device."""
+    return torch.stack([value.isfinite().all() for value in terms.values()]).all()
+
+
+def _diverged(terms: dict[str, Tensor], task: Task, at: Progress) -> DivergedError:
+    values = ", ".join(f"{name} = {value.item():g}" for name, value in terms.items())
+    is_infinite = any(torch.isinf(value).any() for value in terms.values())
+    masked = ", unless a label is of a class that is masked in this task" if is_infinite else ""
+    return DivergedError(
+        f"the loss is not finite in task {task.index} ({task.name}), epoch {at.epoch}, step {at.step}: {values}; "
+        f"lower lr, or set max_grad_norm{masked}"
+    )
 
 
 class _Meter:
@@ -274,14 +326,3 @@ def _describe(method: Method) -> str:
         text = f"trainable: {sum(w.numel() for w in method.model.parameters() if w.requires_grad):,} parameters"
     own = sum(w.numel() for w in method.extra.parameters() if w.requires_grad)
     return text + (f", and {own:,} parameters of {type(method).__name__} itself" if own else "")
-
-
-def _check_finite(terms: dict[str, Tensor], task: Task, at: Progress) -> None:
-    if not all(torch.isfinite(value).all() for value in terms.values()):
-        values = ", ".join(f"{name} = {value.item():g}" for name, value in terms.items())
-        is_infinite = any(torch.isinf(value).any() for value in terms.values())
-        masked = ", unless a label is of a class that is masked in this task" if is_infinite else ""
-        raise DivergedError(
-            f"the loss is not finite in task {task.index} ({task.name}), epoch {at.epoch}, step {at.step}: {values}; "
-            f"lower lr, or set max_grad_norm{masked}"
-        )

@@ -1,10 +1,12 @@
 """Each private name of a library exists and behaves as utils/distributed/deepspeed_internals.py says."""
 
 import copy
+import gc
 import os
 import socket
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -73,3 +75,20 @@ def test_hook_tables_hold_the_hooks():
     twin = copy.deepcopy(module, known)
     twin(torch.zeros(1))
     assert called == ["before", "after"]
+
+
+def test_what_was_prepared_is_forgotten_and_freed():
+    session = tiny.make_session(tiny.make_config(mixed_precision="bfloat16"))
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    model, stepper = session.accelerator.prepare(model, optimizer)
+    model(torch.ones(1, 2)).sum().backward()
+    stepper.step()
+    moments = weakref.ref(optimizer.state[model.weight]["exp_avg"])
+    gc.disable()
+    try:
+        del optimizer, stepper
+        deepspeed_internals.forget_prepared(session.accelerator)
+        assert moments() is None
+    finally:
+        gc.enable()
