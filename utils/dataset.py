@@ -27,7 +27,8 @@ ID_COLUMNS = ("concept_id", "relation_id", "instance_id")
 COLUMN = (list, Texts)
 CUT_SIDES = ("left", "right", "middle")  # of over-long prompts
 LEVELS = ("sentence-level", "word-level")  # one label per text, or per word
-OPTIONAL_COLUMNS = ("label_idx_cil", "label_idx_til", *ID_COLUMNS, "messages")
+LISTS = ("messages", "references")  # columns whose cells are lists or null
+OPTIONAL_COLUMNS = ("label_idx_cil", "label_idx_til", *ID_COLUMNS, *LISTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,13 @@ class Example:
     source: str = "task"  # "task" | "memory" | "pseudo" ...: the role of the row in a method's loss
     view: str = "answer"  # the tokens with a loss: "answer" | "lm": question and answer
     messages: tuple[tuple[str, str], ...] | None = None  # a chat: (role, content); its last turn is the target
+    references: tuple[str, ...] | None = None  # all accepted answers, if the target is not the only one
     presentation: int = field(default=0, compare=False)  # in a reservoir: the number of the offer that put it there
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        """The answers that a prediction is compared with."""
+        return self.references or (self.target,)
 
 
 @dataclass(frozen=True)
@@ -191,6 +198,8 @@ def _columns(examples: Sequence[Example]) -> dict[str, list[Any]]:
         columns["label_idx_til"] = [e.label_in_task for e in examples]
     if any(e.messages for e in examples):
         columns["messages"] = [e.messages for e in examples]
+    if any(e.references for e in examples):
+        columns["references"] = [e.references for e in examples]
     return columns
 
 
@@ -216,7 +225,21 @@ def _read_split(columns: dict[str, Any], k: int, where: str) -> Sequence[Example
         cells["ids"] = list(zip(*(columns[c] for c in ID_COLUMNS), strict=True))
     if "messages" in columns:
         cells["messages"] = [_chat(chat, f"{where}, row {i}") for i, chat in enumerate(columns["messages"])]
+    if "references" in columns:
+        pairs = zip(columns["references"], columns["target"], strict=True)
+        cells["references"] = [_accepted(*pair, f"{where}, row {i}") for i, pair in enumerate(pairs)]
     return Rows(partial(Example, task=k), cells)
+
+
+def _accepted(references: Any, target: str, where: str) -> tuple[str, ...] | None:
+    """All accepted answers; None if the target is the only one."""
+    if references is None:
+        return None
+    if not isinstance(references, list) or not all(isinstance(text, str) for text in references):
+        raise UserError(f"{where}, references: expected a list of texts or null, got {_kind(references)}")
+    if target not in references:
+        raise UserError(f"{where}, references: expected the target among them, got {_kind(references)}")
+    return tuple(references)
 
 
 def _chat(chat: Any, where: str) -> tuple[tuple[str, str], ...] | None:
@@ -241,8 +264,8 @@ def _check_columns(columns: dict[str, Any], where: str) -> None:
             count = len(column) if isinstance(column, COLUMN) else _kind(column)
             raise UserError(f"{where}: {len(columns['input'])} inputs but {count} entries in {name!r}")
         expected = str if name in ("input", "target") else int
-        if name == "messages" or (expected is str and isinstance(column, Texts)):
-            continue  # _chat checks the former; Texts holds only texts
+        if name in LISTS or (expected is str and isinstance(column, Texts)):
+            continue  # _chat and _accepted check the former; Texts holds only texts
         row = next((i for i, cell in enumerate(column) if type(cell) is not expected), None)
         if row is not None:
             word = "a text" if expected is str else "an integer"

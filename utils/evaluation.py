@@ -64,19 +64,30 @@ def evaluate(method: Method, session: Session, cell: Cell) -> float:
             write_jsonl(cell.file, rows)
         session.accelerator.wait_for_everyone()
     rows = _read(cell)
-    return aggregate(cell.metric, *([row[key] for row in rows] for key in ("score", "prediction", "target")))
+    scores, predictions = ([row[key] for row in rows] for key in ("score", "prediction"))
+    return aggregate(cell.metric, scores, predictions, [example.accepted for example in cell.examples])
 
 
 def _read(cell: Cell) -> list[dict[str, Any]]:
     """The saved rows of a cell, which an interrupted run may have left here."""
     rows = read_jsonl(cell.file)
-    known = [row.get("target") if isinstance(row, dict) and row.keys() >= COLUMNS else None for row in rows]
-    if known != [example.target for example in cell.examples]:
+    known = [_wanted(row) if isinstance(row, dict) and row.keys() >= COLUMNS else None for row in rows]
+    if known != [_wanted(_expected(example)) for example in cell.examples]:
         raise UserError(
             f"{cell.file} is damaged: expected an answer to each of {len(cell.examples)} questions; delete it and "
             "resume again"
         )
     return rows
+
+
+def _expected(example: Example) -> dict[str, Any]:
+    """What a row of predictions.jsonl says of the right answer."""
+    several = {"references": list(example.references)} if example.references else {}
+    return {"target": example.target} | several
+
+
+def _wanted(row: dict[str, Any]) -> tuple[Any, Any]:
+    return row.get("target"), row.get("references")
 
 
 def predict(method: Method, session: Session, cell: Cell) -> list[dict[str, Any]]:
@@ -89,13 +100,13 @@ def predict(method: Method, session: Session, cell: Cell) -> list[dict[str, Any]
         classes = method.classifier.classes
         found = [answer._replace(text=annotated(answer.text, classes, cell.task)) for answer in found]
     predictions = [answer.text for answer in found]
-    targets, sources = ([getattr(example, key) for example in cell.examples] for key in ("target", "input"))
-    scores = score(cell.metric, predictions, targets, sources)
+    accepted, sources = ([getattr(example, key) for example in cell.examples] for key in ("accepted", "input"))
+    scores = score(cell.metric, predictions, accepted, sources)
     return [
         {
             "index": i,
             "input": example.input,
-            "target": example.target,
+            **_expected(example),
             "prediction": found[i].text,
             "score": scores[i],
             "decided": found[i].decided,
@@ -124,12 +135,12 @@ def _answer(method: Method, session: Session, cell: Cell, examples: list[Example
     processes = session.accelerator.num_processes  # the others are about as far
     bar = session.log.progress(_title(cell), processes * len(rows), unit="questions")
     task_id = cell.task if config.il_mode == "TIL" or method.is_task_given else None
-    by_text = cell.in_full or not method.is_plain or find(cell.metric).name != "exact_match"
-    if config.evaluation_mode == "verify" and not by_text:
+    compared = None if cell.in_full or not method.is_plain else find(cell.metric).compared
+    if config.evaluation_mode == "verify" and compared is not None:
         for chosen in _chunks(by_length, config.evaluate_batch_size):
-            targets = [examples[i].target for i in chosen]
+            batch, accepted = [rows[i] for i in chosen], [examples[i].accepted for i in chosen]
             prompt = method.soft_prompt(task_id)
-            decided = verify(method.backbone, [rows[i] for i in chosen], targets, cell.max_new_tokens, prompt)
+            decided = verify(method.backbone, batch, accepted, cell.max_new_tokens, prompt, compared)
             for i, answer in zip(chosen, decided, strict=True):
                 answers[i] = answer
             bar.update(processes * sum(answer is not None for answer in decided))

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,22 @@ def test_bytes_do_not_depend_on_the_machine(tmp_path):
         *("input", "target", "concept_id", "relation_id", "instance_id"),
         *("label_idx_cil", "label_idx_til"),
     ]
+
+
+def test_several_accepted_answers_are_kept_and_must_hold_the_target(tmp_path):
+    both = {"input": ["q", "r"], "target": ["a", "b"], "references": [["a", "c"], None]}
+    write(tmp_path, {"0": task(test=both)}, {"NUM_TASK": 1})
+    loaded = load_stream("s", tmp_path)
+    (test,) = (t.test for t in loaded.tasks)
+    assert [e.accepted for e in test] == [("a", "c"), ("b",)] and test[1].references is None
+    save_stream(replace(loaded, name="again"), tmp_path)
+    assert load_stream("again", tmp_path).tasks == loaded.tasks
+    assert "references" not in json.loads((tmp_path / "again/continual_data.json").read_text("utf-8"))["0"]["train"]
+    for wrong, word in ([["b"]], "the target among them"), (["a"], "a list of texts"), ([[1]], "a list of texts"):
+        data = {"0": task(test=ROW | {"references": wrong})}
+        (tmp_path / "s/continual_data.json").write_text(json.dumps(data), encoding="utf-8")
+        with pytest.raises(UserError, match=f"task 0, test, row 0, references: expected {word}"):
+            load_stream("s", tmp_path)
 
 
 def test_stated_facts_and_defaults():

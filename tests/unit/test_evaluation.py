@@ -1,6 +1,7 @@
 """One cell of R: scored once per example, the same in either mode, and without a trace in the model."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -48,6 +49,25 @@ def test_both_modes_give_the_same_scores(parts):
     assert {"verified", "refuted"} <= {row["decided"] for row in runs["verify"]}
     for fast, slow in zip(runs["verify"], runs["generate"], strict=True):
         assert fast["decided"] == "refuted" or fast["prediction"] == slow["prediction"]
+
+
+def test_every_accepted_answer_is_right_in_either_mode(parts):
+    runs = {}
+    for mode in ("verify", "generate"):
+        method, session, cell = parts(evaluation_mode=mode)
+        said = [row["prediction"] for row in predict(method, session, cell._replace(in_full=True))]
+        examples = [
+            replace(e, target="zoo", references=("zoo", f"{text}.", "ox"))
+            for e, text in zip(cell.examples, said, strict=True)
+        ]
+        cell = cell._replace(examples=examples, metric="exact_match_bare")
+        assert evaluate(method, session, cell) == 1
+        runs[mode] = read_jsonl(cell.file)
+        assert [row["references"] for row in runs[mode]] == [list(e.references) for e in examples]
+        other = cell._replace(examples=[replace(examples[0], references=("zoo", "ox")), *examples[1:]])
+        with pytest.raises(UserError, match="damaged"):
+            evaluate(method, session, other)
+    assert [row["score"] for row in runs["verify"]] == [1.0] * 15
 
 
 @pytest.mark.parametrize("size", [1, 5, 64])

@@ -9,7 +9,7 @@ import pytest
 from utils.errors import UserError
 from utils.scoring import METRICS, aggregate, exact_match, find, normalise, score
 from utils.scoring.answers import parse_number
-from utils.scoring.overlap import rouge_l, sari_of, words
+from utils.scoring.overlap import sari_of, words
 from utils.scoring.refusals import REFUSALS
 
 NAMES = list(dict.fromkeys(metric.name for metric in METRICS.values()))
@@ -81,7 +81,7 @@ def test_scores_are_shares_and_a_perfect_answer_gets_the_best(name):
 def test_an_unknown_metric_lists_the_known_ones():
     with pytest.raises(UserError, match=r"unknown metric 'exact_macth'.*did you mean 'exact_match'"):
         score("exact_macth", ["a"], ["a"])
-    with pytest.raises(UserError, match="expected one of exact_match, first_letter"):
+    with pytest.raises(UserError, match="expected one of exact_match, exact_match_bare, first_letter"):
         find("")
 
 
@@ -144,14 +144,32 @@ def test_long_texts_take_seconds(name):
         assert time.process_time() - began < 10  # measured: less than 1
 
 
-def test_rouge_l_is_that_of_rouge_score():
-    scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(["rougeL"])
+@pytest.mark.parametrize("name", NAMES)
+def test_of_several_accepted_answers_the_best_counts(name):
+    texts = ["B-PER I-PER O", "the cat sat 3", "cats are sitting", "1"]
+    best = max if METRICS[name].higher_is_better else min
+    for prediction in (*texts, ""):
+        alone = [score(name, [prediction], [text], ["the dog"])[0] for text in texts]
+        got = score(name, [prediction], [texts], ["the dog"])
+        if METRICS[name].several is None or not prediction:
+            assert got == [best(alone)], prediction
+        else:
+            assert 0 <= got[0] <= 1 and got[0] > min(alone), prediction
+        assert score(name, [prediction], [texts[:1]], ["the dog"]) == alone[:1]
+    cell = aggregate(name, [1.0, 1.0], texts[:2], [texts, texts[1]])
+    assert cell == 1.0
+
+
+@pytest.mark.parametrize(("name", "stemmer"), [("rouge_l", False), ("rouge_l_stemmed", True)])
+def test_rouge_l_is_that_of_rouge_score(name, stemmer):
+    scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(["rougeL"], use_stemmer=stemmer)
     rng = random.Random(1)
     vocabulary = ["the", "a", "Cat", "it's", "well-known", "3.5", "foo_bar", "U.S.", "Dog,", "end.", "(x)", "--", "!"]
+    vocabulary += ["walking", "walked", "dogs"]
     for _ in range(500):
         a, b = (" ".join(rng.choices(vocabulary, k=rng.randrange(25))) for _ in range(2))
         if words(a) or words(b):
-            assert rouge_l(a, b) == pytest.approx(scorer.score(b, a)["rougeL"].fmeasure, abs=1e-12)
+            assert score(name, [a], [b]) == [pytest.approx(scorer.score(b, a)["rougeL"].fmeasure, abs=1e-12)]
 
 
 def test_words_do_not_depend_on_how_accents_are_written():

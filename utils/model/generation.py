@@ -5,7 +5,7 @@ Shapes: B rows, K answer columns, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -55,23 +55,25 @@ def continuations(
 def verify(
     backbone: Backbone,
     rows: Sequence[Encoded],
-    targets: Sequence[str],
+    accepted: Sequence[Sequence[str]],
     max_new_tokens: int,
     prompt: Tensor | None = None,
+    compared: Callable[[str], str] = normalise,
 ) -> list[Answer | None]:
     """The answer of greedy decoding, as far as one pass over prompt and target determines it.
 
     At each answer position the model's best token is compared with the target's. If all are equal, greedy decoding
     would have produced exactly the target. At the first difference the text so far is what greedy decoding would
     have produced so far: if it ends there (stop token), it is the answer; if no continuation of it can equal the
-    target, it is wrong. The rest is undecided.
+    target or another accepted answer, it is wrong. The rest is undecided.
 
     Args:
         backbone: Model and tokenizer; the model must be in eval mode.
         rows: Encoded examples, prompt and answer.
-        targets: Their targets.
+        accepted: The accepted answers to each.
         max_new_tokens: Most tokens that generation would have produced.
         prompt: Virtual tokens before each text, see `answer_logits`.
+        compared: What exact match compares of a text, see `scoring.Metric.compared`.
 
     Returns:
         For each row an answer that scores in exact match as the generated one does, or None if undecided. The text
@@ -82,15 +84,23 @@ def verify(
     logits, labels = answer_logits(backbone.model, batch, prompt)
     pairs = zip(logits.argmax(dim=-1).tolist(), labels.tolist(), strict=True)
     decided = []
-    for (predicted, wanted), target in zip(pairs, targets, strict=True):
+    for (predicted, wanted), texts in zip(pairs, accepted, strict=True):
         first = next(i for i, label in enumerate(wanted) if label != IGNORE)
         wanted = [label for label in wanted if label != IGNORE]
-        decided.append(_decide(backbone, predicted[first:], wanted, target, max_new_tokens))
+
+        def is_wrong(beginning: str, texts: Sequence[str] = texts) -> bool:
+            return all(is_hopeless(beginning, text, compared) for text in texts)
+
+        decided.append(_decide(backbone, predicted[first:], wanted, is_wrong, max_new_tokens))
     return decided
 
 
 def _decide(
-    backbone: Backbone, predicted: list[int], wanted: list[int], target: str, max_new_tokens: int
+    backbone: Backbone,
+    predicted: list[int],
+    wanted: list[int],
+    is_wrong: Callable[[str], bool],
+    max_new_tokens: int,
 ) -> Answer | None:
     """One row of `verify`: ids that the model predicts after each prefix of the wanted ids."""
     for k in range(min(len(wanted), max_new_tokens)):
@@ -100,11 +110,11 @@ def _decide(
             beginning = decode(backbone, [*wanted[:k], predicted[k]], strip=False)
             if k + 1 == max_new_tokens:
                 return Answer(beginning.strip(), "verified")
-            return Answer(beginning.strip(), "refuted") if is_hopeless(beginning, target) else None
+            return Answer(beginning.strip(), "refuted") if is_wrong(beginning) else None
     return Answer(decode(backbone, wanted[:max_new_tokens]), "verified")
 
 
-def is_hopeless(beginning: str, target: str) -> bool:
+def is_hopeless(beginning: str, target: str, compared: Callable[[str], str] = normalise) -> bool:
     """True if no text that begins like this can be an exact match of the target.
 
     Where characters are made of bytes, a character in the beginning can still become U+FFFD when further bytes follow.
@@ -114,8 +124,7 @@ def is_hopeless(beginning: str, target: str) -> bool:
     """
     if "\ufffd" in beginning + target or "Σ" in beginning:
         return False  # half a character; or one whose lower case depends on what follows
-    begun, wanted = beginning.lower().lstrip(), normalise(target)
-    return not wanted.startswith(begun) and begun.rstrip() != wanted
+    return not compared(target).startswith(compared(beginning))
 
 
 def decode(backbone: Backbone, ids: Sequence[int], strip: bool = True) -> str:

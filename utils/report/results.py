@@ -182,7 +182,7 @@ def _scored(path: Path, metric: str, _stamp: tuple[int, ...]) -> tuple[float, in
     _check(path, rows)
     if not rows:
         return np.nan, 0
-    predictions, targets = ([row[key] for row in rows] for key in ("prediction", "target"))
+    predictions, targets = [row["prediction"] for row in rows], [row.get("references", row["target"]) for row in rows]
     scores = score(metric, predictions, targets, [row.get("input", "") for row in rows])
     return aggregate(metric, scores, predictions, targets), len(rows)
 
@@ -194,6 +194,9 @@ def _check(path: Path, rows: list[dict[str, Any]]) -> None:
             raise UserError(f"{path}, line {number}: expected index, prediction and target, got {str(row)[:80]}")
         if not isinstance(row.get("input", ""), str):
             raise UserError(f"{path}, line {number}: input: expected a text, got {str(row['input'])[:80]}")
+        references = row.get("references", [""])
+        if not isinstance(references, list) or not references or set(map(type, references)) != {str}:
+            raise UserError(f"{path}, line {number}: references: expected texts, got {str(references)[:80]}")
     if len({row["index"] for row in rows}) != len(rows):
         raise UserError(f"{path}: expected each example once, but some index is there twice")
 

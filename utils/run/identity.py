@@ -147,7 +147,8 @@ def _folder(source: str, config: Config) -> Path | None:
 
 
 def _content(example: Example) -> tuple[object, ...]:
-    return example.input, example.target, example.label, example.label_in_task, example.ids, example.messages
+    cells = (example.input, example.target, example.label, example.label_in_task, example.ids, example.messages)
+    return cells if example.references is None else (*cells, example.references)
 
 
 def _plain(value: Any) -> Any:

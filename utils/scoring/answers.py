@@ -17,6 +17,7 @@ NUMBER = re.compile(
     r"(?P<digits>(?<!\d)(?<!\d\.)(?:\d{1,3}(?:,\d{3}){1,20}(?:\.\d{1,60})?(?!,?\d)|\d{1,60}(?:\.\d{1,60})?|\.\d{1,60})(?!\d))"
     r"(?:(?: (?P<over>\d{1,60}))? ?/ ?(?P<under>0{0,60}[1-9]\d{0,60})(?!\d))?"
 )
+PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalise(text: str) -> str:
@@ -39,6 +40,24 @@ def exact_match(prediction: str, target: str, source: str = "") -> float:
     (1.0, 0.0, 0.0)
     """
     return float(normalise(prediction) == normalise(target))
+
+
+def bare(text: str) -> str:
+    r"""The text in lower case, without ASCII punctuation, with single spaces.
+
+    >>> bare(" Very  positive.\n")
+    'very positive'
+    """
+    return " ".join(text.lower().translate(PUNCTUATION).split())
+
+
+def exact_match_bare(prediction: str, target: str, source: str = "") -> float:
+    """1.0 if both texts are the same after `bare`, otherwise 0.0: exact match in the code of SuperNI and SAPT.
+
+    >>> exact_match_bare("True.", "true"), exact_match_bare("an apple", "apple")
+    (1.0, 0.0)
+    """
+    return float(bare(prediction) == bare(target))
 
 
 def first_letter(prediction: str, target: str, source: str = "") -> float:
@@ -104,5 +123,4 @@ def token_f1(prediction: str, target: str, source: str = "") -> float:
 
 
 def _squad_words(text: str) -> list[str]:
-    bare = "".join(character for character in text.lower() if character not in string.punctuation)
-    return re.sub(r"\b(a|an|the)\b", " ", bare).split()
+    return re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(PUNCTUATION)).split()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 
 TAG = re.compile(r"[BIES]-.+")
 
@@ -21,11 +22,16 @@ def span_f1(prediction: str, target: str, source: str = "") -> float:
     return 2 * len(got & wanted) / (len(got) + len(wanted)) if got or wanted else 1.0
 
 
-def corpus_span_f1(predictions: Sequence[str], targets: Sequence[str]) -> float | None:
-    """Macro F1 of seqeval: mean over the types of spans of their F1 in all sentences; None if there are no spans."""
+def corpus_span_f1(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float | None:
+    """Macro F1 of seqeval: mean over the types of spans of their F1 in all sentences; None if there are no spans.
+
+    Of several references of a sentence the one with the best `span_f1` counts.
+    """
     from seqeval.metrics import f1_score
 
-    pairs = [_aligned(prediction, target) for prediction, target in zip(predictions, targets, strict=True)]
+    rows = list(zip(predictions, references, strict=True))
+    nearest = [max(accepted, key=partial(span_f1, prediction)) for prediction, accepted in rows]
+    pairs = [_aligned(prediction, target) for prediction, target in zip(predictions, nearest, strict=True)]
     if not any(tag != "O" for pair in pairs for tags in pair for tag in tags):
         return None
     wanted, got = ([pair[side] for pair in pairs] for side in (0, 1))

@@ -87,7 +87,7 @@ def test_verification_scores_as_generation_does(seed):
     rows = encoder([Example(p, t) for p, t in zip(prompts, targets, strict=True)], None)
     generated = generate(backbone, rows, limit)
     expected = score("exact_match", generated, targets)
-    answers = verify(backbone, rows, targets, limit)
+    answers = verify(backbone, rows, [[t] for t in targets], limit)
     for answer, text, target, points in zip(answers, generated, targets, expected, strict=True):
         if answer is not None:
             assert score("exact_match", [answer.text], [target]) == [points], (answer, text, target)

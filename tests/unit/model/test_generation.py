@@ -12,7 +12,7 @@ from utils.dataloader import Encoded, Encoder
 from utils.dataset import Example
 from utils.model.architecture import Backbone
 from utils.model.generation import decode, generate, is_hopeless, verify
-from utils.scoring import score
+from utils.scoring import METRICS, score
 
 PIECES = [
     "cat",
@@ -74,7 +74,7 @@ def test_verification_scores_as_generation_does(seed):
     rows = encoder(examples, None)
     generated = generate(backbone, rows, limit)
     expected = score("exact_match", generated, targets)
-    answers = verify(backbone, rows, targets, limit)
+    answers = verify(backbone, rows, [[t] for t in targets], limit)
     for answer, text, target, points in zip(answers, generated, targets, expected, strict=True):
         if answer is not None:
             assert score("exact_match", [answer.text], [target]) == [points], (answer, text, target)
@@ -94,7 +94,7 @@ def test_both_ways_of_being_decided_occur_often_enough():
         prompts = [random_text(rng) for _ in range(12)]
         targets = wish(backbone, encoder([Example(p, "") for p in prompts], None), rng, 5)
         rows = encoder([Example(p, t) for p, t in zip(prompts, targets, strict=True)], None)
-        for answer, target in zip(verify(backbone, rows, targets, 5), targets, strict=True):
+        for answer, target in zip(verify(backbone, rows, [[t] for t in targets], 5), targets, strict=True):
             counts[answer and answer.decided] += 1
             counts["right"] += answer is not None and score("exact_match", [answer.text], [target]) == [1.0]
     assert all(n >= 10 for n in counts.values()), counts
@@ -148,13 +148,13 @@ class Scripted(torch.nn.Module):
         return SimpleNamespace(logits=logits)
 
 
-def decided(said, target, limit):
-    """What `verify` makes of a model that would say these words."""
+def decided(said, target, limit, *others):
+    """What `verify` makes of a model that would say these words; further answers are accepted too."""
     words = tiny.tokenizer()
     ids = [*words(said)["input_ids"], tiny.EOS]
     (row,) = Encoder(words, "none")([Example("cat", target)], None)
     backbone = Backbone(Scripted(len(row.prompt), ids), words, tiny.PAD, [tiny.EOS])
-    return verify(backbone, [row], [target], limit)[0]
+    return verify(backbone, [row], [[target, *others]], limit)[0]
 
 
 def test_cases_by_hand():
@@ -162,6 +162,8 @@ def test_cases_by_hand():
     assert decided("", "moo", 8) == ("", "verified")  # stops immediately
     assert decided(" moo. moo", "moo", 8) == ("moo.", "refuted")
     assert decided(" MOO", "moo", 8) is None  # other tokens, may become the same text
+    assert decided(" moo. moo", "moo", 8, "moo. cluck") is None  # may become another accepted answer
+    assert decided(" moo. moo", "moo", 8, "cluck") == ("moo.", "refuted")
     long = "wuff wuff moo cluck"
     answer = decided(" " + long, long, 2)  # the target is longer than an answer may be
     assert answer.decided == "verified"
@@ -202,8 +204,9 @@ def test_a_hopeless_beginning_never_becomes_right():
         target = random_text(rng)
         whole = rng.choice([target, target.upper(), target.lower(), f" {target}\n", random_text(rng)])
         cut = rng.randrange(len(whole) + 1)
-        if is_hopeless(whole[:cut], target):
-            assert score("exact_match", [whole], [target]) == [0.0], (whole, cut, target)
+        for metric in ("exact_match", "exact_match_bare"):
+            if is_hopeless(whole[:cut], target, METRICS[metric].compared):
+                assert score(metric, [whole], [target]) == [0.0], (whole, cut, target)
 
 
 def test_decode_stops_at_the_first_stop_token():

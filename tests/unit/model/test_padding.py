@@ -46,5 +46,5 @@ def test_answers_do_not_depend_on_the_batch(shape, kind):
     together = generate(made, ROWS, 8)
     assert together == [generate(made, [row], 8)[0] for row in ROWS]
     assert len(set(together)) > 1
-    answers = verify(made, ROWS, together, 8)
-    assert answers == [verify(made, [row], [text], 8)[0] for row, text in zip(ROWS, together, strict=True)]
+    answers = verify(made, ROWS, [[text] for text in together], 8)
+    assert answers == [verify(made, [row], [[text]], 8)[0] for row, text in zip(ROWS, together, strict=True)]

@@ -119,9 +119,9 @@ def test_verified_answers_are_the_generated_ones_under_left_padding(family):
         examples, rows, _ = encoded(method, index)
         together = method.predict(rows, index, 8)
         assert together == [method.predict([row], index, 8)[0] for row in rows]
-        targets = [e.target for e in examples]
+        accepted = [e.accepted for e in examples]
         for answer, text in zip(
-            verify(method.backbone, rows, targets, 8, method.soft_prompt(index)), together, strict=True
+            verify(method.backbone, rows, accepted, 8, method.soft_prompt(index)), together, strict=True
         ):
             assert answer is None or text.startswith(answer.text)
 
