@@ -79,8 +79,8 @@ SOUNDS = [
     "grunt grunt grunt",
     "boom",
 ]
-# The methods that tests run over: all, or the one of `python -m tests.check METHOD`.
-TESTED = [os.environ["TESTED_METHOD"]] if "TESTED_METHOD" in os.environ else list(METHODS)
+# The methods that tests run over: all, or those named, as `python -m tests.check METHOD` does.
+TESTED = os.environ["TESTED_METHOD"].split(",") if "TESTED_METHOD" in os.environ else list(METHODS)
 # A setting that a method can't do without, as an option that switches it on.
 SETTINGS = {
     "is_replay": {"is_replay": True, "Replay_buffer_ratio": 0.5},

@@ -1,8 +1,10 @@
 """Mutations of the methods and of the core: `python -m tests.stress.mutations [--count 100] [--seed 0]`.
 
-One operator, comparison or constant of a file is changed in a copy of the tree, and the quick tests of that file run
-on it; a mutation survives if they pass. Each outcome is a line of the file --out, with which an interrupted search is
-resumed. Survivors are named at the end: a test is missing, or the change is without effect.
+One operator, comparison or constant of a file is changed in a copy of the tree, and the quick tests that concern the
+file run on it: those of the file, those that name it, then golden losses, contract and relations of the methods that
+use it. A mutation survives if all pass. Each outcome is a line of the file --out, with which an interrupted search is
+resumed. Survivors are named at the end: a test is missing, or the change has no effect. Those without effect are in
+`equivalent_mutations.json`, each with its reason; they are not run and not counted.
 """
 
 from __future__ import annotations
@@ -10,9 +12,13 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
+import importlib
 import json
+import multiprocessing
 import os
 import random
+import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -21,6 +27,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 from models import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,16 +36,18 @@ CORE = (
     *("run/fit.py", "run/checkpoint.py", "evaluation.py", "metric.py", "buffer.py", "dataloader.py", "classifier.py"),
     *("optimizer.py", "model/forward.py", "model/generation.py"),
 )
-FRAME = ["tests/contract", "tests/golden/test_losses.py"]
-# Tests of a file, where they are not those of its own name.
+# The tests of every method, cheapest first; TESTED_METHOD limits the first two to methods that use the file.
+FRAME = ["tests/golden/test_losses.py", "tests/contract/test_methods.py", "tests/unit/models/test_relations.py"]
+# Tests of a file or folder, where they are not those of its own name.
 TESTS = {
-    "utils/run/fit.py": ["tests/unit/run/test_frame.py", *FRAME],
-    "utils/optimizer.py": ["tests/unit/test_optimizer.py", *FRAME],
+    "models/SEQ.py": ["tests/unit/test_classifier.py", "tests/unit/models/test_contract.py"],
+    "utils/run/fit.py": ["tests/unit/run/test_frame.py", "tests/unit/run/test_early_stopping.py"],
     "utils/scoring": ["tests/unit/test_scoring.py", "tests/golden/test_scoring.py"],
     "utils/metric.py": ["tests/unit/test_metric.py", "tests/golden/test_metrics.py"],
-    "models": ["tests/unit/models/test_relations.py", *FRAME],
 }
-SECONDS = 240  # for the tests of one mutation
+EQUIVALENT = Path(__file__).with_name("equivalent_mutations.json")
+SECONDS = 240  # of the processor, for the tests of one mutation
+WALL = 3600  # seconds; a test that waits for ever
 OPERATORS: dict[type, type] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
     ast.Mod: ast.Mult, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
@@ -55,10 +65,24 @@ class Mutation(NamedTuple):
     before: str
     after: str
     place: int  # among those of the file
+    code: str  # the line of source
 
     @property
     def name(self) -> str:
         return f"{self.file}:{self.line}:{self.column}: {self.before} -> {self.after}"
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What a change elsewhere in the file does not move."""
+        return self.file, self.code, f"{self.before} -> {self.after}"
+
+
+class Outcome(NamedTuple):
+    """What became of a mutation."""
+
+    survives: bool
+    seconds: float  # of the processor
+    test: str  # the one that failed first; "" if none did, or none was named
 
 
 def files() -> list[Path]:
@@ -72,11 +96,13 @@ def files() -> list[Path]:
 
 def mutations(path: Path) -> Iterator[Mutation]:
     """All changes of the code of a file; declarations of options, types and texts are left alone."""
-    for place, node in enumerate(_places(ast.parse(path.read_text(encoding="utf-8")))):
+    source = path.read_text(encoding="utf-8")
+    lines = source.splitlines()
+    for place, node in enumerate(_places(ast.parse(source))):
         after = copy.deepcopy(node)
         _change(after)
         where = (str(path.relative_to(ROOT)), node.lineno, node.col_offset)
-        yield Mutation(*where, ast.unparse(node), ast.unparse(after), place)
+        yield Mutation(*where, ast.unparse(node), ast.unparse(after), place, lines[node.lineno - 1].strip())
 
 
 def changed(mutation: Mutation) -> str:
@@ -116,31 +142,77 @@ def _change(node: ast.expr) -> None:
 
 
 def tests_of(file: str) -> list[str]:
-    """The test files that concern a file, those of its own name first."""
+    """The tests that concern a file, cheapest first: its own, golden losses, those that import it, of all methods."""
     path = Path(file)
     folder = ROOT / "tests/unit" / path.parent.relative_to("utils" if path.parts[0] == "utils" else ".")
     stems = {path.stem.lower(), path.stem.lower().replace("_", "")}
     own = [p for p in sorted(folder.glob("test_*.py")) if p.stem.removeprefix("test_").replace("_", "") in stems]
-    more = TESTS.get(file, TESTS.get(str(path.parent), TESTS.get(path.parts[0], [])))
-    found = dict.fromkeys([*(str(p.relative_to(ROOT)) for p in own), *more])
-    return list(found) or FRAME
+    module = ".".join(path.with_suffix("").parts)
+    mention = re.compile(rf'\b{module}\b|"{path.stem}"' if path.stem in METHODS and not own else rf"\b{module}\b")
+    units = [p for p in sorted((ROOT / "tests/unit").rglob("test_*.py")) if mention.search(p.read_text("utf-8"))]
+    if path.parts[0] == "utils":  # used in tests of nearly all methods
+        units = [p for p in units if p.parent.name != "models"]
+    table = TESTS.get(file) or TESTS.get(str(path.parent))
+    losses, *frame = FRAME
+    more = [] if table else [str(p.relative_to(ROOT)) for p in units]
+    first = table or [str(p.relative_to(ROOT)) for p in own] or more
+    return [*(test for test in dict.fromkeys([file, *first, losses, *more]) if test not in frame), *frame]
 
 
-def survives(mutation: Mutation, tree: Path) -> bool:
+def methods_of(file: str) -> list[str]:
+    """The method of a file, or those that import a common part; plain training for the rest."""
+    path = Path(file)
+    if path.stem in METHODS:
+        return [path.stem]
+    named = re.compile(rf"from models\.common import .*\b{path.stem}\b|\bmodels\.common\.{path.stem}\b")
+    sources = {name: (ROOT / f"models/{name}.py").read_text("utf-8") for name in METHODS}
+    return [name for name in METHODS if path.parent.name == "common" and named.search(sources[name])] or ["SEQ"]
+
+
+def outcome(mutation: Mutation, tree: Path) -> Outcome:
     """Run the tests on a copy of the tree with the change."""
     path = tree / mutation.file
     original = path.read_text(encoding="utf-8")
     path.write_text(changed(mutation), encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", *tests_of(mutation.file)]
-    one = Path(mutation.file)  # the contract's tests over this method alone
-    environment = os.environ | ({"TESTED_METHOD": one.stem} if one.stem in METHODS else {})
     try:
-        done = subprocess.run(command, cwd=tree, capture_output=True, timeout=SECONDS, env=environment)
-        return done.returncode == 0
-    except subprocess.TimeoutExpired:
-        return False  # a loop that does not end is found
+        return run_tests(tree, tests_of(mutation.file), methods_of(mutation.file))
     finally:
         path.write_text(original, encoding="utf-8")
+
+
+def run_tests(tree: Path, tests: list[str], methods: list[str]) -> Outcome:
+    """Run tests of a tree up to the first that fails; a loop that does not end fails.
+
+    In a fork of this process, which has loaded the libraries but is rid of the project's modules.
+    """
+    output = tree / "output.txt"
+    child = multiprocessing.get_context("fork").Process(target=_pytest, args=(tree, tests, methods, output))
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    child.start()
+    child.join(WALL)
+    child.kill()
+    child.join()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    text = output.read_text(encoding="utf-8", errors="replace")
+    if child.exitcode not in (0, 1, 2) and child.exitcode > 0:  # 2: a module that cannot be imported
+        raise RuntimeError(text)
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", text, re.MULTILINE)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Outcome(child.exitcode == 0, round(seconds, 1), failed[1] if failed else "")
+
+
+def _pytest(tree: Path, tests: list[str], methods: list[str], output: Path) -> None:
+    for name in list(sys.modules):
+        if name.partition(".")[0] in ("models", "utils", "tests"):
+            del sys.modules[name]
+    os.chdir(tree)
+    sys.path[0] = str(tree)
+    os.environ["TESTED_METHOD"] = ",".join(methods)
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+    with output.open("w", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.exit(int(pytest.main(["-q", "-x", "-n", "0", "--tb=line", *tests])))
 
 
 def copy_tree(folder: Path) -> Path:
@@ -159,6 +231,12 @@ def choose(count: int, seed: int) -> list[Mutation]:
     return random.Random(seed).sample(found, min(count, len(found)))
 
 
+def equivalents() -> dict[tuple[str, str, str], str]:
+    """Mutations that change no behaviour, with the reason."""
+    rows = json.loads(EQUIVALENT.read_text(encoding="utf-8"))
+    return {(row["file"], row["code"], row["change"]): row["reason"] for row in rows}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Returns 0 if at most a tenth of the mutations survive."""
     parser = argparse.ArgumentParser("python -m tests.stress.mutations", description=__doc__.split("\n\n")[0])
@@ -168,18 +246,22 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     lines = given.out.read_text(encoding="utf-8").splitlines() if given.out.exists() else []
     known: dict[str, bool] = {row["name"]: row["survives"] for row in map(json.loads, lines)}
-    chosen = choose(given.count, given.seed)
+    drawn, without_effect = choose(given.count, given.seed), equivalents()
+    chosen = [mutation for mutation in drawn if mutation.key not in without_effect]
+    importlib.import_module("tests.tiny")  # its libraries, before the first fork
     with tempfile.TemporaryDirectory() as folder:
         tree = copy_tree(Path(folder))
         for k, mutation in enumerate(chosen, start=1):
             if mutation.name not in known:
-                known[mutation.name] = survives(mutation, tree)
+                made = outcome(mutation, tree)
+                known[mutation.name] = made.survives
                 with given.out.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"name": mutation.name, "survives": known[mutation.name]}) + "\n")
-                word = "SURVIVES" if known[mutation.name] else "found"
+                    file.write(json.dumps({"name": mutation.name} | made._asdict()) + "\n")
+                word = "SURVIVES" if made.survives else "found"
                 print(f"{k} of {len(chosen)}: {word} {mutation.name}", flush=True)
     alive = [mutation.name for mutation in chosen if known[mutation.name]]
-    print(f"{len(alive)} of {len(chosen)} survive", *alive, sep="\n  ")
+    print(f"{len(drawn) - len(chosen)} of {len(drawn)} have no effect; {len(alive)} of {len(chosen)} survive")
+    print(*(f"  {name}" for name in alive), sep="\n")
     return int(10 * len(alive) > len(chosen))
 
 
