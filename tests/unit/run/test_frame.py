@@ -1,6 +1,7 @@
 """What the frame offers to methods: versions of the weights, a stepwise memory, nested training, views, cost."""
 
 import random
+import time
 from dataclasses import replace
 
 import pytest
@@ -230,3 +231,14 @@ def test_a_loss_that_is_not_finite_stops_training(value):
     session = tiny.make_session(tiny.make_config())
     with pytest.raises(UserError, match=rf"not finite in task 0 \(micro 0\), epoch 0, step 1: answer = {value:g}"):
         fit(tiny.make_method(session, method_class=Broken), tiny.make_task(), session)
+
+
+def test_the_logged_speed_is_that_of_the_steps_of_the_window():
+    session = tiny.make_session(tiny.make_config(info_per_steps=2))
+    method, task, start = tiny.make_method(session), tiny.make_task(), time.monotonic()
+    fit(method, task, session)
+    elapsed, windows = time.monotonic() - start, [e for e in session.log.events if e["event"] == "train"]
+    seconds = [steps * e["seconds_per_step"] for steps, e in zip((2, 1), windows, strict=True)]
+    assert 0 < sum(seconds) <= elapsed
+    tokens = sum(s * e["tokens_per_second"] for s, e in zip(seconds, windows, strict=True))
+    assert tokens == pytest.approx(sum(session.encoder.lengths(task.train)))
