@@ -589,3 +589,11 @@ def test_the_longest_text_is_that_of_all_tasks_so_far(tmp_path):
     method.after_task(tiny.make_task())
     assert method.longest == 1000
     assert method.pseudo == []
+
+
+def test_a_share_of_29_in_100_is_29_samples(tmp_path):
+    """0.29 * 100 is 28.999999999999996 in floating point."""
+    method, task = make(tmp_path, LAMOL_gamma=0.29), tiny.make_task(1)
+    method.longest, method.write = 10, lambda task, old, attempt, count: [("q", "a")] * count
+    method.before_task(replace(task, train=task.train[:1] * 100))
+    assert len(method.pseudo) == 29
