@@ -96,6 +96,14 @@ class StreamOptions(OptionGroup):
     dataset_files: tuple[str, ...] | None = Field(
         None, description="Your own files, one per task (JSON lines with input and target); replaces dataset."
     )
+    task_order: str = Field(
+        "stored", description="Order of the tasks: stored, reversed, random:<seed>, or their numbers, such as 2,0,1."
+    )
+    first_tasks: Int | None = Field(None, ge=1, description="Use only the first n tasks in that order; None: all.")
+    score_split: Literal["test", "dev"] = Field(
+        "test",
+        description="Split whose questions are scored; dev: as in tuning, without the test questions.",
+    )
     il_mode: Literal["CIL", "TIL", "IIL", "CIT", "CKE"] = Field(
         "CIT",
         description="Scenario: class-, task-, instance-incremental, instruction tuning, knowledge editing.",

@@ -300,6 +300,8 @@ TASK_FACTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "MAX_SEQ_LENGTH": (_is_count, "integers of at least 1"),
     "CHANCE": (_is_share, "numbers in 0..1 or null"),
     "CUR_NUM_CLASS": (_is_count, "integers of at least 1"),
+    # In tuning, true: train has dev questions in the place of test questions; false: it has no dev questions.
+    "DEV_IS_TRAINED": (lambda value: isinstance(value, bool), "true or false"),
 }
 # Facts of the whole stream: name -> (type, expected value).
 STREAM_FACTS = {

@@ -22,7 +22,7 @@ from utils.dataset import LEVELS, Stream, load_stream
 from utils.distributed.modes import check_parallel, mode
 from utils.errors import UserError
 from utils.factory import check_capability, load_method
-from utils.options import consistency
+from utils.options import consistency, stream_view
 from utils.options.parse import ConfigError, Resolved
 from utils.preprocess import jsonl
 from utils.scoring import find
@@ -30,7 +30,7 @@ from utils.storage.files import read_json
 
 
 def read_stream(config: Config) -> Stream:
-    """The stream that the options name, or one made from their files, whose split does not depend on the seed."""
+    """The stored stream that the options name, or one made from their files; its splits do not depend on the seed."""
     if config.dataset_files is None:
         return load_stream(config.dataset, Path(config.dataset_path))
     return jsonl.read_tasks([Path(name) for name in config.dataset_files], jsonl.Options(), seed=1)
@@ -45,10 +45,10 @@ class Plan:
     launched: str | None = None  # how several processes share the work; None: there is one
     read: Callable[[Config], Stream] = read_stream
 
-    @property
+    @cached_property
     def config(self) -> Config:
-        """The general options."""
-        return self.resolved.config
+        """The general options; those with one value per task are in the order in which the tasks are learned."""
+        return stream_view.of_config(self.resolved.config)
 
     @property
     def options(self) -> OptionGroup:
@@ -57,19 +57,29 @@ class Plan:
 
     @property
     def stream(self) -> Stream:
-        """The stream of tasks, read when it is first needed.
+        """The stream of tasks as the run uses it, read when it is first needed.
 
         Raises:
             UserError: it is missing or invalid.
         """
-        if isinstance(self._stream, UserError):
-            raise self._stream
-        return self._stream
+        return self._streams[1]
+
+    @property
+    def stored(self) -> Stream:
+        """The whole stream in the stored order; raises UserError as `stream` does."""
+        return self._streams[0]
+
+    @property
+    def _streams(self) -> tuple[Stream, Stream]:
+        if isinstance(self._read, UserError):
+            raise self._read
+        return self._read
 
     @cached_property
-    def _stream(self) -> Stream | UserError:
+    def _read(self) -> tuple[Stream, Stream] | UserError:
         try:
-            return self.read(self.config)
+            stored = self.read(self.resolved.config)
+            return stored, stream_view.view(stored, self.resolved.config)
         except UserError as error:
             return error  # every check that needs the stream gets this error, but the files are read once
 
@@ -99,13 +109,12 @@ def problems(plan: Plan) -> list[str]:
 
 def stream_fits(plan: Plan) -> list[str]:
     """Options that do not fit the stream."""
-    config, stream = plan.config, plan.stream
+    config, stream, stored = plan.config, plan.stream, plan.stored
     count = len(stream.tasks)
     found = [
-        f"{name}: expected {count} entries, one per task of {stream.name}, got {len(values)}"
-        for name in type(config).model_fields
-        if name.endswith("_list") or name == "metric_for_each_task"
-        if (values := getattr(config, name)) is not None and len(values) != count
+        f"{name}: expected {len(stored.tasks)} entries, one per task of {stored.name}, got {len(values)}"
+        for name in filter(stream_view.is_per_task, type(config).model_fields)
+        if (values := getattr(plan.resolved.config, name)) is not None and len(values) != len(stored.tasks)
     ]
     if config.freeze_parts and config.freeze_from_task >= count:
         found.append(f"freeze_from_task: expected less than the {count} tasks of {stream.name}")
@@ -154,6 +163,10 @@ def watching_fits(plan: Plan) -> list[str]:
         )
     elif on_dev and (bare := [str(k) for k, task in enumerate(stream.tasks) if not task.dev]):
         found.append(f"{on_dev}: {stream.name} has no dev examples in task {', '.join(bare)}")
+    elif on_dev and not stream_view.dev_measures_training(stream):
+        found.append(
+            f"{on_dev}: the dev split of {stream.name} is for tuning (score_split), where it changes what is trained"
+        )
     lower = {name for name in _metrics(plan) if not find(name).higher_is_better}
     if config.early_stop_accuracy is not None and lower:
         found.append(f"early_stop_accuracy: needs a metric where higher is better; got {', '.join(sorted(lower))}")

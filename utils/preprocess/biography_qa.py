@@ -2,7 +2,12 @@
 
 Task 0 asks about persons whose biographies the backbone was pretrained on. It trains on some of them and tests on
 others, so its score measures recall from pretraining, not memorised answers. Later tasks add new persons: they train on
-the whole block and test on its first persons. A stream from raw files is called biography_qa_task<n>, a stream of
+the whole block and test on its first persons.
+
+Dev has other persons than test. In task 0 they are held out, too, and in later tasks they are persons of the block.
+Where all of these are tested (micro and demo), dev of task 0 has some of the training persons, and dev of a later task
+has persons of no block. Such a dev split is used in tuning only, where it takes the place of test
+(`utils.options.stream_view.for_tuning`). A stream from raw files is called biography_qa_task<n>, a stream of
 invented persons biography_<preset>_task<n>, so that the published name means the published persons.
 """
 
@@ -53,11 +58,9 @@ class Options(config.OptionGroup):
     dev_persons_first: int | None = Field(
         None,
         ge=1,
-        description="Persons in dev and test of the first block; none: 2.5 % of it (micro, demo: all).",
+        description="Test persons of the first block, and dev persons if others are left; none: 2.5 % (demo: all).",
     )
-    dev_persons_each: int | None = Field(
-        None, ge=1, description="Persons in dev and test of each later block; none: as above."
-    )
+    dev_persons_each: int | None = Field(None, ge=1, description="The same for each later block.")
     skip_first_task: bool = Field(False, description="Leave the first block out of the stream.")
     only_first_task: bool = Field(False, description="Make a stream of the first block alone.")
 
@@ -81,9 +84,11 @@ class Sizes(NamedTuple):
 class Block(NamedTuple):
     """Persons of one task, as half-open ranges of person ids."""
 
-    train: range
-    dev: range  # test is the same
     name: str
+    train: range
+    test: range
+    dev: range
+    is_by_heart: bool  # train has the persons of test
 
 
 class Source(NamedTuple):
@@ -92,6 +97,7 @@ class Source(NamedTuple):
     kind: str  # qa for raw files, otherwise the preset; part of the stream's name
     sizes: Sizes
     persons: list[list[Question]]
+    spare: int  # id of the first person that is in no block, for dev
     chance: float
     files: dict[str, str]  # name -> sha256
     made_by: dict[str, Any]  # preset and seed
@@ -117,8 +123,9 @@ def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
         if options.preset is None:
             print(f"{path} is absent (dataset/README.md says where to get it): made-up persons, --preset demo")
         source = _made_up(options.preset or "demo", options, seed)
-    tasks = tuple(_task(source.persons, block, k) for k, block in enumerate(_blocks(options, source.sizes)))
-    return Stream(_stream_name(options, source), tasks, _config(options, tasks, source))
+    blocks = _blocks(options, source)
+    tasks = tuple(_task(source.persons, block, k) for k, block in enumerate(blocks))
+    return Stream(_stream_name(options, source), tasks, _config(options, blocks, tasks, source))
 
 
 def _sizes(options: Options, default_first: int, default_each: int, dev_share: float) -> Sizes:
@@ -166,21 +173,42 @@ def _dev_count(name: str, given: int | None, share: float, block: int, available
     return count
 
 
-def _blocks(options: Options, sizes: Sizes) -> list[Block]:
+def _blocks(options: Options, source: Source) -> list[Block]:
+    sizes = source.sizes
     first, each = sizes.num_person_first_task, sizes.each
     train = _train_count(options, first)
-    start = train if train < first else 0  # with nothing held out, dev and test are the first persons
-    dev = range(start, start + sizes.dev_persons_first)
-    blocks = [] if options.skip_first_task else [Block(range(train), dev, f"persons 0-{first - 1}")]
+    name = f"persons 0-{first - 1}"
+    if train < first:
+        blocks = [_recalled(name, range(train), range(train, first), sizes.dev_persons_first)]
+    else:
+        blocks = [_by_heart(name, range(first), sizes.dev_persons_first, range(0))]
+    if options.skip_first_task:
+        blocks = []
     for k in range(sizes.num_task - 1):
         ids = range(first + k * each, first + (k + 1) * each)
-        blocks.append(Block(ids, ids[: sizes.dev_persons_each], f"persons {ids[0]}-{ids[-1]}"))
+        start = source.spare + k * each
+        spare = range(start, min(start + each, len(source.persons)))
+        blocks.append(_by_heart(f"persons {ids[0]}-{ids[-1]}", ids, sizes.dev_persons_each or each, spare))
     return blocks
 
 
+def _recalled(name: str, train: range, held_out: range, count: int) -> Block:
+    """A block that is tested on persons it does not train on; dev: other such persons, or a fifth of train."""
+    test, rest = held_out[:count], held_out[count:]
+    fifth = train[-max(1, len(train) // 5) :] if len(train) > 1 else test
+    return Block(name, train, test, rest[:count] if len(rest) >= count else fifth, False)
+
+
+def _by_heart(name: str, train: range, count: int, spare: range) -> Block:
+    """A block that is tested on its first persons; dev: the next ones, or persons of no block."""
+    test, rest = train[:count], train[count:]
+    others = rest if len(rest) >= count else spare
+    return Block(name, train, test, others[:count] if len(others) >= count else test, True)
+
+
 def _task(persons: list[list[Question]], block: Block, k: int) -> TaskData:
-    train, dev = _examples(persons, block.train, k), _examples(persons, block.dev, k)
-    return TaskData(block.name, train, dev, dev)
+    train, test = _examples(persons, block.train, k), _examples(persons, block.test, k)
+    return TaskData(block.name, train, test if block.dev == block.test else _examples(persons, block.dev, k), test)
 
 
 def _examples(persons: list[list[Question]], ids: Iterable[int], k: int) -> tuple[Example, ...]:
@@ -191,14 +219,22 @@ def _made_up(name: str, options: Options, seed: int) -> Source:
     preset = PRESETS[name]
     sizes = _sizes(options, preset.first, preset.each, preset.dev_share)
     lists = read_lists(preset)
-    persons = [ask(person, lists) for person in make_persons(lists, sizes.num_person, seed)]
+    # Far behind those of any number of blocks, so that dev persons of a stream are no test persons of another.
+    spare = max(sizes.num_person, 10 * preset.first)
+    count = spare + sizes.num_person - sizes.num_person_first_task if _needs_spare(sizes) else sizes.num_person
+    persons = [ask(person, lists) for person in make_persons(lists, count, seed)]
     chance = sum(1 / n for n in lists.count().values()) / len(ATTRIBUTES)
     files = {"biography_synth/lists.json": file_sha256(LISTS_FILE)}
-    return Source(name, sizes, persons, chance, files, {"preset": name, "seed": seed}, [])
+    return Source(name, sizes, persons, spare, chance, files, {"preset": name, "seed": seed}, [])
+
+
+def _needs_spare(sizes: Sizes) -> bool:
+    """True if later blocks have too few persons besides those of test."""
+    return sizes.each < 2 * (sizes.dev_persons_each or 0)
 
 
 def _from_file(path: Path, options: Options) -> Source:
-    """The first persons of the file; values that an attribute can take are those seen in them."""
+    """The first persons of the file; values that an attribute can take are those of the persons in blocks."""
     raw = read_json(path)
     if not isinstance(raw, dict):
         raise UserError(f'{path}: expected an object {{"0": person, "1": person, ..}}, got {str(raw)[:80]}')
@@ -207,10 +243,11 @@ def _from_file(path: Path, options: Options) -> Source:
     count = sizes.num_person
     if len(raw) < count:
         raise UserError(f"{path}: got {len(raw)} persons, expected {count}; give --num-person[-first-task]")
-    persons = [_read_person(raw.pop(str(i), None), f"{path}, person {i}") for i in range(count)]
-    answers = [{person[a][1] for person in persons} for a in range(len(ATTRIBUTES))]
+    read = min(len(raw), 2 * count - sizes.num_person_first_task) if _needs_spare(sizes) else count
+    persons = [_read_person(raw.pop(str(i), None), f"{path}, person {i}") for i in range(read)]
+    answers = [{person[a][1] for person in persons[:count]} for a in range(len(ATTRIBUTES))]
     chance = sum(1 / len(seen) for seen in answers) / len(ATTRIBUTES)
-    return Source("qa", sizes, persons, chance, {RAW_FILE: file_sha256(path)}, {"preset": None}, notes)
+    return Source("qa", sizes, persons, count, chance, {RAW_FILE: file_sha256(path)}, {"preset": None}, notes)
 
 
 def _published_or_fewer(options: Options, available: int) -> tuple[int, int, list[str]]:
@@ -248,7 +285,7 @@ def _stream_name(options: Options, source: Source) -> str:
     return f"biography_{source.kind}_indomain_task1" + ("" if ratio is None else f"_ratio{ratio:.2f}")
 
 
-def _config(options: Options, tasks: tuple[TaskData, ...], source: Source) -> dict[str, Any]:
+def _config(options: Options, blocks: list[Block], tasks: tuple[TaskData, ...], source: Source) -> dict[str, Any]:
     count, sizes = len(tasks), source.sizes
     notes = {"notes": source.notes} if source.notes else {}
     return {
@@ -263,6 +300,7 @@ def _config(options: Options, tasks: tuple[TaskData, ...], source: Source) -> di
         "MAX_NEW_TOKENS": [32] * count,
         "MAX_SEQ_LENGTH": [128] * count,
         "CHANCE": [source.chance] * count,
-        "DEV_IS_TEST": True,
+        "DEV_IS_TEST": any(block.dev == block.test for block in blocks),
+        "DEV_IS_TRAINED": [block.is_by_heart for block in blocks],
         "SOURCE": {"files": source.files, "options": options.model_dump() | sizes._asdict() | source.made_by} | notes,
     }

@@ -55,7 +55,7 @@ def launch(plan: Plan, folder: Path | None) -> dict[str, Any]:
         return {}
     with explained(folder):
         if folder is not None:
-            identity.check(folder, plan.resolved, plan.stream)
+            identity.check(folder, plan.resolved, plan.stored)
         method = build_method(plan, accelerator, log)
         data.check_sentences(plan.stream, method.encoder, method.backbone)
         has_virtual = plan.method.soft_prompt is not Method.soft_prompt
@@ -166,7 +166,7 @@ def _open_folder(plan: Plan, accelerator: Accelerator, folder: Path | None) -> P
     made = [make_run_folder(plan.config) if accelerator.is_main_process else None]
     folder = broadcast_object_list(made)[0]
     if accelerator.is_main_process:
-        own = identity.of(plan.resolved, identity.of_stream(plan.stream))
+        own = identity.of(plan.resolved, identity.of_stream(plan.stored))
         write_json(folder / "facts.json", facts(plan.config, plan.stream) | own)
         write_text(folder / "config.yaml", to_yaml(plan.resolved))  # last: with it the run can be resumed
     return folder

@@ -75,3 +75,20 @@ class Rows(_Sequence[T], Generic[T]):
 
     def _item(self, place: int) -> T:
         return self._make(**{name: cells[place] for name, cells in self._columns.items()})
+
+
+class Mapped(_Sequence[T]):
+    """Rows that are changed when they are read.
+
+    >>> list(Mapped(str.upper, ["a", "b"]))
+    ['A', 'B']
+    """
+
+    def __init__(self, change: Callable[[Any], T], rows: Sequence[Any]):
+        self._change, self._rows = change, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def _item(self, place: int) -> T:
+        return self._change(self._rows[place])

@@ -107,10 +107,12 @@ def test_raw_files(tmp_path):
 
 def test_blocks_of_persons():
     stream = biography(preset="demo", num_task=6)
-    assert stream.name == "biography_demo_task6" and sizes(stream) == [(1200, 1200, 1200)] + [(240, 240, 240)] * 5
+    assert stream.name == "biography_demo_task6" and sizes(stream) == [(1200, 240, 1200)] + [(240, 240, 240)] * 5
     first, second = stream.tasks[:2]
     assert not set(persons(first.train)) & set(persons(first.test))
-    assert second.train == second.dev == second.test and first.dev == first.test
+    assert second.train == second.test and first.dev == first.train[-240:]
+    dev = {name for task in stream.tasks for name in persons(task.dev)}
+    assert len(dev) == 240 and not dev & {name for task in stream.tasks for name in persons(task.test)}
     everyone = persons(first.train) + persons(first.test) + [n for t in stream.tasks[1:] for n in persons(t.train)]
     lists = biography_synth.read_lists(biography_synth.PRESETS["demo"])
     assert everyone == [p.name for p in biography_synth.make_persons(lists, 600, 1)]
@@ -120,7 +122,8 @@ def test_blocks_of_persons():
     ]
     assert stream.chance(3) == pytest.approx((1 / 3360 + 5 / 12) / 6)
     keys = ("NUM_TASK", "NUM_PERSON", "NUM_PERSON_FIRST_TASK", "NUM_PERSON_EACH_TASK", "DEV_IS_TEST")
-    assert [stream.config[key] for key in keys] == [6, 600, 400, 40, True]
+    assert [stream.config[key] for key in keys] == [6, 600, 400, 40, False]
+    assert stream.config["DEV_IS_TRAINED"] == [False] + [True] * 5
 
 
 def test_two_tasks_are_the_first_two_of_six():
@@ -129,8 +132,21 @@ def test_two_tasks_are_the_first_two_of_six():
 
 def test_generated_files_and_generated_persons_give_the_same_stream(tmp_path):
     raw = biography(synth(tmp_path, preset="micro"), num_person=12, num_person_first_task=8, num_task=3, **DEV)
-    assert raw.tasks == biography(preset="micro", num_task=3).tasks
+    made = biography(preset="micro", num_task=3)
+    assert [(t.train, t.test) for t in raw.tasks] == [(t.train, t.test) for t in made.tasks]
     assert raw.config["SOURCE"]["options"]["preset"] is None and "seed" not in raw.config["SOURCE"]["options"]
+    assert raw.tasks[0] == made.tasks[0] and not made.dev_is_test
+    assert raw.tasks[1].dev == raw.tasks[1].test and raw.dev_is_test  # the file has no other persons
+
+
+def test_dev_persons_of_a_raw_file_are_the_next_ones(tmp_path):
+    numbers = {"num_person": 10, "num_person_first_task": 6, "dev_persons_first": 1}
+    raw = synth(tmp_path, preset="micro", persons=14)
+    lists = biography_synth.read_lists(biography_synth.PRESETS["micro"])
+    names = [p.name for p in biography_synth.make_persons(lists, 14, 1)]
+    whole, part = biography(raw, dev_persons_each=4, **numbers), biography(raw, dev_persons_each=2, **numbers)
+    assert [persons(t.dev) for t in whole.tasks] == [names[4:5], names[10:14]]
+    assert persons(part.tasks[1].dev) == names[8:10] and set(part.tasks[1].dev) <= set(part.tasks[1].train)
 
 
 def test_without_raw_files_the_demo_is_made_and_that_is_printed_unless_a_folder_is_named(tmp_path, monkeypatch, capsys):
@@ -167,7 +183,7 @@ def test_modes(ratio):
     options = {"preset": "micro", "num_task": 3, "train_ratio_first_task": ratio, "dev_persons_first": 2}
     train = 8 if ratio is None else round(8 * ratio)
     whole = biography(**options)
-    assert sizes(whole) == [(6 * train, 12, 12), (12, 12, 12), (12, 12, 12)]
+    assert sizes(whole) == [(6 * train, 12, 12), (12, 12, 12), (12, 12, 12)] and not whole.dev_is_test
     lists = biography_synth.read_lists(biography_synth.PRESETS["micro"])
     names = [p.name for p in biography_synth.make_persons(lists, 12, 1)]
     start = 0 if ratio is None else train

@@ -24,8 +24,8 @@ def test_command_makes_a_stream_then_says_unchanged_then_refuses(tmp_path, capsy
     command = ["--dataset", "biography_qa", "--preset", "micro", "--out-dir", str(tmp_path)]
     assert main(command) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "biography_micro_task2: 2 tasks, dev is test",
-        "  task 0  persons 0-7  train      24  dev      24  test      24  chance 20.8%",
+        "biography_micro_task2: 2 tasks",
+        "  task 0  persons 0-7  train      24  dev       6  test      24  chance 20.8%",
         "  task 1  persons 8-9  train      12  dev      12  test      12  chance 20.8%",
         "  from biography_synth/lists.json with preset micro, num_task 2, num_person 10, num_person_first_task 8, "
         "train_ratio_first_task 0.5, dev_persons_first 4, dev_persons_each 2, skip_first_task false, "
