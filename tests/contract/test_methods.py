@@ -1,6 +1,7 @@
 """The contract of every method; no method is named here."""
 
 import math
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -20,7 +21,13 @@ from utils.run.fit import DivergedError, fit
 from utils.storage.files import read_jsonl
 
 pytestmark = pytest.mark.parametrize("name", tiny.TESTED)
-DROPOUT = {"info_per_steps": 1, "save_llm_ckpt_step_interval": 2}
+CUTS = ("task_0_epoch_2_step_2", "task_2_epoch_0_step_2", "task_1")
+# Dropout, so that random states count; decay and carried moments, so that a frozen weight in the optimizer would move.
+OPTIONS = {
+    "training_epochs": 2, "training_epochs_first_task": 4, "info_per_steps": 1, "save_llm_ckpt_step_interval": 2,
+    "weight_decay": 0.1, "keep_optimizer_state": True, "freeze_parts": ("embeddings", "layers 0"),
+    "freeze_from_task": 1,
+}  # fmt: skip
 
 
 def slow(value):
@@ -30,20 +37,54 @@ def slow(value):
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-    """The uninterrupted run of a method, made once; with dropout, so that random states count."""
+    """The uninterrupted run of a method, made once, with what was seen in it and folders as a power failure left."""
     made = {}
 
     def maker(name):
         if name not in made:
-            folder = tmp_path_factory.mktemp(name)
-            made[name] = (tiny.run(folder, config_of(name)), folder)
+            made[name] = watched_run(name, tmp_path_factory.mktemp("reference"))
         return made[name]
 
     return maker
 
 
+def watched_run(name, folder):
+    lists = {key: [] for key in ("terms", "inside", "moved", "trainable", "frozen")}
+    seen = SimpleNamespace(folder=folder / "whole", chosen={}, **lists)
+    optimizers, make = [], placement.make_optimizer
+
+    def modules(self):
+        return [*self.model.named_parameters(), *self.extra.named_parameters(prefix="extra")]
+
+    def loss(_, original, *args):
+        terms = original(*args)
+        seen.terms.append({key: value.detach() for key, value in terms.items()})
+        return terms
+
+    def trainable(self, original, task):
+        groups = original(task)
+        if task.index not in seen.chosen:  # some methods ask again
+            self.start = tiny.snapshot(self)
+        seen.chosen[task.index] = [id(w) for group in groups for w in group.parameters]
+        return groups
+
+    def after_task(self, original, task):
+        seen.inside.append([id(w) for group in optimizers[-1].param_groups for w in group["params"]])
+        seen.trainable.append({key: id(w) for key, w in modules(self) if w.requires_grad})
+        seen.frozen.append({key for key, w in modules(self) if not w.requires_grad})
+        seen.moved.append({key for key, w in modules(self) if not torch.equal(w, self.start[key])})
+        original(task)
+
+    trains = load_method(name).trains
+    seen.cuts = {place: folder / place for place in CUTS if trains or "epoch" not in place}
+    kind = spied(name, loss=loss, trainable=trainable, after_task=after_task) if trains else None
+    with mock.patch.object(placement, "make_optimizer", lambda *a: optimizers.append(make(*a)) or optimizers[-1]):
+        seen.run = tiny.run(seen.folder, config_of(name), None, kind, seen.cuts)
+    return seen
+
+
 def config_of(name, **options):
-    return tiny.make_config(name, backbone=tiny.backbone_folder(dropout=0.1), **DROPOUT | options)
+    return tiny.make_config(name, backbone=tiny.backbone_folder(dropout=0.1), **OPTIONS | options)
 
 
 def spied(name, **hooks):
@@ -68,16 +109,9 @@ def skip_without_training(name):
         pytest.skip("this method trains nothing")
 
 
-def test_learns_three_tasks_with_finite_named_terms(name, tmp_path):
+def test_learns_three_tasks_with_finite_named_terms(name, reference):
     skip_without_training(name)
-    seen = []
-
-    def loss(_, original, *args):
-        terms = original(*args)
-        seen.append({key: value.detach() for key, value in terms.items()})
-        return terms
-
-    made = tiny.run(tmp_path, tiny.make_config(name, training_epochs=6, info_per_steps=1), None, spied(name, loss=loss))
+    made, seen = reference(name).run, reference(name).terms
     assert seen
     for terms in seen:
         assert terms
@@ -91,9 +125,24 @@ def test_learns_three_tasks_with_finite_named_terms(name, tmp_path):
     assert sum(first[-3:]) < sum(first[:3])
 
 
+def test_frozen_parameters_do_not_change(name, reference):
+    """Weight decay, and momentum from an earlier task, would move it if it were in the optimizer."""
+    skip_without_training(name)
+    seen, parts = reference(name), ("gpt_neox.embed_in.weight", "gpt_neox.layers.0.attention.dense.weight")
+    assert len(seen.moved) == 3
+    for inside, chosen, learning in zip(seen.inside, seen.chosen.values(), seen.trainable, strict=True):
+        assert len(inside) == len(set(inside))
+        assert set(inside) == set(chosen) == set(learning.values())
+    for moved, learning in zip(seen.moved, seen.trainable, strict=True):
+        assert moved and moved <= learning.keys()
+    for frozen in seen.frozen[1:]:
+        for part in parts:
+            assert any(key.endswith(part) for key in frozen)  # adapters put something before the names
+
+
 @pytest.mark.slow
 def test_repeats_itself_exactly(name, reference, tmp_path):
-    first, folder = reference(name)
+    first, folder = reference(name).run, reference(name).folder
     second = tiny.run(tmp_path, config_of(name))
     assert tiny.same(first.weights, second.weights)
     assert first.losses == second.losses
@@ -103,30 +152,21 @@ def test_repeats_itself_exactly(name, reference, tmp_path):
 
 
 @pytest.mark.slow
-def test_another_seed_is_another_run(name, reference, tmp_path):
+def test_another_seed_is_another_run(name, reference):
     skip_without_training(name)
-    other = tiny.run(tmp_path, config_of(name, seed=0))
-    assert not tiny.same(reference(name)[0].weights, other.weights)
-    assert reference(name)[0].losses != other.losses
+    other, made = tiny.learn(config_of(name, seed=0)), reference(name).run
+    assert not tiny.same(made.weights, other.weights)
+    assert made.losses != other.losses
 
 
-@pytest.mark.parametrize("place", [slow("task_0_epoch_1_step_3"), "task_2_epoch_0_step_2", slow("task_1")])
-@pytest.mark.parametrize("keep", [False, slow(True)])
-def test_a_resumed_run_equals_an_uninterrupted_one(name, reference, tmp_path, place, keep):
-    if keep and place != "task_1":
-        pytest.skip("one place is enough for the optimizer that is carried on")
+@pytest.mark.parametrize("place", [slow(CUTS[0]), CUTS[1], slow(CUTS[2])])
+def test_a_resumed_run_equals_an_uninterrupted_one(name, reference, place):
     if "epoch" in place:
         skip_without_training(name)
-    config = config_of(name, keep_optimizer_state=keep)
-    whole, folder = reference(name) if not keep else (tiny.run(tmp_path / "whole", config), tmp_path / "whole")
-    cut = tmp_path / "cut"
-    cut.mkdir()
-    every = config.model_copy(update={"save_llm_ckpt_step_interval": 1})
-    with pytest.raises(tiny.Interrupted):
-        tiny.run(cut, every, stop_after=place)
+    whole, folder, cut = reference(name).run, reference(name).folder, reference(name).cuts[place]
     assert not (cut / "predictions/after_2").exists()
     torch.manual_seed(999)  # whatever the new process has drawn
-    resumed = tiny.run(cut, config)
+    resumed = tiny.run(cut, config_of(name))
     assert tiny.same(whole.weights, resumed.weights)
     assert predictions(cut) == predictions(folder)
     for key in ("R", "base", "summary"):
@@ -137,50 +177,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one(name, reference, tmp_path, pl
     assert resumed.losses == whole.losses[len(whole.losses) - len(resumed.losses) :]
 
 
-def test_frozen_parameters_do_not_change(name, tmp_path):
-    """Weight decay, and momentum from an earlier task, would move it if it were in the optimizer."""
-    skip_without_training(name)
-    optimizers, checked = [], []
-
-    def trainable(self, original, task):
-        groups = original(task)
-        self.start = tiny.snapshot(self)
-        self.chosen = [id(w) for group in groups for w in group.parameters]
-        return groups
-
-    def after_task(self, original, task):
-        modules = [*self.model.named_parameters(), *self.extra.named_parameters(prefix="extra")]
-        inside = [id(w) for group in optimizers[-1].param_groups for w in group["params"]]
-        assert len(inside) == len(set(inside))
-        assert set(inside) == set(self.chosen) == {id(w) for _, w in modules if w.requires_grad}
-        moved = {key for key, w in modules if not torch.equal(w, self.start[key])}
-        assert moved
-        assert moved <= {key for key, w in modules if w.requires_grad}
-        checked.append({key for key, w in modules if not w.requires_grad})
-        original(task)
-
-    config = tiny.make_config(
-        name, weight_decay=0.1, keep_optimizer_state=True, freeze_parts=("embeddings", "layers 0"), freeze_from_task=1
-    )
-    make = placement.make_optimizer
-    with mock.patch.object(placement, "make_optimizer", lambda *a: optimizers.append(make(*a)) or optimizers[-1]):
-        tiny.run(tmp_path, config, None, spied(name, trainable=trainable, after_task=after_task))
-    assert len(checked) == 3
-    for frozen in checked[1:]:
-        for part in ("gpt_neox.embed_in.weight", "gpt_neox.layers.0.attention.dense.weight"):
-            assert any(key.endswith(part) for key in frozen)  # adapters put something before the names
-
-
-def test_accumulated_parts_are_one_big_batch(name, tmp_path):
+def test_accumulated_parts_are_one_big_batch(name):
     """A large epsilon keeps AdamW's update in proportion to the gradient, so rounding is not blown up."""
     skip_without_training(name)
-    options = {"adam_epsilon": 1.0, "lr": 1.0, "weight_decay": 0.0, "max_grad_norm": 1.0, "info_per_steps": 1}
-    options |= {"training_epochs": 1, "is_evaluate_init": False}
+    options = {"adam_epsilon": 1.0, "lr": 1.0, "weight_decay": 0.0, "max_grad_norm": 1.0}
+    options |= {"info_per_steps": 1, "training_epochs": 1}
     made = []
     for count in (1, 3):  # 4 rows make parts of 2, 1 and 1; the last 2 of task 2 leave one part empty
-        config = tiny.make_config(name, **options, gradient_accumulation_steps=count)
-        (tmp_path / str(count)).mkdir()
-        made.append(tiny.run(tmp_path / str(count), config))
+        made.append(tiny.learn(tiny.make_config(name, **options, gradient_accumulation_steps=count)))
     whole, cut = (run.weights for run in made)
     start = tiny.snapshot(tiny.make_method(tiny.make_session(tiny.make_config(name))))
     assert len(made[0].losses) == len(made[1].losses)
@@ -192,12 +196,12 @@ def test_accumulated_parts_are_one_big_batch(name, tmp_path):
 
 @pytest.mark.parametrize("unseen", [False, slow(True)])
 def test_the_matrix_has_exactly_the_cells_that_were_evaluated(name, reference, tmp_path, unseen):
-    made = tiny.run(tmp_path, config_of(name, evaluate_unseen=True)) if unseen else reference(name)[0]
+    made = tiny.run(tmp_path, config_of(name, evaluate_unseen=True)) if unseen else reference(name).run
     for i, row in enumerate(made.results["R"]):
         assert [value is not None for value in row] == [unseen or j <= i for j in range(3)]
         assert all(value is None or (0 <= value <= 1 and math.isfinite(value)) for value in row)
     assert [value is not None for value in made.results["base"]] == [True] * 3
-    folder = tmp_path if unseen else reference(name)[1]
+    folder = tmp_path if unseen else reference(name).folder
     for key, rows in predictions(folder).items():
         task = int(key.split("task_")[-1].split(".")[0])
         assert [row["target"] for row in rows] == [e.target for e in tiny.micro_stream().tasks[task].test], key
@@ -219,7 +223,9 @@ def test_a_non_finite_loss_stops_before_anything_is_saved(name, tmp_path):
         kept["steps"] = kept.get("steps", 0) + 1 if task.index == 1 else 0
         kept["most"] = max(kept.get("most", 0), kept["steps"])
 
-    config = tiny.make_config(name, save_llm_ckpt_step_interval=1, save_llm_ckpt=True)
+    config = tiny.make_config(
+        name, training_epochs=1, is_evaluate_init=False, save_llm_ckpt_step_interval=1, save_llm_ckpt=True
+    )
     with pytest.raises(DivergedError) as caught:
         tiny.run(tmp_path, config, None, spied(name, loss=loss, after_step=after_step))
     text = str(caught.value)
@@ -251,7 +257,7 @@ def test_predict_leaves_mode_and_weights(name, tmp_path, training):
     assert tiny.same(before, tiny.snapshot(method))
 
 
-@pytest.mark.parametrize("il_mode", ["TIL", "IIL", slow("CIL"), slow("CIT"), slow("CKE")])
+@pytest.mark.parametrize("il_mode", ["TIL", slow("IIL"), slow("CIL"), slow("CIT"), slow("CKE")])
 def test_the_task_is_known_in_til_alone(name, tmp_path, il_mode):
     ids = []
 
@@ -262,9 +268,9 @@ def test_the_task_is_known_in_til_alone(name, tmp_path, il_mode):
 
     if il_mode not in load_method(name).scenarios:
         pytest.skip("refused before")
-    config = tiny.make_config(name, il_mode=il_mode, training_epochs=0)
-    made = tiny.run(tmp_path, config, None, spied(name, predict=spy))
-    assert set(ids) == ({0, 1, 2} if il_mode == "TIL" else {None})
+    config = tiny.make_config(name, il_mode=il_mode, training_epochs=0, is_evaluate_init=False)
+    made = tiny.run(tmp_path, config, tiny.micro_stream(2), spied(name, predict=spy))
+    assert set(ids) == ({0, 1} if il_mode == "TIL" else {None})
     assert ("R_train" in made.results) is (il_mode in ("IIL", "CKE"))
 
 
@@ -309,16 +315,13 @@ def test_learns_and_resumes_with_an_encoder_decoder(name, tmp_path):
     if not load_method(name).trains:
         pytest.skip("this method trains nothing")
     backbone = tiny.backbone_folder("t5", dropout=0.1)
-    options = DROPOUT | {"training_epochs": 4, "save_llm_ckpt_step_interval": 1}
-    config = tiny.make_config(name, backbone=backbone, **options)
+    config = tiny.make_config(
+        name, backbone=backbone, training_epochs=4, info_per_steps=1, save_llm_ckpt_step_interval=2
+    )
     folders = [tmp_path / "whole", tmp_path / "cut"]
-    for folder in folders:
-        folder.mkdir()
-    whole = tiny.run(folders[0], config)
+    whole = tiny.run(folders[0], config, cuts={"task_1_epoch_0_step_2": folders[1]})
     first = [event["loss"] for event in whole.log.events if event["event"] == "train" and event["task"] == 0]
     assert sum(first[-3:]) < sum(first[:3])
-    with pytest.raises(tiny.Interrupted):
-        tiny.run(folders[1], config, stop_after="task_1_epoch_0_step_2")
     torch.manual_seed(999)
     resumed = tiny.run(folders[1], config)
     assert tiny.same(whole.weights, resumed.weights)

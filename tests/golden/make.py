@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Collection
 from pathlib import Path
 
@@ -44,11 +43,8 @@ def losses(name: str) -> list[float]:
     method, setting = name.split(": ")
     options = dict(SETTINGS[setting])
     folder = tiny.backbone_folder(options.pop("family", "neox"), options.pop("bos", False))
-    config = tiny.make_config(
-        method, **{"is_evaluate_init": False, "info_per_steps": 1, "training_epochs": 3} | options
-    )
-    with tempfile.TemporaryDirectory() as run:
-        return tiny.run(Path(run), config.model_copy(update={"backbone": folder})).losses[:STEPS]
+    config = tiny.make_config(method, **{"info_per_steps": 1, "training_epochs": 3} | options)
+    return tiny.learn(config.model_copy(update={"backbone": folder})).losses[:STEPS]
 
 
 def write(methods: Collection[str] = METHODS) -> None:

@@ -7,11 +7,14 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import main_CL
 from tests import tiny
 from tests.chat_templates import FAMILIES, words_of
 from utils.dataset import Example, Stream, TaskData, save_stream
+from utils.run import checkpoint
+from utils.run.checkpoint import save
 
 
 class Case(NamedTuple):
@@ -49,6 +52,16 @@ class World(NamedTuple):
         return self.case
 
 
+class Interrupted(BaseException):
+    """A simulated power failure."""
+
+
+def save_and_stop(*args: Any) -> None:
+    """Write the first checkpoint, which is the last thing the run does."""
+    save(*args)
+    raise Interrupted
+
+
 def make_world(root: Path) -> World:
     """Streams, a finished run with all its checkpoints, and an interrupted run."""
     world = World(root)
@@ -60,7 +73,7 @@ def make_world(root: Path) -> World:
     keep = ["--save_llm_ckpt", "true", "--wandb_name", "done", "--seed", "1"]
     assert main_CL.main(world.argv(*keep)) == 0
     shutil.copytree(next((world.case / "out/done").iterdir()), root / "done")
-    with tiny._interrupted("task_0"), contextlib.suppress(tiny.Interrupted):
+    with mock.patch.object(checkpoint, "save", save_and_stop), contextlib.suppress(Interrupted):
         main_CL.main(world.argv("--wandb_name", "half"))
     shutil.copytree(next((world.case / "out/half").iterdir()), root / "half")
     return world

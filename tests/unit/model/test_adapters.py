@@ -105,13 +105,9 @@ def test_only_the_adapter_is_trained_and_all_of_it(kind, tmp_path):
 @pytest.mark.parametrize("random_init", [False, True])
 def test_a_resumed_run_finds_its_base_again(kind, random_init, tmp_path):
     options = {"PEFT_type": kind, "lr": 1e-2, "save_llm_ckpt_step_interval": 1, "backbone_random_init": random_init}
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    whole.mkdir()
-    cut.mkdir()
+    cut = tmp_path / "cut"
     config = tiny.make_config(is_evaluate_init=False, training_epochs=1, **options)
-    expected = tiny.run(whole, config, tiny.micro_stream(2))
-    with pytest.raises(tiny.Interrupted):
-        tiny.run(cut, config, tiny.micro_stream(2), stop_after="task_1_epoch_0_step_1")
+    expected = tiny.run(tmp_path / "whole", config, tiny.micro_stream(2), cuts={"task_1_epoch_0_step_1": cut})
     assert not list(cut.rglob("model.safetensors"))
     assert tiny.same(expected.weights, tiny.run(cut, config, tiny.micro_stream(2)).weights)
 
@@ -129,8 +125,7 @@ def test_the_base_may_be_in_half_precision(kind, tmp_path):
 
 def test_a_run_is_not_resumed_on_another_base(tmp_path):
     config = tiny.make_config(PEFT_type="LoRA", is_evaluate_init=False, training_epochs=1)
-    with pytest.raises(tiny.Interrupted):
-        tiny.run(tmp_path, config, stop_after="task_0")
+    tiny.run(tmp_path, config, tiny.micro_stream(1))
     other = config.model_copy(update={"backbone": tiny.backbone_folder("llama")})
     with pytest.raises(UserError, match=r"^backbone: not the one whose adapters are in "):
         tiny.run(tmp_path, other)

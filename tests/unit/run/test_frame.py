@@ -60,9 +60,7 @@ def test_versions_are_evaluated_and_the_answering_one_is_saved(tmp_path):
 @pytest.mark.parametrize("place", ["task_1", "task_1_epoch_1_step_1"])
 def test_a_resumed_run_trains_on_from_the_working_weights(tmp_path, place):
     config = tiny.make_config(save_llm_ckpt_step_interval=1)
-    whole = tiny.run(tmp_path / "whole", config, None, Averaged)
-    with pytest.raises(tiny.Interrupted):
-        tiny.run(tmp_path / "cut", config, None, Averaged, stop_after=place)
+    whole = tiny.run(tmp_path / "whole", config, None, Averaged, cuts={place: tmp_path / "cut"})
     resumed = tiny.run(tmp_path / "cut", config, None, Averaged)
     assert tiny.same(whole.weights, resumed.weights)
     for key in ("R", "versions"):
@@ -89,9 +87,7 @@ def test_a_stepwise_memory_sees_each_step_and_keeps_the_plan(tmp_path):
 
 def test_a_stepwise_memory_is_resumed_in_the_middle_of_a_task(tmp_path):
     config = tiny.make_config(**STEPWISE, save_llm_ckpt_step_interval=1)
-    whole = tiny.run(tmp_path / "whole", config)
-    with pytest.raises(tiny.Interrupted):
-        tiny.run(tmp_path / "cut", config, stop_after="task_0_epoch_0_step_3")
+    whole = tiny.run(tmp_path / "whole", config, cuts={"task_0_epoch_0_step_3": tmp_path / "cut"})
     resumed = tiny.run(tmp_path / "cut", config)
     assert tiny.same(whole.weights, resumed.weights)
     assert whole.method.memory.state_dict() == resumed.method.memory.state_dict()
