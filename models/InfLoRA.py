@@ -72,6 +72,7 @@ class InfLoRA(PEFT):
 
     def setup(self) -> None:
         super().setup()
+        adapters.refuse_experts(self.model, type(self).__name__)
         net = adapters.innermost(self.model)
         if any(hasattr(part, "base_layer") for part in (net.get_input_embeddings(), net.get_output_embeddings())):
             raise UserError("PEFT_lora_target_modules: InfLoRA needs inner layers; leave out embeddings and head")
@@ -125,7 +126,7 @@ class InfLoRA(PEFT):
 
         def watch(layer: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
             def look(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-                x = args[0][real].double()
+                x = args[0].reshape(*real.shape, -1)[real].double()  # some layers get (B, 1, T, D)
                 sums[layer] = sums.get(layer, 0) + x.T @ x
 
             return look

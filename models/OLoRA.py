@@ -48,6 +48,10 @@ class OLoRA(PEFT):
     def problems(cls, config: Config, options: Any, stream: Stream) -> list[str]:
         return adapters.need_lora(config)
 
+    def setup(self) -> None:
+        adapters.refuse_experts(self.model, type(self).__name__)
+        super().setup()
+
     def loss(self, model: Model, batch: Batch, task: Task) -> dict[str, Tensor]:
         terms = super().loss(model, batch, task)
         *earlier, newest = adapters.names(self.model)

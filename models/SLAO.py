@@ -45,6 +45,7 @@ class SLAO(Method):
         return adapters.need_lora(config)
 
     def setup(self) -> None:
+        adapters.refuse_experts(self.model, type(self).__name__)
         self.merged: Weights = {}
 
     def before_task(self, task: Task) -> None:

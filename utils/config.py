@@ -249,8 +249,13 @@ class PeftOptions(OptionGroup):
     PEFT_lora_dropout: Float = Field(0.05, ge=0, lt=1, description="Dropout before LoRA's down-projection.")
     PEFT_lora_target_modules: tuple[str, ...] | None = Field(
         None,
-        description="Names of the linear layers that get LoRA, or [all-linear]; None: as in peft's table, all-linear "
-        "for models that are not in it.",
+        description="Names of the linear layers that get LoRA, or [all-linear], experts included; None: as in peft's "
+        "table, all outside mixtures of experts for models that are not in it.",
+    )
+    PEFT_ia3_target_modules: tuple[str, ...] | None = Field(
+        None,
+        description="Names of the linear layers that IA3 scales, or [all-linear]; None: as for LoRA. Of the last layer "
+        "of a block the input is scaled, of others the output.",
     )
     PEFT_bottleneck_size: Int = Field(50, ge=1, description="Width of the bottleneck adapter after each block.")
     PEFT_num_virtual_tokens: Int = Field(10, ge=1, description="Length of a prompt or prefix.")

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from utils.config import Config
 from utils.errors import UserError
+from utils.model import targets
 from utils.model.architecture import Model, kind_of
 from utils.seed import seed_torch
 
@@ -58,10 +59,18 @@ def wrap(model: PreTrainedModel, config: Config) -> Model:
     try:
         wrapped = get_peft_model(model, _recipe(config, model), FIRST)
     except ValueError as error:
-        reason = str(error).split("\n")[0] + ("; see PEFT_lora_target_modules" if config.PEFT_type == "LoRA" else "")
+        reason = " ".join(str(error).split())[:400] + _advice(config, str(error))
         raise UserError(f"PEFT_type: {config.PEFT_type} does not fit {type(model).__name__}: {reason}") from None
     wrapped.words = model.config.vocab_size  # when `save` is called a method may have added some
     return wrapped
+
+
+def _advice(config: Config, reason: str) -> str:
+    """The option that may help."""
+    if config.PEFT_type == "LoRA" and "lora_dropout" in reason:
+        return "; LoRA on experts needs PEFT_lora_dropout: 0, or name other layers in PEFT_lora_target_modules"
+    names = {"LoRA": "PEFT_lora_target_modules", "IA3": "PEFT_ia3_target_modules"}
+    return f"; see {names[config.PEFT_type]}" if config.PEFT_type in names else ""
 
 
 def _recipe(config: Config, model: PreTrainedModel) -> PeftConfig:
@@ -75,10 +84,11 @@ def _recipe(config: Config, model: PreTrainedModel) -> PeftConfig:
             r=config.PEFT_lora_r,
             lora_alpha=config.PEFT_lora_alpha,
             lora_dropout=config.PEFT_lora_dropout,
-            target_modules=_targets(config.PEFT_lora_target_modules, model),
+            target_modules=targets.lora(config.PEFT_lora_target_modules, model),
         )
     if config.PEFT_type == "IA3":
-        return peft.IA3Config(**kind)
+        scaled, feedforward = targets.ia3(config.PEFT_ia3_target_modules, model)
+        return peft.IA3Config(**kind, target_modules=scaled, feedforward_modules=feedforward)
     if config.PEFT_type == "Bottleneck":
         from utils.model import bottleneck
 
@@ -87,7 +97,8 @@ def _recipe(config: Config, model: PreTrainedModel) -> PeftConfig:
         )
     kind["num_virtual_tokens"] = config.PEFT_num_virtual_tokens
     if config.PEFT_type == "PrefixTuning":
-        return peft.PrefixTuningConfig(**kind)
+        return peft.PrefixTuningConfig(**kind, **_cached(model))
+    kind["num_attention_heads"] = getattr(model.config, "num_attention_heads", 1)  # peft asks, but does not use it
     text = config.PEFT_prompt_tuning_init_text
     if text in ("", "auto"):
         return peft.PromptTuningConfig(**kind, prompt_tuning_init="SAMPLE_VOCAB" if text else "RANDOM")
@@ -96,13 +107,24 @@ def _recipe(config: Config, model: PreTrainedModel) -> PeftConfig:
     )
 
 
-def _targets(targets: tuple[str, ...] | None, model: PreTrainedModel) -> str | list[str] | None:
-    """Layers that get LoRA; None: those of peft's table, which has no row for many models."""
-    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as TABLE
+@torch.no_grad()
+def _cached(model: PreTrainedModel) -> dict[str, int]:
+    """Layers, heads and width of the keys and values that a model stores for a token, as peft names them.
 
-    if targets == ("all-linear",) or (targets is None and model.config.model_type not in TABLE):
-        return "all-linear"
-    return list(targets) if targets else None
+    Raises:
+        ValueError: it stores something else, or they differ from layer to layer.
+    """
+    output = model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=model.device), use_cache=True)
+    layers = getattr(output.get("past_key_values"), "layers", [])
+    kinds = {tuple(getattr(states, "shape", ())) for layer in layers for states in _stored(layer)}
+    shape = kinds.pop() if len(kinds) == 1 else ()
+    if len(shape) != 4:
+        raise ValueError("a prefix needs keys and values of one shape in all layers; use PromptTuning")
+    return {"num_layers": len(layers), "num_attention_heads": shape[1], "token_dim": shape[1] * shape[3]}
+
+
+def _stored(layer: Any) -> tuple[Any, Any]:
+    return getattr(layer, "keys", None), getattr(layer, "values", None)
 
 
 def has_adapters(model: Model) -> TypeIs[PeftModel]:
@@ -198,6 +220,16 @@ def need_lora(config: Config) -> list[str]:
     """Why a method on LoRA's factors cannot use this kind of adapter; empty: it can."""
     kind = config.PEFT_type
     return [f"PEFT_type: method {config.method} needs LoRA, got {kind}"] if kind not in (None, "LoRA") else []
+
+
+def refuse_experts(model: Model, method: str) -> None:
+    """Refuse LoRA on experts, whose factors are stacked in one tensor, for a method that needs those of single layers.
+
+    Raises:
+        UserError: some LoRA is on experts.
+    """
+    if any(type(module).__name__ == "ParamWrapper" for module in model.modules()):
+        raise UserError(f"PEFT_lora_target_modules: {method} needs LoRA on layers, not on experts; name the layers")
 
 
 def resting(model: Model) -> set[str]:

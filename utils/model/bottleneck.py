@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from utils.model.architecture import Model
 from utils.model.freeze import blocks
+from utils.model.targets import mixtures
 
 KIND = "BOTTLENECK"  # in adapter_config.json
 
@@ -103,8 +104,10 @@ def places(model: Model) -> list[str]:
     In every architecture the feed-forward part comes last in a block and ends with a linear layer of the model's width.
 
     Raises:
-        ValueError: a block does not end in this way.
+        ValueError: a block does not end in this way, as a mixture of experts does not.
     """
+    if mixtures(model):
+        raise ValueError("its feed-forward part is a mixture of experts, which ends with no linear layer")
     names = {module: name for name, module in model.named_modules()}
     found = [[module for module in block.modules() if width(module)] for block in blocks(model)]
     if not all(linear and width(linear[-1]) == model.config.hidden_size for linear in found):

@@ -7,6 +7,7 @@ from utils.config import WATCHING, Config
 # The kinds of adapter that an option applies to, by the beginning of its name.
 PEFT_KINDS = {
     "PEFT_lora_": ("LoRA",),
+    "PEFT_ia3_": ("IA3",),
     "PEFT_bottleneck_": ("Bottleneck",),
     "PEFT_num_": ("PromptTuning", "PrefixTuning"),
     "PEFT_prompt_": ("PromptTuning",),
