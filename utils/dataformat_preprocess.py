@@ -133,12 +133,12 @@ def _is_same(path: Path, text: str) -> bool | None:
 
 
 def _describe(stream: Stream) -> list[str]:
-    width = max(len(task.name) for task in stream.tasks)
+    width, digits = max(len(task.name) for task in stream.tasks), len(str(len(stream.tasks) - 1))
     lines = [f"{stream.name}: {len(stream.tasks)} tasks{', dev is test' if stream.dev_is_test else ''}"]
     for k, task in enumerate(stream.tasks):
         sizes = "  ".join(f"{split} {len(getattr(task, split)):>7}" for split in SPLITS)
         chance = "" if stream.chance(k) is None else f"  chance {stream.chance(k):.1%}"
-        lines.append(f"  task {k}  {task.name:<{width}}  {sizes}{chance}")
+        lines.append(f"  task {k:<{digits}}  {task.name:<{width}}  {sizes}{chance}")
     source = stream.config["SOURCE"]
     used = ", ".join(f"{name} {_as_option(value)}" for name, value in source["options"].items())
     notes = [f"  note: {note}" for note in source.get("notes", [])]

@@ -20,6 +20,10 @@ PREPROCESSORS = {  # name on the command line -> module, or module:object, with 
     "TRACE": "utils.preprocess.trace",
     "zsre": "utils.preprocess.zsre",
     "safety_alignment": "utils.preprocess.safety_alignment",
+    "superni": "utils.preprocess.cl_benchmark:SUPERNI",
+    "long_sequence": "utils.preprocess.cl_benchmark:LONG_SEQUENCE",
+    "standard_cl": "utils.preprocess.cl_benchmark:STANDARD_CL",
+    "natural_instructions": "utils.preprocess.natural_instructions",
     "jsonl": "utils.preprocess.jsonl",
 }
 GENERATORS = {  # name on the command line -> module with Options and write_raw() -> lines to print
