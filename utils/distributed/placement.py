@@ -188,7 +188,7 @@ class Partitioned(Replicated):
     def begin_step(self, micro_batches: int) -> float:
         """DeepSpeed divides each loss by the number of micro-batches that it was given at the start."""
         super().begin_step(micro_batches)
-        return self.step.gradient_accumulation_steps() / micro_batches
+        return cast("Any", self.step).gradient_accumulation_steps() / micro_batches
 
     def pieces(self) -> list[Tensor]:
         """The tensors that AdamW steps here: parts of many parameters end to end."""

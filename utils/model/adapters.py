@@ -108,7 +108,7 @@ def _recipe(config: Config, model: PreTrainedModel) -> PeftConfig:
 
 
 @torch.no_grad()
-def _cached(model: PreTrainedModel) -> dict[str, int]:
+def _cached(model: PreTrainedModel) -> dict[str, Any]:
     """Layers, heads and width of the keys and values that a model stores for a token, as peft names them.
 
     Raises:

@@ -55,7 +55,7 @@ def ia3(option: Sequence[str] | None, model: PreTrainedModel) -> tuple[list[str]
     return layers, [name for name in layers if name in _last_of_blocks(model)]
 
 
-def default(model: PreTrainedModel, table: Mapping[str, str | list[str]]) -> str | list[str]:
+def default(model: PreTrainedModel, table: Mapping[str, Sequence[str]]) -> str | list[str]:
     """Layers by peft's table; of a model that is not in it, all linear layers outside mixtures of experts.
 
     Args:
@@ -65,7 +65,7 @@ def default(model: PreTrainedModel, table: Mapping[str, str | list[str]]) -> str
     """
     row, layers = table.get(model.config.model_type), linear(model)
     if isinstance(row, str) or (row and all(any(f".{name}".endswith(f".{part}") for name in layers) for part in row)):
-        return row
+        return row if isinstance(row, str) else list(row)
     inside = [name for name in layers if any(matches(name, part) for part in mixtures(model))]
     # By the last part of the name: peft takes the name of an expert's former layer for the expert.
     experts = {name.rpartition(".")[2] for name in inside}

@@ -144,7 +144,7 @@ def _part(examples: Sequence[Example], k: int) -> tuple[Example, ...]:
     wanted, left = max(1, round(HELD_OUT * len(examples))), Counter(example.label for example in examples)
     places = list(range(len(examples)))
     random_for("tuning", k).shuffle(places)
-    chosen = []
+    chosen: list[int] = []
     for place in places:
         label = examples[place].label
         if len(chosen) < wanted and left[label] > 1:
