@@ -68,3 +68,14 @@ def test_rows_that_drop_out_at_random_share_nothing(family):
 @pytest.mark.parametrize("family", ["t5", "bert_encoder"])
 def test_only_decoders_read_ahead(family):
     assert not forward._can_read_ahead(tiny.make_backbone(family).model.eval())
+
+
+def test_the_head_scores_only_the_columns_that_hold_answers():
+    """K columns of labels are predicted by K before them; the last column of the row comes along and is dropped."""
+    backbone, seen = tiny.make_backbone(), []
+    examples = tiny.micro_stream().tasks[0].train
+    batch = collate(Encoder(backbone.tokenizer, "none")(examples, 48), examples, backbone.pad_id)
+    backbone.model.get_output_embeddings().register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
+    logits, labels = forward.answer_logits(backbone.model, batch)
+    assert seen == [batch.answer_length + 1]
+    assert logits.shape[1] == labels.shape[1] == batch.answer_length

@@ -177,3 +177,12 @@ def test_settings_without_effect_are_refused(kind):
     assert level.startswith(f"Replay_batch_level: has no effect with {kind.__name__}")
     (update,) = kind.problems(config.model_copy(update={"Replay_update": "step"}), kind.Options(), stream)
     assert update.startswith("Replay_update: ")
+
+
+def test_memory_passes_through_the_model_in_parts_no_larger_than_those_of_training():
+    """A part of 4 / 2 rows of memory at a time, where a step of 4 is cut into 2 parts."""
+    method, task = prepared("GEM", {"gradient_accumulation_steps": 2})
+    sizes, collated = [], method.collated
+    method.collated = lambda rows, task: sizes.append(len(rows)) or collated(rows, task)
+    fit(method, task, method.session)
+    assert max(sizes) == 2

@@ -1,6 +1,7 @@
 """Methods that generate their own replay samples: LAMOL, LAMOL_KD, L2KD."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from unittest import mock
 
@@ -245,6 +246,13 @@ def test_samples_do_not_depend_on_what_was_drawn_before_or_on_how_many_are_wante
     assert len(first) == 10 and len(set(first)) > 5
     greedy = sample_texts(method.backbone, [5], 3, 10, 1, 1)
     assert len(set(greedy)) == 1
+
+
+def test_samples_longer_than_a_chunk_are_written_one_by_one(tmp_path):
+    method, sizes = make(tmp_path), []
+    with mock.patch("models.common.pseudo_samples.TOKENS", 4):
+        sample_texts(method.backbone, [5], 3, 9, 1, 1, condition=lambda size: sizes.append(size) or nullcontext())
+    assert sizes == [1, 1, 1]
 
 
 def test_it_writes_what_it_has_learned(tmp_path):

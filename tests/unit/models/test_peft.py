@@ -192,6 +192,17 @@ def test_a_router_is_shown_with_its_upper_bound(tmp_path):
     assert "routed right" in compared and ": task given" in compared
 
 
+def test_the_task_is_given_only_while_the_upper_bound_answers():
+    made = three_adapters(PEFT_inference="route")
+    bound = next(version for version in made.versions() if version)
+    with pytest.raises(UserError), made.answering(bound):
+        assert made.is_task_given
+        raise UserError("stopped")
+    assert not made.is_task_given
+    with made.answering(""):
+        assert not made.is_task_given
+
+
 def test_surprise_by_hand():
     logits = torch.zeros(2, 3, 4)
     logits[0, 1, 2] = math.log(5)  # p = 5/8 of token 2 after the first real token
