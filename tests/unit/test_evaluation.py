@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
@@ -11,8 +12,19 @@ from utils import progress
 from utils.dataset import Example
 from utils.errors import UserError
 from utils.evaluation import Cell, check_finite, evaluate, predict
+from utils.model.weights import Weights, assign
+from utils.run.fit import fit
 from utils.run.trainer import Trainer
 from utils.storage.files import read_jsonl
+
+
+@cache
+def learned() -> Weights:
+    """Weights that answer some questions of task 0."""
+    session = tiny.make_session(tiny.make_config(batch_size=12, lr=1e-2))
+    method = tiny.make_method(session)
+    fit(method, tiny.make_task(0, epochs=15), session)
+    return tiny.snapshot(method)
 
 
 @pytest.fixture
@@ -20,11 +32,8 @@ def parts(tmp_path):
     """A method, its session and a cell, after some training."""
 
     def maker(**options):
-        from utils.run.fit import fit
-
-        session = tiny.make_session(tiny.make_config(batch_size=12, lr=1e-2, **options))
-        method = tiny.make_method(session)
-        fit(method, tiny.make_task(0, epochs=15), session)
+        method = tiny.make_method(session := tiny.make_session(tiny.make_config(**options)))
+        assign(method.named(), learned())
         examples = [
             *tiny.micro_stream().tasks[0].train,
             Example("cat a", "MEOW "),

@@ -54,7 +54,7 @@ def test_averages_after_forced_updates_are_the_closed_form(tmp_path, alpha):
 
 
 def test_updates_are_drawn_for_each_average_and_count_steps_of_the_whole_stream(tmp_path):
-    made = tiny.run(tmp_path, tiny.make_config("CLSER", **FAST), None, None, CLSER_freq_fast=0.0)
+    made = tiny.learn(tiny.make_config("CLSER", **FAST), None, None, CLSER_freq_fast=0.0)
     method = made.method
     assert method.steps == made.log.step == 6 + 4 + 5
     first = tiny.snapshot(tiny.make_method(tiny.make_session(method.config)))

@@ -244,7 +244,7 @@ def test_a_copy_in_cpu_memory_changes_no_number(tmp_path):
     made = []
     for offload in (False, True):
         (tmp_path / str(offload)).mkdir()
-        made.append(tiny.run(tmp_path / str(offload), tiny.make_config("EWC"), EWC_offload=offload))
+        made.append(tiny.learn(tiny.make_config("EWC"), EWC_offload=offload))
     assert tiny.same(made[0].weights, made[1].weights)
     assert {x.device.type for past in made[1].method.past.values() for x in past} == {"cpu"}
 

@@ -142,7 +142,7 @@ def test_without_memories_it_is_plain_fine_tuning(name, tmp_path):
     made = []
     for kind, more in (("SEQ", {}), (name, {"Replay_buffer_ratio": 0.01})):  # floor(0.01 * 12) = 0
         (tmp_path / kind).mkdir()
-        made.append(tiny.run(tmp_path / kind, tiny.make_config(kind, **more)))
+        made.append(tiny.learn(tiny.make_config(kind, **more)))
     assert tiny.same(made[0].weights, made[1].weights)
 
 

@@ -99,7 +99,7 @@ def test_the_first_task_is_plain_fine_tuning(tmp_path):
     made = []
     for name in ("SEQ", "GradientProjection"):
         (tmp_path / name).mkdir()
-        made.append(tiny.run(tmp_path / name, tiny.make_config(name), tiny.micro_stream(1)))
+        made.append(tiny.learn(tiny.make_config(name), tiny.micro_stream(1)))
     assert tiny.same(made[0].weights, made[1].weights)
 
 

@@ -410,7 +410,7 @@ def test_without_pseudo_samples_there_is_nothing_to_teach(tmp_path):
     made = []
     for name in ("LAMOL", "LAMOL_KD"):
         (tmp_path / name).mkdir()
-        made.append(tiny.run(tmp_path / name, tiny.make_config(name), LAMOL_gamma=0.0))
+        made.append(tiny.learn(tiny.make_config(name), LAMOL_gamma=0.0))
     assert tiny.same(made[0].weights, made[1].weights)
 
 
@@ -494,10 +494,10 @@ def test_the_first_task_is_lamol_without_its_teacher(tmp_path):
 
     with spy:
         (tmp_path / "a").mkdir()
-        tiny.run(tmp_path / "a", tiny.make_config("L2KD"), None, First, L2KD_first_task_teacher=False)
+        tiny.learn(tiny.make_config("L2KD"), None, First, L2KD_first_task_teacher=False)
     assert len(calls) == 2
     (tmp_path / "b").mkdir()
-    made = tiny.run(tmp_path / "b", tiny.make_config("LAMOL"), tiny.micro_stream(1))
+    made = tiny.learn(tiny.make_config("LAMOL"), tiny.micro_stream(1))
     assert tiny.same(kept[0], made.weights)
 
 

@@ -74,7 +74,7 @@ def test_lambda_0_is_plain_fine_tuning(tmp_path):
     for name, own in (("SEQ", {}), ("LwF", {"LwF_lambda": 0})):
         (tmp_path / name).mkdir()
         config = tiny.make_config(name, backbone=tiny.backbone_folder(dropout=0.1))
-        made.append(tiny.run(tmp_path / name, config, **own))
+        made.append(tiny.learn(config, **own))
     assert tiny.same(made[0].weights, made[1].weights)
     assert made[0].losses == made[1].losses
 

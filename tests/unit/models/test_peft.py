@@ -320,7 +320,7 @@ def test_olora_without_weight_is_the_sum_of_adapters(tmp_path):
         ("PEFT", {"PEFT_inference": "sum"}),
     ):
         (tmp_path / name).mkdir()
-        made.append(tiny.run(tmp_path / name, tiny.make_config(name), None, None, **options).weights)
+        made.append(tiny.learn(tiny.make_config(name), None, None, **options).weights)
     assert tiny.same(*made)
 
 
@@ -329,7 +329,7 @@ def test_olora_comes_out_more_orthogonal(tmp_path):
     for weight in (0.0, 1.0):
         (tmp_path / str(weight)).mkdir()
         config = tiny.make_config("OLoRA", training_epochs=8, lr=1e-2)
-        model = tiny.run(tmp_path / str(weight), config, None, None, OLoRA_lambda_1=weight).method.model
+        model = tiny.learn(config, None, None, OLoRA_lambda_1=weight).method.model
         first, last = (adapters.factors(model, "A", f"task_{index}") for index in (0, 2))
         overlaps.append(sum(overlap(first[layer], last[layer]).item() for layer in first))
     assert overlaps[1] < 0.5 * overlaps[0]
@@ -445,7 +445,7 @@ def test_inflora_trains_b_alone_and_counts_real_tokens(tmp_path):
 @pytest.mark.parametrize("name", ["OLoRA", "SLAO"])
 def test_embeddings_with_lora_have_factors_like_layers(name, tmp_path):
     config = tiny.make_config(name, PEFT_lora_target_modules=("query_key_value", "embed_in"), lr=1e-2)
-    made = tiny.run(tmp_path, config, tiny.micro_stream(2)).method
+    made = tiny.learn(config, tiny.micro_stream(2)).method
     newest = adapters.names(made.model)[-1]
     a, b = (adapters.factors(made.model, side, newest) for side in "AB")
     (embedding,) = (layer for layer in a if layer.endswith("embed_in"))
@@ -493,7 +493,7 @@ def test_slao_answers_with_the_merged_and_trains_on_from_the_tuned(tmp_path):
             super().after_task(task)
             tuned.append(tiny.snapshot(self))
 
-    made = tiny.run(tmp_path, tiny.make_config("SLAO", lr=1e-2), tiny.micro_stream(2), Watched)
+    made = tiny.learn(tiny.make_config("SLAO", lr=1e-2), tiny.micro_stream(2), Watched)
     for name in made.method.merged:
         if ".lora_B." in name:
             expected = tuned[0][name] + (tuned[1][name] - tuned[0][name]) / math.sqrt(2)

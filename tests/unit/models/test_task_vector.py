@@ -81,7 +81,7 @@ def test_alpha_0_keeps_the_weights_of_the_first_task(trained):
 
 def test_wise_ft_answers_between_the_first_weights_and_these(trained, tmp_path):
     seen = trained(merge="wise_ft", alpha=0.3, grid=(0.0, 1.0))
-    plain = tiny.run(tmp_path, tiny.make_config("SEQ", **FAST))
+    plain = tiny.learn(tiny.make_config("SEQ", **FAST))
     assert tiny.same(seen.run.weights, plain.weights)  # training knows nothing of it
     for task in range(3):
         answer = seen.answer[task]

@@ -104,7 +104,7 @@ def test_patience(tmp_path):
 
 def test_a_goal_on_the_training_questions_needs_no_dev(tmp_path):
     with scored(train=[0.5, 0.95, 1, 1, 1]):
-        made = tiny.run(tmp_path, tiny.make_config(**EACH, early_stop_accuracy=0.95))
+        made = tiny.learn(tiny.make_config(**EACH, early_stop_accuracy=0.95))
     assert [event["epoch"] for event in events(made, "early_stop")] == [1, 1, 1]
 
 

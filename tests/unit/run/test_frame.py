@@ -76,7 +76,7 @@ def test_a_stepwise_memory_sees_each_step_and_keeps_the_plan(tmp_path):
             steps.append((task.index, len(examples), len(rows)))
             return rows
 
-    made = tiny.run(tmp_path, tiny.make_config(**STEPWISE), None, Watched)
+    made = tiny.learn(tiny.make_config(**STEPWISE), None, Watched)
     memory = made.method.memory
     assert len(memory) == 7
     assert memory.seen == 2 * (12 + 8 + 10)  # presentations
@@ -211,8 +211,7 @@ def test_group_by_length_changes_the_order_and_the_results_say_so(tmp_path):
 
 def test_logged_losses_do_not_depend_on_the_parts_of_a_step(tmp_path):
     whole, parts = (
-        tiny.run(tmp_path / str(n), tiny.make_config(gradient_accumulation_steps=n, info_per_steps=1)).losses
-        for n in (1, 4)
+        tiny.learn(tiny.make_config(gradient_accumulation_steps=n, info_per_steps=1)).losses for n in (1, 4)
     )
     assert len(whole) > 4
     assert parts == pytest.approx(whole, rel=1e-4)
