@@ -43,7 +43,7 @@ def load() -> tuple[Backbone, Batch]:
 
 def step(model: nn.Module, batch: Batch, prompt: nn.Parameter, can: Callable[[nn.Module], bool]) -> None:
     """Forward and backward, one way."""
-    with mock.patch.object(forward, "_can_read_ahead", can):
+    with mock.patch.object(forward, "can_read_ahead", can):
         for _ in range(STEPS):
             prompt.grad = None
             answer_loss(*forward.answer_logits(model, batch, prompt), batch.tokens["all"]).backward()
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--rounds", type=int, default=9, help="pairs of measurements")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    (backbone, batch), ahead = load(), forward._can_read_ahead
+    (backbone, batch), ahead = load(), forward.can_read_ahead
     assert ahead(backbone.model)
     for count in COUNTS:
         prompt = nn.Parameter(torch.randn(count, backbone.model.config.hidden_size) * 0.02)

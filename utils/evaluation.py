@@ -5,7 +5,7 @@ Predictions are gathered over the processes together with their targets; every e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +14,11 @@ import torch
 from models.Base import Method
 from utils.classifier import Classes
 from utils.config import Config, per_task
+from utils.dataloader import Encoded
 from utils.dataset import Example, Stream
 from utils.distributed.collectives import gather, share
 from utils.errors import UserError
+from utils.model import staged
 from utils.model.generation import Answer, verify
 from utils.model.weights import eval_mode
 from utils.scoring import aggregate, find, score
@@ -130,28 +132,33 @@ def _answer(method: Method, session: Session, cell: Cell, examples: list[Example
     config, encoder = session.config, session.encoder
     rows = encoder.for_prediction(examples, cell.max_length)
     answers: list[Answer | None] = [None] * len(rows)
-    by_length = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt) + len(rows[i].answer))
     _warn_of_cuts(session, cell, examples)
     processes = session.accelerator.num_processes  # the others are about as far
     bar = session.log.progress(_title(cell), processes * len(rows), unit="questions")
     task_id = cell.task if config.il_mode == "TIL" or method.is_task_given else None
     compared = None if cell.in_full or not method.is_plain else find(cell.metric).compared
     if config.evaluation_mode == "verify" and compared is not None:
-        for chosen in _chunks(by_length, config.evaluate_batch_size):
+        way = staged.answer if staged.can_answer(method.model) else verify
+        for chosen in _chunks(_by_length(rows, range(len(rows))), config.evaluate_batch_size):
             batch, accepted = [rows[i] for i in chosen], [examples[i].accepted for i in chosen]
             prompt = method.soft_prompt(task_id)
-            decided = verify(method.backbone, batch, accepted, cell.max_new_tokens, prompt, compared)
-            for i, answer in zip(chosen, decided, strict=True):
+            found = way(method.backbone, batch, accepted, cell.max_new_tokens, prompt, compared)
+            for i, answer in zip(chosen, found, strict=True):
                 answers[i] = answer
-            bar.update(processes * sum(answer is not None for answer in decided))
-    left = sorted((i for i in by_length if answers[i] is None), key=lambda i: len(rows[i].prompt))
-    for chosen in _chunks(left, config.evaluate_batch_size):
+            bar.update(processes * sum(answer is not None for answer in found))
+    left = [i for i, answer in enumerate(answers) if answer is None]
+    for chosen in _chunks(_by_length(rows, left), config.evaluate_batch_size):
         texts = method.predict([rows[i] for i in chosen], task_id, cell.max_new_tokens)
         for i, text in zip(chosen, texts, strict=True):
             answers[i] = Answer(text, "generated")
         bar.update(processes * len(chosen))
     bar.close()
     return [answer for answer in answers if answer is not None]  # all of them
+
+
+def _by_length(rows: list[Encoded], chosen: Iterable[int]) -> list[int]:
+    """Indices of rows, the shortest prompt first."""
+    return sorted(chosen, key=lambda i: len(rows[i].prompt))
 
 
 def _title(cell: Cell) -> str:

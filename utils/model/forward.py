@@ -57,16 +57,16 @@ def forward(model: Model, batch: Batch, prompt: Tensor | None = None, logits_to_
     """
     keep = {"logits_to_keep": logits_to_keep} if logits_to_keep else {}
     net = adapters.innermost(model)
-    logits = net(**_inputs(model, net, batch, prompt, **keep)).logits
+    logits = net(**model_inputs(model, net, batch, prompt, **keep)).logits
     return logits if logits_to_keep else logits[:, -batch.input_ids.shape[1] :]  # virtual tokens come first
 
 
-def _inputs(
+def model_inputs(
     model: Model, net: PreTrainedModel, batch: Batch, prompt: Tensor | None = None, **options: Any
 ) -> dict[str, Any]:
     """Inputs of `net` (the model or its layers), without options that its forward does not accept."""
     options |= {"use_cache": False}
-    if prompt is not None and len(prompt) > 1 and _can_read_ahead(net):
+    if prompt is not None and len(prompt) > 1 and can_read_ahead(net):
         # The last one is read with the texts: its output predicts the first token of each text.
         given = text_inputs(model, batch, prompt[-1:])
         options |= {"past_key_values": _read_ahead(net, prompt[:-1], len(batch.examples)), "use_cache": True}
@@ -81,7 +81,7 @@ def _inputs(
     return given | {name: value for name, value in options.items() if name in accepted}
 
 
-def _can_read_ahead(net: PreTrainedModel) -> bool:
+def can_read_ahead(net: PreTrainedModel) -> bool:
     """True if rows with the same beginning can share its keys and values."""
     config = net.config
     return (
@@ -153,7 +153,7 @@ def token_states(model: Model, batch: Batch, prompt: Tensor | None = None) -> Te
     """(B, T, D): last layer's hidden states of a decoder or an encoder, in the columns of the batch."""
     net, columns = adapters.innermost(model), batch.input_ids.shape[1]
     layers = cast("PreTrainedModel", net.base_model)
-    states = layers(**_inputs(model, layers, batch, prompt)).last_hidden_state
+    states = layers(**model_inputs(model, layers, batch, prompt)).last_hidden_state
     virtual = states.shape[1] - columns  # they come first
     if kind_of(net.config) == "decoder":
         return states[:, virtual:]

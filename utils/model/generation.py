@@ -6,6 +6,7 @@ Shapes: B rows, K answer columns, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -87,31 +88,50 @@ def verify(
     for (predicted, wanted), texts in zip(pairs, accepted, strict=True):
         first = next(i for i, label in enumerate(wanted) if label != IGNORE)
         wanted = [label for label in wanted if label != IGNORE]
-
-        def is_wrong(beginning: str, texts: Sequence[str] = texts) -> bool:
-            return all(is_hopeless(beginning, text, compared) for text in texts)
-
-        decided.append(_decide(backbone, predicted[first:], wanted, is_wrong, max_new_tokens))
+        is_wrong = partial(cannot_be, texts, compared)
+        decided.append(decide(backbone, predicted[first:], wanted, is_wrong, max_new_tokens)[0])
     return decided
 
 
-def _decide(
+def decide(
     backbone: Backbone,
-    predicted: list[int],
+    predicted: Sequence[int],
     wanted: list[int],
     is_wrong: Callable[[str], bool],
     max_new_tokens: int,
-) -> Answer | None:
-    """One row of `verify`: ids that the model predicts after each prefix of the wanted ids."""
-    for k in range(min(len(wanted), max_new_tokens)):
-        if predicted[k] in backbone.stop_ids:
-            return Answer(decode(backbone, wanted[:k]), "verified")
-        if predicted[k] != wanted[k]:
-            beginning = decode(backbone, [*wanted[:k], predicted[k]], strip=False)
+    at: int = 0,
+) -> tuple[Answer | None, int]:
+    """Whether the tokens that a model predicts along a target decide its answer.
+
+    Args:
+        backbone: Its tokenizer and stop tokens.
+        predicted: Best tokens after the first `at` tokens of the target, after one more, and so on.
+        wanted: Tokens of the target, at most `max_new_tokens`.
+        is_wrong: True of a beginning that no accepted answer has.
+        max_new_tokens: Most tokens of an answer.
+        at: How many tokens of the target are already known to be said.
+
+    Returns:
+        The answer if it is decided, and the number of the target's tokens that are said before it ends or differs, or
+        as far as the predictions go.
+    """
+    for k in range(at, min(len(wanted), at + len(predicted))):
+        token = predicted[k - at]
+        if token in backbone.stop_ids:
+            return Answer(decode(backbone, wanted[:k]), "verified"), k
+        if token != wanted[k]:
+            beginning = decode(backbone, [*wanted[:k], token], strip=False)
             if k + 1 == max_new_tokens:
-                return Answer(beginning.strip(), "verified")
-            return Answer(beginning.strip(), "refuted") if is_wrong(beginning) else None
-    return Answer(decode(backbone, wanted[:max_new_tokens]), "verified")
+                return Answer(beginning.strip(), "verified"), k
+            return (Answer(beginning.strip(), "refuted") if is_wrong(beginning) else None), k
+    if at + len(predicted) < len(wanted):
+        return None, at + len(predicted)
+    return Answer(decode(backbone, wanted), "verified"), len(wanted)
+
+
+def cannot_be(accepted: Sequence[str], compared: Callable[[str], str], beginning: str) -> bool:
+    """True if no text that begins like this can be an exact match of any accepted answer."""
+    return all(is_hopeless(beginning, text, compared) for text in accepted)
 
 
 def is_hopeless(beginning: str, target: str, compared: Callable[[str], str] = normalise) -> bool:

@@ -14,7 +14,7 @@ FAMILIES = ["neox", "gpt2", "llama", "bert"]  # rotary and learned positions
 def outputs(model, batch, prompt, monkeypatch, ahead):
     """Logits where rows have labels, hidden states of their tokens, and the gradient of the virtual tokens."""
     if not ahead:
-        monkeypatch.setattr(forward, "_can_read_ahead", lambda net: False)
+        monkeypatch.setattr(forward, "can_read_ahead", lambda net: False)
     logits, labels = forward.answer_logits(model, batch, prompt)
     used = labels != IGNORE
     (gradient,) = torch.autograd.grad(F.cross_entropy(logits[used], labels[used]), prompt)
@@ -34,7 +34,7 @@ def test_reading_ahead_changes_nothing(family, first_too, monkeypatch):
     batch = collate(rows, examples, backbone.pad_id)
     prompt = torch.nn.Parameter(torch.randn(7, 32) * 0.1)
     backbone.model.eval()
-    assert forward._can_read_ahead(backbone.model)
+    assert forward.can_read_ahead(backbone.model)
     fast, plain = (outputs(backbone.model, batch, prompt, monkeypatch, ahead) for ahead in (True, False))
     for a, b in zip(fast, plain, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
@@ -56,18 +56,18 @@ def test_it_is_less_work(monkeypatch):
 @pytest.mark.parametrize("family", ["neox", "gpt2"])
 def test_rows_that_drop_out_at_random_share_nothing(family):
     model = tiny.make_backbone(family, dropout=0.1).model
-    assert not forward._can_read_ahead(model.train())
-    assert forward._can_read_ahead(model.eval())
+    assert not forward.can_read_ahead(model.train())
+    assert forward.can_read_ahead(model.eval())
     model = tiny.make_backbone(family).model.train()
-    assert forward._can_read_ahead(model)
+    assert forward.can_read_ahead(model)
     model.gradient_checkpointing_enable()  # which keeps no keys and values
-    assert not forward._can_read_ahead(model)
-    assert forward._can_read_ahead(model.eval())
+    assert not forward.can_read_ahead(model)
+    assert forward.can_read_ahead(model.eval())
 
 
 @pytest.mark.parametrize("family", ["t5", "bert_encoder"])
 def test_only_decoders_read_ahead(family):
-    assert not forward._can_read_ahead(tiny.make_backbone(family).model.eval())
+    assert not forward.can_read_ahead(tiny.make_backbone(family).model.eval())
 
 
 def test_the_head_scores_only_the_columns_that_hold_answers():

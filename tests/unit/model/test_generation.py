@@ -10,9 +10,13 @@ from tests import tiny
 from utils.backbone import _make_greedy
 from utils.dataloader import Encoded, Encoder
 from utils.dataset import Example
+from utils.model import staged
 from utils.model.architecture import Backbone
 from utils.model.generation import decode, generate, is_hopeless, verify
+from utils.model.staged import STAGES as DEVICES
 from utils.scoring import METRICS, score
+
+STAGES = {"each token": (0,), "cpu": DEVICES["cpu"], "gpu": DEVICES["other"], "many": (1, 30)}
 
 PIECES = [
     "cat",
@@ -59,8 +63,8 @@ def wish(backbone, rows, rng, limit):
     return targets
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_verification_scores_as_generation_does(seed):
+@pytest.mark.parametrize("seed", range(20))
+def test_verification_scores_as_generation_does(seed, monkeypatch):
     rng = random.Random(seed)
     bos, limit = rng.random() < 0.5, rng.choice([1, 2, 3, 5, 8])
     backbone = sharpened(seed, rng.choice(["neox", "llama", "gpt2"]), bos)
@@ -74,14 +78,20 @@ def test_verification_scores_as_generation_does(seed):
     rows = encoder(examples, None)
     generated = generate(backbone, rows, limit)
     expected = score("exact_match", generated, targets)
-    answers = verify(backbone, rows, [[t] for t in targets], limit)
-    for answer, text, target, points in zip(answers, generated, targets, expected, strict=True):
-        if answer is not None:
-            assert score("exact_match", [answer.text], [target]) == [points], (answer, text, target)
-            if answer.decided == "verified":
-                assert answer.text == text
+    accepted = [[target] for target in targets]
+    ways = {"at once": verify(backbone, rows, accepted, limit)}
+    for name, stages in STAGES.items():
+        monkeypatch.setitem(DEVICES, "cpu", stages)
+        ways[name] = staged.answer(backbone, rows, accepted, limit)
+        assert None not in ways[name]
+    for way, answers in ways.items():
+        for answer, text, target, points in zip(answers, generated, targets, expected, strict=True):
+            if answer is None:
+                continue
+            assert score("exact_match", [answer.text], [target]) == [points], (way, answer, text, target)
+            if answer.decided != "refuted":
+                assert answer.text == text, way
             else:
-                assert answer.decided == "refuted"
                 assert points == 0
                 assert text.startswith(answer.text)
 
