@@ -65,4 +65,27 @@ PUBLISHED: dict[tuple[str, str], tuple[float, ...]] = {
     # TRACE (arXiv 2310.06762), table 1, Llama-2-7B-chat: score and backward transfer.
     ("TRACE_task8", "SEQ"): (48.7, 8.3),
     ("TRACE_task8", "Replay"): (55.5, 2.6),
+    # O-LoRA's table (as quoted by others); SLAO (arXiv 2512.23017), Llama-2-7B-chat, with backward transfer; SAPT's
+    # table (from memory) with forgetting.
+    ("superni_task15", "SeqLoRA"): (6.4, 30.9),
+    ("superni_task15", "Replay"): (35.4, 15.8),
+    ("superni_task15", "OLoRA"): (25.9, 26.4),
+    ("long_sequence_task15", "SEQ"): (7.4,),
+    ("long_sequence_task15", "SeqLoRA"): (1.6, 68.7, 17.2, 9.7, 78.6),
+    ("long_sequence_task15", "IncLoRA"): (61.2, 72.5, 9.6),
+    ("long_sequence_task15", "Replay"): (54.2, 71.3, 15.1),
+    ("long_sequence_task15", "EWC"): (45.1,),
+    ("long_sequence_task15", "LwF"): (46.9,),
+    ("long_sequence_task15", "OLoRA"): (69.6, 73.5, 4.0, 69.2, 7.0),
+    ("long_sequence_task15", "InfLoRA"): (69.8, 4.9),
+    ("long_sequence_task15", "SLAO"): (74.8, 3.5),
+    ("long_sequence_task15", "Joint"): (78.1,),
+    ("standard_cl_task4", "SEQ"): (28.5,),
+    ("standard_cl_task4", "SeqLoRA"): (43.7,),
+    ("standard_cl_task4", "IncLoRA"): (66.4,),
+    ("standard_cl_task4", "Replay"): (57.8,),
+    ("standard_cl_task4", "EWC"): (48.7,),
+    ("standard_cl_task4", "LwF"): (52.3,),
+    ("standard_cl_task4", "OLoRA"): (75.8,),
+    ("standard_cl_task4", "Joint"): (80.0,),
 }

@@ -2,14 +2,17 @@
 
 import itertools
 import re
+from functools import cache
 from pathlib import Path
 
 from tests import tiny
 from tests.unit.options.published import PUBLISHED
+from tests.unit.preprocess.raw_data import write_instructions
 from utils.factory import check_capability, load_method
 from utils.options.checks import stream_fits
 from utils.options.parse import Resolved, resolve
 from utils.preprocess import load
+from utils.preprocess.cl_benchmark import LONG_SEQUENCE, SUPERNI, Benchmark
 
 ROOT = Path(__file__).parents[3]
 FILES = sorted(p.relative_to(ROOT) for p in ROOT.glob("config/**/*.yaml") if p.parent.name != "accelerate")
@@ -25,9 +28,13 @@ FROM_FIXTURES = {
     "tacred_task8": "tacred",
     "i2b2_task5_base8_inc2": "i2b2",
     "ontonotes5_task6_base8_inc2": "ontonotes5",
+    "superni_task15": "superni",
+    "long_sequence_task15": "long_sequence",
+    "standard_cl_task4": "standard_cl",
 }
 
 
+@cache
 def read(path: Path) -> Resolved:
     return resolve(["--cfg", str(ROOT / path)])
 
@@ -42,15 +49,20 @@ def test_options_are_valid_and_the_header_runs_this_file():
         assert f"python main_CL.py --cfg {path}" in header, path
 
 
-def test_options_fit_the_stream():
+def test_options_fit_the_stream(tmp_path):
+    for benchmark in (SUPERNI, LONG_SEQUENCE):
+        write_instructions(tmp_path / benchmark.folder, benchmark.tasks)
     for folder, dataset in FROM_FIXTURES.items():
         module = load(dataset)
         few = {"classes_per_task": 2} if "classes_per_task" in module.Options.model_fields else {}  # fixtures are small
-        stream = module.build(ROOT / "tests/fixtures", module.Options(**few), 1)
+        raw = tmp_path if isinstance(module, Benchmark) else ROOT / "tests/fixtures"
+        stream = module.build(raw, module.Options(**few), 1)
+        assert stream.name == folder or few, folder
         for path in (path for path in FILES if path.parent.name == folder):
             config = read(path).config
             assert stream_fits(tiny.plan(config, stream=stream)) == [], path
-            assert config.il_mode in {"CIL": ("CIL", "TIL")}.get(stream.il_mode, (stream.il_mode,)), path
+            told = "TIL" if stream.il_mode == "CIL" or config.method == "PEFT" else stream.il_mode
+            assert config.il_mode in (stream.il_mode, told), path
 
 
 def test_the_unit_that_is_classified_fits_the_stream():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,15 @@ def changed(tmp_path: Path, file: str, change: Callable[[str], str], source: str
     path.write_text(change(text), encoding="utf-8", newline="")
     assert change(text) != text
     return tmp_path
+
+
+def write_instructions(folder: Path, tasks: Iterable[str]) -> None:
+    """Raw files of three instances for each task of a benchmark, in the format of Natural Instructions."""
+    content = {"Definition": ["What is it?"], "Instances": [{"input": f"text {i}", "output": f"{i}"} for i in range(3)]}
+    for task in tasks:
+        (folder / task).mkdir(parents=True)
+        for split in ("train", "test"):
+            (folder / task / f"{split}.json").write_text(json.dumps(content), encoding="utf-8")
 
 
 def as_windows(tmp_path: Path, name: str) -> Path:
