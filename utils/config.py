@@ -305,10 +305,21 @@ class EvaluateOptions(OptionGroup):
         None, description="The same for each task; replaces backbone_max_new_token."
     )
     evaluation_mode: Literal["verify", "generate"] = Field(
-        "verify", description="verify: decide exact match by one forward pass where possible; same scores as generate."
+        "verify", description="verify: decide exact match along the target where possible; same scores as generate."
     )
     is_evaluate_init: bool = Field(True, description="Also evaluate all tasks before any training.")
     evaluate_unseen: bool = Field(False, description="After each task also evaluate tasks not yet learned.")
+    evaluate_schedule: Annotated[str, Field(pattern=r"^(every|last|every_[1-9]\d*)$")] = Field(
+        "every",
+        description="Tasks after which a run is evaluated: every, every_<n> (each n-th and the last), or last. Metrics "
+        "that need scores of other tasks are left out.",
+    )
+    evaluate_limit: Int | None = Field(
+        None,
+        ge=1,
+        description="Most questions of a split that are scored: a sample, the same at all evaluations, for all methods "
+        "and seeds; None: all.",
+    )
     evaluate_interval: Int = Field(
         -1, ge=-1, description="Evaluate during a task, every n epochs; -1: only at its end."
     )

@@ -43,6 +43,7 @@ class Cell(NamedTuple):
     max_length: int | None
     max_new_tokens: int
     in_full: bool = False  # answers are generated even where it is clear beforehand that they are wrong
+    places: Sequence[int] | None = None  # of the examples in their split, where they are a sample of it
 
 
 def check_finite(method: Method) -> None:
@@ -104,9 +105,10 @@ def predict(method: Method, session: Session, cell: Cell) -> list[dict[str, Any]
     predictions = [answer.text for answer in found]
     accepted, sources = ([getattr(example, key) for example in cell.examples] for key in ("accepted", "input"))
     scores = score(cell.metric, predictions, accepted, sources)
+    places = range(len(cell.examples)) if cell.places is None else cell.places
     return [
         {
-            "index": i,
+            "index": places[i],
             "input": example.input,
             **_expected(example),
             "prediction": found[i].text,

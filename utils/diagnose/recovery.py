@@ -15,7 +15,7 @@ from utils.diagnose.finished_run import Opened
 from utils.evaluation import evaluate
 from utils.run.checkpoint import Place
 from utils.run.recovery import relearn
-from utils.run.tasks import cell_of
+from utils.run.tasks import cell_of, questions_of
 
 
 def choose(places: list[Place], every: int) -> list[Place]:
@@ -42,5 +42,5 @@ def measure(run: Opened, places: list[Place], epochs: int, out: Path) -> Iterato
 
 def _score(run: Opened, folder: Path, index: int) -> float:
     """Score of the model's current weights on one task; the predictions go to `folder`."""
-    file, examples = folder / f"task_{index}.jsonl", run.method.stream.tasks[index].test
-    return evaluate(run.method, run.session, cell_of(run.method, index, file, examples))
+    file, questions = folder / f"task_{index}.jsonl", questions_of(run.method, index, "test")
+    return evaluate(run.method, run.session, cell_of(run.method, index, file, questions))

@@ -22,6 +22,8 @@ SWITCHES = (
     ("save_total_limit", "save_llm_ckpt"),
     ("evaluate_checkpoint", "is_evaluate_only"),
 )
+# Options of the evaluation after tasks, which there is none of with is_evaluate_only.
+AFTER_TASKS = ("evaluate_schedule", "evaluate_unseen")
 
 
 def check(config: Config) -> list[str]:
@@ -55,6 +57,11 @@ def check(config: Config) -> list[str]:
         f"{name}: has no effect without evaluate_interval, the epochs between two evaluations"
         for name in WATCHING
         if config.is_changed(name) and config.evaluate_interval < 1
+    ]
+    problems += [
+        f"{name}: has no effect with is_evaluate_only, which learns no task"
+        for name in AFTER_TASKS
+        if config.is_changed(name) and config.is_evaluate_only and config.evaluate_checkpoint is None
     ]
     if config.keep_best and config.keep_optimizer_state:
         problems.append("keep_best: the optimizer's moments belong to later weights; leave keep_optimizer_state out")

@@ -61,6 +61,7 @@ def build(run: Path) -> dict[str, Any]:
         "identity": facts.get("identity", {}),
         "higher_is_better": higher,
         "group_by_length": bool(_options(run).get("group_by_length")),
+        **{name: _options(run).get(name) for name in ("evaluate_schedule", "evaluate_limit")},
         "examples": [cells.examples.get(f"task_{j}") for j in tasks],
         "base": _nullable(base),
         "R": _nullable(R),

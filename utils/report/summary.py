@@ -53,6 +53,7 @@ def table(results: dict[str, Any]) -> str:
     parts = [headline(results)]
     if len(set(results["metrics"])) > 1:
         parts.append(MIXED)
+    parts += _coverage(results)
     for key in ("R", "R_train", "R_locality"):
         if key in results:
             title = TITLES.get((results["il_mode"], key))
@@ -68,6 +69,23 @@ def table(results: dict[str, Any]) -> str:
     if results.get("probing"):
         parts += [probed.NOTE, probed.table(results, _titles(results), last_only=True)]
     return "\n\n".join(parts) + "\n"
+
+
+def _coverage(results: dict[str, Any]) -> list[str]:
+    """What was left out of the evaluation, by option."""
+    parts, limit, schedule = [], results.get("evaluate_limit"), results.get("evaluate_schedule")
+    if limit is not None:
+        counts = ", ".join(MISSING if count is None else str(count) for count in results["examples"])
+        parts.append(
+            f"Scored: a sample of at most {limit} questions of each task, the same at all evaluations "
+            f"(evaluate_limit); questions per task: {counts}."
+        )
+    if schedule not in (None, "every"):
+        parts.append(
+            f"Evaluated after {'the last task' if schedule == 'last' else schedule.replace('_', ' ') + ' tasks'} "
+            "(evaluate_schedule); metrics that need other scores are undefined."
+        )
+    return parts
 
 
 def page(results: dict[str, Any], plots: bool = True) -> str:

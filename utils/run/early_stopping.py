@@ -10,7 +10,7 @@ from utils.distributed.collectives import agree
 from utils.evaluation import metric_of
 from utils.model.weights import assign, borrowed
 from utils.run.checkpoint import pack, unpack
-from utils.run.tasks import score_cell
+from utils.run.tasks import Questions, score_cell
 from utils.scoring import find
 from utils.session import Progress, Session
 from utils.storage.moment import Moment
@@ -64,9 +64,9 @@ class Watch:
         return epochs
 
     def _score(self, split: str, at: Progress, task: Task) -> float:
-        examples = getattr(self.method.stream.tasks[task.index], split)
+        questions = Questions(getattr(self.method.stream.tasks[task.index], split))
         moment, name = Moment(task.index, at.epoch + 1), f"{split}_task_{task.index}"
-        return score_cell(self.method, self.folder, moment, name, task.index, examples)
+        return score_cell(self.method, self.folder, moment, name, task.index, questions)
 
     def _compare(self, score: float, at: Progress, task: Task) -> None:
         """Keep a copy of what is better than all before; of equals the first."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from models.Base import Method, Task
 from utils.config import per_task
 from utils.dataset import Example
 from utils.evaluation import Cell, evaluate, metric_of
+from utils.seed import random_for
 from utils.storage.moment import Moment
 
 
@@ -28,10 +30,31 @@ def task_of(method: Method, index: int) -> Task:
     )
 
 
-def cell_of(method: Method, index: int, file: Path, examples: Sequence[Example], metric: str | None = None) -> Cell:
+class Questions(NamedTuple):
+    """Questions of a task that are scored together."""
+
+    examples: Sequence[Example]
+    places: Sequence[int] | None = None  # in their split, where they are a sample of it; None: all of it
+
+
+def questions_of(method: Method, index: int, split: str) -> Questions:
+    """The questions of a split that are scored: all, or the sample of `evaluate_limit`, in the order of the split.
+
+    The sample depends on nothing but the task, so that methods, seeds and evaluation points answer the same questions.
+    """
+    data, limit = method.stream.tasks[index], method.config.evaluate_limit
+    examples: Sequence[Example] = getattr(data, split)
+    if limit is None or len(examples) <= limit:
+        return Questions(examples)
+    places = sorted(random_for("evaluate_limit", data.name, split, len(examples)).sample(range(len(examples)), limit))
+    return Questions([examples[place] for place in places], places)
+
+
+def cell_of(method: Method, index: int, file: Path, questions: Questions, metric: str | None = None) -> Cell:
     """A set of questions of a task; `metric` None: the task's own."""
     task, metric = task_of(method, index), metric or metric_of(method.config, method.stream, index)
-    return Cell(file, index, examples, metric, task.max_length, task.max_new_tokens)
+    cell = Cell(file, index, questions.examples, metric, task.max_length, task.max_new_tokens)
+    return cell._replace(places=questions.places)
 
 
 def score_cell(
@@ -40,7 +63,7 @@ def score_cell(
     moment: Moment,
     name: str,
     index: int,
-    examples: Sequence[Example],
+    questions: Questions,
     metric: str | None = None,
 ) -> float:
     """Score in [0, 1] of one set of questions at one moment of a run; logged.
@@ -51,10 +74,10 @@ def score_cell(
         moment: When.
         name: Of the set, such as "task_0" or "dev_task_0"; its predictions are in the file of this name.
         index: The task that the questions belong to.
-        examples: The questions.
+        questions: What is answered.
         metric: Name of the score; None: the task's own.
     """
-    cell = cell_of(method, index, moment.predictions(folder, name), examples, metric)
+    cell = cell_of(method, index, moment.predictions(folder, name), questions, metric)
     result, chance = evaluate(method, method.session, cell), method.stream.chance(index)
     against = "" if chance is None else f" (chance {100 * chance:.1f})"
     title = f"{moment.folder}: {name} ({method.stream.tasks[index].name})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from models.Base import Method, Task
-from utils.dataset import Example
 from utils.distributed.collectives import agree, first_difference
 from utils.distributed.placement import OptimizerState, Replicated
 from utils.errors import UserError
@@ -26,7 +25,7 @@ from utils.run.checkpoint import Place
 from utils.run.cost import Cost
 from utils.run.early_stopping import Watch
 from utils.run.recovery import relearn
-from utils.run.tasks import cell_of, score_cell, task_of
+from utils.run.tasks import Questions, cell_of, questions_of, score_cell, task_of
 from utils.seed import seed_torch
 from utils.session import Progress
 from utils.storage.files import read_jsonl, write_json
@@ -85,8 +84,11 @@ class Trainer:
         return not all(moment.predictions(self.folder, f"task_{index}").exists() for index in tasks)
 
     def _evaluated_after(self, index: int) -> range:
-        """The tasks that are evaluated after a task."""
-        return range(len(self.stream.tasks) if self.config.evaluate_unseen else index + 1)
+        """The tasks that are evaluated after a task; none if the schedule leaves it out."""
+        count = len(self.stream.tasks)
+        if not is_scheduled(self.config.evaluate_schedule, index, count):
+            return range(0)
+        return range(count if self.config.evaluate_unseen else index + 1)
 
     def _before_training(self, tasks: Iterable[int]) -> None:
         check_finite(self.method)
@@ -119,7 +121,12 @@ class Trainer:
             with self.cost.training(task.index):
                 self._learn(task, inside)
             self._save(Place(task.index))
-        self._evaluate_after(task.index, self._evaluated_after(task.index))
+        if seen := self._evaluated_after(task.index):
+            self._evaluate_after(task.index, seen)
+        else:
+            self.session.log.info(
+                f"task {task.index}: not evaluated (evaluate_schedule {self.config.evaluate_schedule})"
+            )
         self.session.encoder.forget()  # the next task has other texts; memory must not grow with the stream
         self._report(plots=False)
 
@@ -194,9 +201,9 @@ class Trainer:
         """Score one task: its test split and, where the scenario asks for it, its training split."""
         for prefix, split in (("", "test"), ("train_", "train")):
             if split == "test" or self.config.il_mode in TRAIN_SCORED:
-                examples = getattr(self.stream.tasks[index], split)
-                self._score(moment, f"{prefix}task_{index}", index, examples)
-                self.cost.scored(len(examples))
+                questions = questions_of(self.method, index, split)
+                self._score(moment, f"{prefix}task_{index}", index, questions)
+                self.cost.scored(len(questions.examples))
 
     def _evaluate_locality(self, moment: Moment, tasks: Iterable[int]) -> None:
         """Ask what no edit is about; right is what the model itself answered before any training, at moment BASE."""
@@ -209,20 +216,18 @@ class Trainer:
                     self._evaluate_locality_of(moment, index, split)
 
     def _evaluate_locality_of(self, moment: Moment, index: int, split: str) -> None:
-        name, examples = f"locality_task_{index}", getattr(self.stream.tasks[index], split)
+        name, questions = f"locality_task_{index}", questions_of(self.method, index, split)
         file = BASE.predictions(self.folder, name)
         if moment == BASE:
-            cell = cell_of(self.method, index, file, examples, "exact_match")
+            cell = cell_of(self.method, index, file, questions, "exact_match")
             evaluate(self.method, self.session, cell._replace(in_full=True))
             return
-        pairs = zip(examples, read_jsonl(file), strict=True)
-        examples = [replace(example, target=row["prediction"]) for example, row in pairs]
-        self._score(moment, name, index, examples, "exact_match")
+        pairs = zip(questions.examples, read_jsonl(file), strict=True)
+        expected = [replace(example, target=row["prediction"], references=None) for example, row in pairs]
+        self._score(moment, name, index, questions._replace(examples=expected), "exact_match")
 
-    def _score(
-        self, moment: Moment, name: str, index: int, examples: Sequence[Example], metric: str | None = None
-    ) -> None:
-        score_cell(self.method, self.folder, moment, name, index, examples, metric)
+    def _score(self, moment: Moment, name: str, index: int, questions: Questions, metric: str | None = None) -> None:
+        score_cell(self.method, self.folder, moment, name, index, questions, metric)
 
     def _probe(self, moment: Moment, seen: int) -> None:
         """What could new heads answer, under the weights that answer? See utils/probing.py."""
@@ -320,6 +325,17 @@ def load(method: Method, folder: Path) -> dict[str, Any]:
 
 def _on_device(window: Window, device: torch.device) -> Window:
     return Window({name: value.to(device) for name, value in window.sums.items()}, window.count)
+
+
+def is_scheduled(schedule: str, index: int, tasks: int) -> bool:
+    """True if a run of so many tasks is evaluated after this one, see the option `evaluate_schedule`.
+
+    >>> [is_scheduled("every_2", index, 5) for index in range(5)], is_scheduled("last", 0, 5)
+    ([False, True, False, True, True], False)
+    """
+    if index == tasks - 1 or schedule == "every":
+        return True
+    return schedule != "last" and (index + 1) % int(schedule.removeprefix("every_")) == 0
 
 
 def _divides(interval: int, count: int) -> bool:
