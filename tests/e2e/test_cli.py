@@ -254,9 +254,10 @@ def test_a_damaged_checkpoint_is_not_used(copy, capsys, name):
     told = capsys.readouterr().err
     assert told.startswith(f"error: {path} is damaged; delete the folder {path.parent} and resume again")
     assert path.read_bytes() == damaged and (copy / "results.json").exists()
-    shutil.rmtree(path.parent)  # as the error says
-    shutil.rmtree(copy / "predictions/after_2")
-    assert call(["--resume", str(copy)]) == 0
+    if name == "state.json":
+        shutil.rmtree(path.parent)  # as the error says
+        shutil.rmtree(copy / "predictions/after_2")
+        assert call(["--resume", str(copy)]) == 0
 
 
 def test_a_resumed_run_takes_no_other_options(copy, capsys):
@@ -289,6 +290,7 @@ def test_control_c_prints_how_to_resume(small, tmp_path, done):
     assert compare_files(done / "predictions", folder / "predictions") == []
 
 
+@pytest.mark.slow
 def test_a_hub_that_does_not_answer_is_given_up_soon(small, tmp_path):
     argv = [*small, "--backbone", "some/model", "--dump_path", str(tmp_path / "runs")]
     process = start(argv, HF_HUB_OFFLINE="0", HF_ENDPOINT="http://127.0.0.1:9")
@@ -315,13 +317,19 @@ def test_a_tracker_host_that_does_not_answer_stops_no_run(begins, small, tmp_pat
     assert compare_files(done / "predictions", folder.parent / "predictions") == []
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["--cfg", "None", "--lr", "fast"]], ids=" ".join)
-def test_help_and_errors_are_quick(argv):
-    code = f"import atexit, sys, main_CL; atexit.register(lambda: print(*sys.modules)); sys.exit(main_CL.main({argv}))"
+def test_help_and_errors_are_quick():
+    code = """import sys, main_CL
+try:
+    main_CL.main(["--help"])
+except SystemExit as end:
+    codes = [end.code]
+codes.append(main_CL.main(["--cfg", "None", "--lr", "fast"]))
+print(codes, *sys.modules)"""
     before = getrusage(RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     after = getrusage(RUSAGE_CHILDREN)
-    loaded = set(done.stdout.strip().split("\n")[-1].split())
-    assert done.returncode == (0 if argv == ["--help"] else 2)
+    last = done.stdout.strip().split("\n")[-1]
+    assert last.startswith("[0, 2] "), done.stderr
+    loaded = set(last.split())
     assert "main_CL" in loaded and not loaded & {"transformers", "peft", "deepspeed", "accelerate", "datasets", "wandb"}
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 4  # seconds of CPU, whatever the load

@@ -1,5 +1,7 @@
 """`--dry_run` prints the plan of a run; `--evaluate_checkpoint` repeats a run's evaluation of a checkpoint."""
 
+from functools import cache
+
 import pytest
 import torch
 from torch import nn
@@ -31,13 +33,19 @@ def small(tmp_path_factory):
     return [*SMALL, "--dataset_path", str(save_stream(micro_stream(), folder).parent), "--backbone", backbone_folder()]
 
 
+@pytest.fixture(scope="module")
+def whole(small, tmp_path_factory):
+    """The folder of a finished run of a kind."""
+    return cache(lambda kind: run([*small, *KINDS[kind]], tmp_path_factory.mktemp("whole")))
+
+
 def answers(folder, moment, task):
     return [row["prediction"] for row in read_jsonl(folder / "predictions" / moment / f"task_{task}.jsonl")]
 
 
 @pytest.mark.parametrize("kind", tiny.quick(KINDS))
-def test_a_checkpoint_answers_as_in_its_run(small, tmp_path, kind):
-    whole = run([*small, *KINDS[kind]], tmp_path / "whole")
+def test_a_checkpoint_answers_as_in_its_run(whole, tmp_path, kind):
+    whole = whole(kind)
     checkpoint = whole / "checkpoints/task_1"
     words = ["--cfg", str(whole / "config.yaml"), "--is_evaluate_only", "--evaluate_checkpoint", str(checkpoint)]
     alone = run(words, tmp_path / "alone")
@@ -49,22 +57,22 @@ def test_a_checkpoint_answers_as_in_its_run(small, tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["heads", "prompts", "LoRA"])
-def test_more_than_a_model_is_not_taken_for_one(small, tmp_path, capsys, kind):
-    whole = run([*small, *KINDS[kind]], tmp_path / "whole")
+def test_more_than_a_model_is_not_taken_for_one(whole, capsys, kind):
+    whole = whole(kind)
     words = ["--cfg", str(whole / "config.yaml"), "--is_evaluate_only", "--load_llm_ckpt"]
     assert call([*words, "--backbone_cache_path", str(whole / "checkpoints/task_1")]) == 2
     assert "holds adapters, heads or prompts of a run" in capsys.readouterr().err
 
 
-def test_a_model_alone_can_still_be_a_backbone(small, tmp_path):
-    whole = run([*small, *KINDS["plain"]], tmp_path / "whole")
+def test_a_model_alone_can_still_be_a_backbone(whole, tmp_path):
+    whole = whole("plain")
     words = ["--cfg", str(whole / "config.yaml"), "--is_evaluate_only", "--load_llm_ckpt"]
     alone = run([*words, "--backbone_cache_path", str(whole / "checkpoints/task_1")], tmp_path / "alone")
     assert answers(alone, "base", 0) == answers(whole, "after_1", 0)
 
 
-def test_a_wrong_checkpoint_is_reported(small, tmp_path, capsys):
-    whole = run([*small, *KINDS["heads"]], tmp_path / "whole")
+def test_a_wrong_checkpoint_is_reported(whole, small, tmp_path, capsys):
+    whole = whole("heads")
     checkpoint = str(whole / "checkpoints/task_1")
     words = ["--is_evaluate_only", "--dump_path", str(tmp_path / "alone"), "--evaluate_checkpoint"]
     assert call([*small, *KINDS["plain"], *words, checkpoint]) == 2

@@ -17,7 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.test_cli import call, start
+from tests import tiny
+from tests.e2e.test_cli import call
+from tests.forks import exit_code, fork
 from tests.stress import faults
 from tests.tiny import backbone_folder, micro_stream
 from utils.dataset import save_stream
@@ -48,16 +50,8 @@ def whole(command, tmp_path_factory):
 
 def in_child(argv: list[str], names: Path, kill_at: int | None = None, before: bool = True) -> list[str]:
     """Run in a child process that kills itself around its n-th rename; returns what it had renamed."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            _kill_itself(names, kill_at, before)
-            code = call(argv)
-        finally:
-            os._exit(code)
-    _, status = os.waitpid(child, 0)
-    assert status == (0 if kill_at is None else signal.SIGKILL)
+    child = fork(lambda: _kill_itself(names, kill_at, before) or call(argv), names.with_suffix(".out"))
+    assert exit_code(child) == (0 if kill_at is None else -signal.SIGKILL)
     return names.read_text().split("\n")[:-1]
 
 
@@ -77,9 +71,6 @@ def _kill_itself(names: Path, kill_at: int | None, before: bool) -> None:
 
     names.touch()
     os.replace = watched
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
 
 
 def kill_and_resume(command, whole, dump: Path, number: int, before: bool) -> list[str]:
@@ -91,18 +82,20 @@ def kill_and_resume(command, whole, dump: Path, number: int, before: bool) -> li
 
 
 @pytest.mark.parametrize(
-    ("when", "name"),
-    [
-        ("after", "base/task_2.jsonl"),
-        ("before", "checkpoints/task_0"),
-        ("after", "checkpoints/task_1_epoch_0_step_2"),
-        ("before", "task_1_epoch_1/task_1.jsonl"),
-        ("after", "after_1/task_0.jsonl"),
-        ("after", "checkpoints/task_2"),
-        ("before", "recovery/task_0.jsonl"),
-    ],
+    "place",
+    tiny.quick(
+        [
+            "before checkpoints/task_0",
+            "after checkpoints/task_1_epoch_0_step_2",
+            "after after_1/task_0.jsonl",
+            "after base/task_2.jsonl",
+            "after checkpoints/task_2",
+        ],
+        3,
+    ),
 )
-def test_killed_around(command, whole, tmp_path, when, name):
+def test_killed_around(command, whole, tmp_path, place):
+    when, name = place.split()
     assert kill_and_resume(command, whole, tmp_path, whole[1].index(name), when == "before") == []
 
 
@@ -114,12 +107,12 @@ def test_what_a_run_renames_is_what_it_leaves(whole):
 
 def terminated(command, dump: Path, is_time) -> tuple[Path, str, str]:
     """The folder of a run that got SIGTERM when it was time, what it printed last, and the checkpoint it names."""
-    process = start([*command, "--dump_path", str(dump)])
-    while not (is_time() or process.poll() is not None):
+    child = fork(lambda: call([*command, "--dump_path", str(dump)]), dump / "out")
+    while not (is_time() or os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)):
         time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    out, errors = process.communicate(timeout=60)  # the run itself would take hours
-    assert process.returncode == 143 and "Traceback" not in errors, out + errors
+    os.kill(child, signal.SIGTERM)
+    code, out = exit_code(child), (dump / "out").read_text(encoding="utf-8")
+    assert code == 143 and "Traceback" not in out, out
     (folder,) = dump.glob("*/*-seed1")
     last = out.strip().split("\n")[-1]
     assert last.endswith(f" with: python main_CL.py --resume {folder}"), last
@@ -159,15 +152,11 @@ def test_sigterm_in_a_report(command, whole, tmp_path):
     def interrupt(*_, **__):
         os.kill(os.getpid(), signal.SIGTERM)
 
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            summary.write = interrupt
-            code = call([*command, "--dump_path", str(tmp_path)])
-        finally:
-            os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143
+    def interrupted():
+        summary.write = interrupt
+        return call([*command, "--dump_path", str(tmp_path)])
+
+    assert exit_code(fork(interrupted, tmp_path / "out")) == 143
     (folder,) = tmp_path.glob("*/*-seed1")
     in_child(["--resume", str(folder)], tmp_path / "renamed")
     assert faults.compare(whole[0], folder) == []

@@ -53,7 +53,7 @@ def check_scores(folder: Path, stream: Stream) -> None:
             assert 0 <= R[i][j] <= 1
 
 
-@pytest.mark.parametrize("name", ["i2b2", pytest.param("ontonotes5", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in ("i2b2", "ontonotes5")])
 def test_entities_are_scored_by_macro_span_f1(name, tmp_path):
     raw = tmp_path / "raw"
     shutil.copytree(FIXTURES / name, raw / name)

@@ -2,9 +2,12 @@
 
 import re
 
+import pytest
+
 from benchmarks import prompts, training
 
 
+@pytest.mark.slow
 def test_training(monkeypatch, tmp_path, capsys):
     shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     monkeypatch.setattr(training, "SHAPE", training.SHAPE | shape)

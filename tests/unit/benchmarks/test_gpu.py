@@ -16,7 +16,6 @@ def test_a_run_is_measured(options, tmp_path):
     assert len(plain.losses) == 2 * 2 * 2
     assert plain.tokens_per_second > 0 and plain.peak_bytes > 1e7
     assert "tokens/s, peak " in str(plain)
-    assert measure(tmp_path / "again", *options).losses == plain.losses
     assert measure(tmp_path / "bf16", *options, "--mixed_precision", "bfloat16").losses != plain.losses
 
 

@@ -119,7 +119,7 @@ def rows(folder, what):
         return list(csv.DictReader(file))
 
 
-SHORT = {"recovery": ["--every", "2"], "shift": [], "angles": [], "surface": ["--points", "7"]}
+SHORT = {"recovery": ["--every", "4"], "shift": [], "angles": [], "surface": ["--points", "4"]}
 
 
 @pytest.mark.parametrize("what", SHORT)
@@ -227,7 +227,8 @@ def test_the_command_line_reports_wrong_options(words):
 
 
 def test_heads_are_diagnosed_too(small, tmp_path):  # noqa: F811
-    options = "--dataset classes --il_mode CIL --classifier Linear --save_llm_ckpt true --save_llm_ckpt_step_interval 3"
+    options = "--dataset classes --il_mode CIL --classifier Linear --batch_size 12"
+    options += " --save_llm_ckpt true --save_llm_ckpt_step_interval 1"
     streams = save_stream(class_stream(), tmp_path / "streams").parent  # noqa: F811
     folder = run([*small, *options.split(), "--dataset_path", str(streams)], tmp_path / "runs")
     for what in SHORT:

@@ -1,8 +1,11 @@
 """Adapters as a setting: every kind, on every family of models, with the frame and with peft's own loader."""
 
+import io
 import json
 import subprocess
 import sys
+from contextlib import redirect_stdout
+from unittest import mock
 
 import pytest
 import torch
@@ -209,21 +212,29 @@ for folder in folders:
 PROMPTS = ["cat a", "yak b", "emu"]
 
 
-def loaded_elsewhere(folders):
-    """What a fresh process answers from saved adapters through peft alone."""
-    told = json.dumps([tiny.backbone_folder(), PROMPTS, *map(str, folders)])
-    done = subprocess.run([sys.executable, "-c", LOADER, told], capture_output=True, text=True, check=False)
+def loaded_here(argument):
+    """What saved adapters answer through peft alone."""
+    with mock.patch.object(sys, "argv", ["-c", argument]), redirect_stdout(io.StringIO()) as out:
+        exec(LOADER, {})
+    return out.getvalue()
+
+
+def loaded_elsewhere(argument):
+    """The same in a fresh process."""
+    done = subprocess.run([sys.executable, "-c", LOADER, argument], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return done.stdout
 
 
-def test_saved_adapters_answer_the_same_without_this_program(tmp_path):
+@pytest.mark.parametrize("loaded", tiny.quick([loaded_here, loaded_elsewhere]))
+def test_saved_adapters_answer_the_same_without_this_program(loaded, tmp_path):
     answers = []
     for kind in KINDS:
         made = backbone(kind)
         adapters.save(made.model, tmp_path / kind)
         answers.append(generate(made, [Encoded(made.tokenizer(prompt)["input_ids"], ()) for prompt in PROMPTS], 6))
-    assert loaded_elsewhere([tmp_path / kind for kind in KINDS]) == answers
+    told = loaded(json.dumps([tiny.backbone_folder(), PROMPTS, *(str(tmp_path / kind) for kind in KINDS)]))
+    assert [json.loads(line) for line in told.splitlines()] == answers
     assert len({str(answer) for answer in answers}) > 2
 
 

@@ -377,7 +377,7 @@ def test_a_step_of_the_loop_is_a_step_by_hand(tmp_path):
     with mock.patch.object(SEQ, "on_gradients", look):
         fit(ours, tiny.make_task(), session)
     model = plain.model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1, eps=config.adam_epsilon)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1, eps=config.adam_epsilon, fused=True)
     total, tokens = 0.0, 0
     for row in session.encoder(tiny.micro_stream().tasks[0].train, None):
         ids = torch.tensor([[*row.prompt, *row.answer]])
