@@ -136,6 +136,7 @@ class Method:
         self.answers = make_answers(self.config, stream, backbone)
         if self.answers.heads is not None:
             self.extra["heads"] = self.answers.heads
+        self.virtual_tokens = adapters.virtual_tokens(self.config)  # the most that come before a text
         self.is_task_given = False  # outside TIL, while a version measures what knowing the task is worth
         self.offered: list[Example] = []  # new rows of the step in progress, for a memory that follows each step
 
@@ -355,19 +356,18 @@ class Method:
 
     def max_length(self, index: int) -> int | None:
         """Most tokens of prompt and answer together in a task, by default as stream and model allow; None: no limit."""
-        limits = [limit for limit in (self.stream.max_seq_length(index), self.room(index)) if limit is not None]
-        length = self.config.max_seq_length if self.config.max_seq_length > 0 else min(limits, default=None)
+        own, limits = self.config.max_seq_length, (self.stream.max_seq_length(index), self.room(index))
+        length = own if own > 0 else min((max(1, limit) for limit in limits if limit is not None), default=None)
         return per_task(self.config.max_seq_length_list, length, index)
 
     def room(self, index: int) -> int | None:
-        """Positions of the model that are left for a prompt, besides the longest answer and peft's virtual tokens."""
-        count, adapter = self.backbone.positions, self.config.PEFT_type
+        """Positions of the model that the longest answer and virtual tokens leave for a prompt; below 1: none."""
+        count = self.backbone.positions
         if count is None:
             return None
         if self.backbone.kind == "decoder" and self.classifier is None:  # a decoder writes after the prompt
             count -= self.max_new_tokens(index)
-        virtual = self.config.PEFT_num_virtual_tokens if adapter in ("PromptTuning", "PrefixTuning") else 0
-        return max(1, count - virtual)
+        return count - self.virtual_tokens
 
     def max_new_tokens(self, index: int) -> int:
         """Most tokens of an answer that is generated in a task."""

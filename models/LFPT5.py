@@ -60,6 +60,7 @@ class LFPT5(LAMOL_KD):
         rng, n = random_for(self.config.seed, "prompt"), self.options.LFPT5_num_virtual_tokens
         self.prompt = nn.ParameterList([random_words(self.model, tokenizer, n, rng)])
         self.extra["prompt"] = self.prompt
+        self.virtual_tokens = n
         super().setup()
         if len(tokenizer) > old:
             self.extra["rows"] = NewRows(self.model, old, len(tokenizer) - old)

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from models.Base import Method, Setting, Task
+from utils.backbone import kind
 from utils.classifier import MASKED, HeadAnswers
 from utils.config import Config, OptionGroup
 from utils.dataloader import Batch, Encoded, collate
@@ -74,6 +75,11 @@ class PEFT(Method):
             (
                 config.classifier is not None and way in ("task_id", "route"),
                 f"PEFT_inference: {way} has no effect with a classifier, where each head uses the adapter of its task",
+            ),
+            (
+                way == "route" and per_task and kind(config) == "encoder-decoder",
+                "PEFT_inference: route needs the perplexity of a question, which an encoder-decoder reads and does not "
+                "write; use newest, sum or task_id",
             ),
             (config.keep_optimizer_state and per_task, "keep_optimizer_state: has no effect with PEFT_per_task"),
             (

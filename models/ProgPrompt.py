@@ -66,6 +66,7 @@ class ProgPrompt(Method):
         tasks = range(len(self.stream.tasks))
         self.prompts = nn.ParameterList([nn.Parameter(self.new_prompt(k)) for k in tasks])
         self.extra["prompts"] = self.prompts
+        self.virtual_tokens = sum(map(len, self.prompts))
         self.draw_mlp(0)
 
     def new_prompt(self, k: int) -> Tensor:

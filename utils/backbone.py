@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from utils.config import Config
-from utils.errors import UserError
+from utils.errors import UserError, reason_of
 from utils.model import adapters
 from utils.model.architecture import Backbone, Model, kind_of
 from utils.seed import seed_torch
@@ -188,7 +188,7 @@ def _fetch(load: Callable[..., Any], config: Config, **options: Any) -> Any:
     except (UserError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a folder from elsewhere can make the library raise nearly anything
-        reason = " ".join(str(error).split())[:400] or type(error).__name__
+        reason = reason_of(error)
         if Path(source).exists():
             raise UserError(f"backbone: the model in {source} could not be loaded: {reason}") from None
         raise UserError(

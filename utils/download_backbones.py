@@ -21,7 +21,7 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a file: Python then looks for modules in utils/ instead of the folder above
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from utils.errors import UserError, exit_with
+from utils.errors import UserError, exit_with, reason_of
 from utils.options.parse import fail
 
 WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
@@ -84,9 +84,10 @@ def download(name: str, revision: str | None, out: Path) -> None:
         snapshot_download(
             name, revision=revision, local_dir=out, allow_patterns=list(WANTED), ignore_patterns=list(NOT_WANTED)
         )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"--backbone: {name} could not be downloaded ({reason})") from None
+    except UserError:
+        raise
+    except Exception as error:  # the network's libraries have many kinds
+        raise UserError(f"--backbone: {name} could not be downloaded ({reason_of(error)})") from None
 
 
 def find_quantised() -> Path:
@@ -126,8 +127,8 @@ def check(folder: Path) -> None:
     for kind in (AutoConfig, AutoTokenizer):
         try:
             kind.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, ImportError) as error:
-            reason = str(error).strip().split("\n")[0]
+        except Exception as error:  # what is in the files can make the library raise nearly anything
+            reason = reason_of(error)
             raise UserError(f"{folder}: {kind.__name__} cannot load the downloaded model ({reason})") from None
 
 

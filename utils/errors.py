@@ -24,6 +24,11 @@ def printable(text: str) -> str:
     return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in HIDDEN else c for c in text)
 
 
+def reason_of(error: BaseException, most: int = 400) -> str:
+    """What a library's error says, all its lines on one; its type if it says nothing."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 class UserError(Exception):
     """An error of the user, in one sentence: file or option, what was expected, what was got, what to do.
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.dataset import Example, Stream
-from utils.errors import UserError
+from utils.errors import UserError, reason_of
 
 PROMPT_TYPES = {  # {x}: input; {s}: input without entity markers; {e1}, {e2}: the two marked entities
     "none": "{x}",
@@ -222,7 +222,7 @@ class ChatTemplate:
             with _limited():
                 return _joined(_compiled(words.get_chat_template()).generate(given))
         except Exception as error:  # a template is a program from elsewhere, which can raise anything
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = reason_of(error, 200)
             roles = ", ".join(role for role, _ in messages)[:60]
             raise UserError(f"dataset: the backbone's chat template fails on a chat of {roles}: {reason}") from None
 

@@ -66,7 +66,16 @@ def test_a_model_without_safetensors_is_refused(hub, tmp_path, capsys):
 
 def test_an_unknown_name_is_reported_in_one_line(hub, tmp_path, capsys):
     assert main(["--backbone", "other/model", "--out", str(tmp_path / "out")]) == 2
-    assert capsys.readouterr().err == "error: --backbone: other/model could not be downloaded (404: other/model)\n"
+    assert capsys.readouterr().err == "error: --backbone: other/model could not be downloaded (404: other/model more)\n"
+
+
+def test_a_network_that_breaks_off_is_one_sentence(hub, tmp_path, capsys, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("connection\nreset")  # httpx's errors are not OSErrors
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", broken)
+    assert main(["--backbone", "some/model", "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == "error: --backbone: some/model could not be downloaded (connection reset)\n"
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(hub, tmp_path, capsys):

@@ -180,18 +180,18 @@ def _data_parallel(config: Config) -> Accelerator:
 
 def _deepspeed(config: Config) -> Accelerator:
     from accelerate import Accelerator
-    from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
+    from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, patch_environment
     from transformers.integrations import unset_hf_deepspeed_config
 
     on_cpu = not torch.accelerator.is_available()
     if on_cpu:
         deepspeed_internals.skip_shared_memory()
-    accelerator = Accelerator(
-        # Not cpu=True: accelerate would silently make it DDP.
-        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if on_cpu else [],
-        mixed_precision="no",  # weights in float32; placement.py runs the model in autocast, as with DDP
-        gradient_accumulation_plugin=GradientAccumulationPlugin(config.gradient_accumulation_steps),
-    )
+    with patch_environment(accelerate_use_cpu="false"):  # and not cpu=True: accelerate would silently make it DDP
+        accelerator = Accelerator(
+            kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if on_cpu else [],
+            mixed_precision="no",  # weights in float32; placement.py runs the model in autocast, as with DDP
+            gradient_accumulation_plugin=GradientAccumulationPlugin(config.gradient_accumulation_steps),
+        )
     unset_hf_deepspeed_config()  # otherwise transformers would load models in parts
     own = deepspeed_numbers(config, accelerator.num_processes)
     # torch's AdamW in every mode: DeepSpeed's AdamW for CPUs differs, and is compiled at first use.

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.config import Config
-from utils.errors import UserError
+from utils.errors import UserError, reason_of
 from utils.model import targets
 from utils.model.architecture import Model, kind_of
 from utils.seed import seed_torch
@@ -59,7 +59,7 @@ def wrap(model: PreTrainedModel, config: Config) -> Model:
     try:
         wrapped = get_peft_model(model, _recipe(config, model), FIRST)
     except ValueError as error:
-        reason = " ".join(str(error).split())[:400] + _advice(config, str(error))
+        reason = reason_of(error) + _advice(config, str(error))
         raise UserError(f"PEFT_type: {config.PEFT_type} does not fit {type(model).__name__}: {reason}") from None
     wrapped.words = model.config.vocab_size  # when `save` is called a method may have added some
     return wrapped
@@ -214,6 +214,11 @@ def factors(model: Model, side: str, adapter: str) -> dict[str, nn.Parameter]:
     """LoRA's A (r, D_in) or B (D_out, r) of one adapter, by the name of the layer; D_in of an embedding: its tokens."""
     ends = (f".lora_{side}.{adapter}.weight", f".lora_embedding_{side}.{adapter}")
     return {name.removesuffix(end): w for name, w in model.named_parameters() for end in ends if name.endswith(end)}
+
+
+def virtual_tokens(config: Config) -> int:
+    """How many the adapter puts before each text."""
+    return config.PEFT_num_virtual_tokens if config.PEFT_type in ("PromptTuning", "PrefixTuning") else 0
 
 
 def need_lora(config: Config) -> list[str]:

@@ -46,6 +46,15 @@ def positions(net: PreTrainedModel) -> int | None:
     return count
 
 
+def has_fixed_positions(shape: PreTrainedConfig) -> bool:
+    """True if a model has a table of positions and fails beyond it; rotary ones are computed for any position.
+
+    Args:
+        shape: The `config` of a model.
+    """
+    return not getattr(shape.get_text_config(), "rope_parameters", None)
+
+
 @dataclass
 class Backbone:
     """A language model with its tokenizer."""

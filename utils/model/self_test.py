@@ -16,7 +16,7 @@ from torch import Tensor
 from utils.config import Config
 from utils.dataloader import Encoded, collate, parts_of
 from utils.dataset import Example
-from utils.errors import UserError
+from utils.errors import UserError, reason_of
 from utils.model import adapters
 from utils.model.architecture import Backbone
 from utils.model.forward import answer_logits, features
@@ -54,7 +54,7 @@ def self_test(
     except (UserError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a model that does not accept these inputs can raise any exception
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = reason_of(error, 200)
         raise UserError(
             f"backbone: {name} fails on a batch of two texts: {reason}; use another model or adapter"
         ) from None

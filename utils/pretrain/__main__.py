@@ -30,7 +30,7 @@ from torch.nn.functional import cross_entropy
 from utils.config import Config
 from utils.dataloader import IGNORE
 from utils.distributed.modes import make_accelerator, mode
-from utils.errors import UserError, exit_code, exit_with, termination_interrupts
+from utils.errors import UserError, exit_code, exit_with, reason_of, termination_interrupts
 from utils.logger import environment
 from utils.optimizer import schedule_factor
 from utils.options.parse import fail
@@ -73,10 +73,11 @@ def make_shape(recipe: Recipe, texts: list[str]) -> tuple[Any, Any]:
     if recipe.backbone:
         try:
             return AutoTokenizer.from_pretrained(recipe.backbone), AutoConfig.from_pretrained(recipe.backbone)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().split("\n")[0]
+        except Exception as error:  # a folder from elsewhere can make the library raise nearly anything
+            if Path(recipe.backbone).exists():
+                raise UserError(f"--backbone: {recipe.backbone} could not be loaded: {reason_of(error)}") from None
             where = f"--backbone: {recipe.backbone} is not a folder with a model"
-            raise UserError(f"{where} and could not be fetched ({reason})") from None
+            raise UserError(f"{where} and could not be fetched ({reason_of(error)})") from None
     tokenizer = make_tokenizer(texts, recipe.vocab)
     return tokenizer, GPTNeoXConfig(
         vocab_size=len(tokenizer),

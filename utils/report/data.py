@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from models.Base import Method
 from utils.classifier import ClassEncoder
 from utils.dataloader import Encoder
-from utils.dataset import SPLITS, Example, Stream
+from utils.dataset import SPLITS, Example, Stream, TaskData
 from utils.errors import UserError
-from utils.model.architecture import Backbone
+from utils.model.architecture import Backbone, has_fixed_positions
 from utils.model.generation import decode
 
 CHECKED = 20_000  # examples of a split in a stream of one task; several tasks share them
@@ -41,22 +42,60 @@ def lines(stream: Stream, encoder: Encoder | ClassEncoder, backbone: Backbone) -
     return found
 
 
-def check_sentences(stream: Stream, encoder: Encoder | ClassEncoder, backbone: Backbone) -> None:
-    """Refuse test sentences that a model cannot read whole, where every word has a tag to be scored.
+def check_lengths(method: Method) -> None:
+    """Refuse texts and limits that are longer than what the backbone can read.
 
     Raises:
-        UserError: some have more tokens than the model has positions.
+        UserError: a limit, an answer to be learned or, where all words have tags to be scored, a test sentence has more
+            tokens than the model has positions.
     """
-    limit = backbone.positions
-    if isinstance(encoder, Encoder) or not stream.is_word_level or limit is None:
+    backbone, encoder, stream = method.backbone, method.encoder, method.stream
+    count = backbone.positions
+    if count is None:
         return
+    if stream.is_word_level and not isinstance(encoder, Encoder):
+        _check_sentences(stream, encoder, count)
+    if has_fixed_positions(backbone.model.config):
+        for index, task in enumerate(stream.tasks):
+            _check_limits(method, index, count)
+            if isinstance(encoder, Encoder):
+                _check_answers(task, encoder, count - method.virtual_tokens)
+
+
+def _check_sentences(stream: Stream, encoder: ClassEncoder, count: int) -> None:
     for task in stream.tasks:
-        long = sum(length > limit for length in encoder.lengths(task.test))
+        long = sum(length > count for length in encoder.lengths(task.test))
         if long:
             raise UserError(
-                f"{stream.name}, {task.name}: {long} of {len(task.test)} test sentences have more than the {limit} "
+                f"{stream.name}, {task.name}: {long} of {len(task.test)} test sentences have more than the {count} "
                 "tokens that the backbone can read, so not all words could be scored; split these sentences"
             )
+
+
+def _check_limits(method: Method, index: int, count: int) -> None:
+    room, asked, written = method.room(index), method.max_length(index), method.max_new_tokens(index)
+    least = 1 if method.backbone.kind != "encoder-decoder" or written <= count else count + 1
+    if room is not None and room < least:
+        raise UserError(
+            f"backbone_max_new_token: answers of {written} tokens and {method.virtual_tokens} virtual tokens leave no "
+            f"room for a prompt in the {count} positions of the backbone; lower it"
+        )
+    if room is not None and asked is not None and asked > room:
+        raise UserError(
+            f"max_seq_length: expected at most {room} for task {index}, as the backbone has {count} positions, which "
+            f"answers and virtual tokens share; got {asked}"
+        )
+
+
+def _check_answers(task: TaskData, encoder: Encoder, count: int) -> None:
+    # A text has at most one token per byte; a space, the end of the answer and a prompt are added.
+    candidates = [e for e in task.train if len(_target(e).encode()) + 3 > count]
+    long = sum(len(row.answer) + 1 > count for row in encoder(candidates, None))
+    if long:
+        raise UserError(
+            f"{task.name}: {long} of {len(task.train)} answers to be learned have more tokens than the {count} that "
+            "the backbone can read or write; shorten or leave out these examples"
+        )
 
 
 def _some(examples: Sequence[Example], limit: int) -> Sequence[Example]:

@@ -57,7 +57,7 @@ def launch(plan: Plan, folder: Path | None) -> dict[str, Any]:
         if folder is not None:
             identity.check(folder, plan.resolved, plan.stored)
         method = build_method(plan, accelerator, log)
-        data.check_sentences(plan.stream, method.encoder, method.backbone)
+        data.check_lengths(method)
         has_virtual = plan.method.soft_prompt is not Method.soft_prompt
         tested = self_test(method.backbone, plan.config, accelerator.num_processes, has_virtual, method.is_plain)
         folder = _open_folder(plan, accelerator, folder)

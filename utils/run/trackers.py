@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.tracking import filter_trackers
 
 from utils.config import Config
+from utils.errors import reason_of
 
 WANDB_HOST = "api.wandb.ai"
 WANDB_TIMEOUT_SECONDS = 10  # to begin; wandb's own default waits a minute and a half for a host that does not answer
@@ -40,7 +41,7 @@ class Tracker:
             except Exception as error:  # whatever a tracker raises, it must not stop the run
                 self.alive = False
                 later = "; what it has not sent: wandb sync" if isinstance(error, TimeoutError) else ""
-                self.warn(f"a tracker failed and is left out from here on: {_first_line(error)}{later}")
+                self.warn(f"a tracker failed and is left out from here on: {reason_of(error, 200)}{later}")
 
 
 def tracker_names(config: Config) -> list[str]:
@@ -66,9 +67,9 @@ def start_tracker(
     except Exception as error:  # see the module's docstring
         accelerator.trackers = []
         if os.environ.get("WANDB_MODE", "online") != "online" or not config.is_wandb:
-            warn(f"no tracker: {_first_line(error)}")
+            warn(f"no tracker: {reason_of(error, 200)}")
             return None
-        warn(f"is_wandb: wandb can't be reached ({_first_line(error)}); it writes to {folder}/wandb instead")
+        warn(f"is_wandb: wandb can't be reached ({reason_of(error, 200)}); it writes to {folder}/wandb instead")
         os.environ["WANDB_MODE"] = "offline"
         return start_tracker(accelerator, config, values, folder, warn)
     return Tracker(accelerator, warn)
@@ -105,7 +106,3 @@ def _has_wandb_key() -> bool:
         return netrc.netrc().authenticators(WANDB_HOST) is not None
     except (OSError, netrc.NetrcParseError):
         return False
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().split("\n")[0] or type(error).__name__)[:200]

@@ -1,6 +1,7 @@
 """What accelerate launch may ask for, and what is refused before a weight is loaded."""
 
 import json
+import os
 
 import pytest
 
@@ -160,3 +161,18 @@ def test_modes_contain_each_other():
     assert modes.WHOLE_GRADIENTS < modes.WHOLE_WEIGHTS < modes.ALL
     allowed = {load_method(name).parallel for name in tiny.METHODS}
     assert allowed == {modes.WHOLE_GRADIENTS, modes.WHOLE_WEIGHTS, modes.ALL}
+
+
+def test_deepspeed_does_not_become_ddp_by_a_variable(monkeypatch):
+    """With ACCELERATE_USE_CPU accelerate would make an accelerator without DeepSpeed."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+
+    class Seen(Exception):
+        """What the variable is when the accelerator is made."""
+
+    def accelerator(**_):
+        raise Seen(os.environ["ACCELERATE_USE_CPU"])
+
+    monkeypatch.setattr("accelerate.Accelerator", accelerator)
+    with pytest.raises(Seen, match="false"):
+        modes._deepspeed(tiny.make_config())

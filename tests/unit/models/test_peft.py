@@ -241,6 +241,12 @@ def test_adaptercl_learns_every_token_of_a_text(tmp_path):
         ("PEFT", {"PEFT_type": "IA3"}, {"PEFT_inference": "sum"}, "PEFT_inference: sum needs PEFT_type LoRA"),
         ("PEFT", {}, {"PEFT_inference": "route", "PEFT_per_task": False}, "PEFT_inference: has no effect with"),
         ("PEFT", {"keep_optimizer_state": True}, {}, "keep_optimizer_state: has no effect with PEFT_per_task"),
+        (
+            "PEFT",
+            {"backbone": tiny.backbone_folder("t5")},
+            {"PEFT_inference": "route"},
+            "PEFT_inference: route needs the perplexity of a question",
+        ),
         ("PEFT", {"recovery": True}, {"PEFT_inference": "route"}, "recovery: trains task 0's adapter"),
         (
             "PEFT",

@@ -144,6 +144,7 @@ def test_a_streams_training_texts_are_read_and_its_answers_only_known_by_name():
         (["--raw-dir", "nowhere"], "is missing"),
         (["--stream", "nowhere"], "nowhere/continual_data.json is missing; "),
         (["--stream", "nowhere", "--persons", "3"], "--persons: has no effect with --stream"),
+        (["--backbone", "tests"], "--backbone: tests could not be loaded: "),
         (["--backbone", "./nowhere"], "--backbone: ./nowhere is not a folder with a model and could not be fetched"),
     ],
 )

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 
 from tests import tiny
-from utils.classifier import ClassEncoder, Classes
 from utils.dataloader import Encoder
 from utils.dataset import Example, Stream, TaskData
 from utils.errors import UserError
@@ -49,13 +48,70 @@ def test_long_splits_are_checked_in_part(monkeypatch):
     )
 
 
+def method_of(stream, family="gpt2", **options):
+    own = options.pop("own", {})
+    config = tiny.make_config(backbone=tiny.backbone_folder(family), **options)
+    return tiny.make_method(tiny.make_session(config, stream=stream), stream, **own)
+
+
+def with_first(stream, **splits):
+    """The stream with other examples in its first task."""
+    return replace(stream, tasks=(replace(stream.tasks[0], **splits), *stream.tasks[1:]))
+
+
 def test_test_sentences_that_the_model_cannot_read_whole_are_refused():
-    stream = tiny.word_stream()
-    backbone = tiny.make_backbone("bert_encoder")
-    encoder = ClassEncoder(Encoder(backbone.tokenizer, "none", True), Classes(stream), "last_token")
-    data.check_sentences(stream, encoder, backbone)
-    first = stream.tasks[0]
+    stream, options = tiny.word_stream(), {"family": "bert_encoder", "classifier": "Linear", "il_mode": "CIL"}
+    data.check_lengths(method_of(stream, **options))
     long = Example(" ".join(["cat"] * 5000), " ".join(["O"] * 5000))
-    longer = replace(stream, tasks=(replace(first, test=(*first.test, long)), *stream.tasks[1:]))
-    with pytest.raises(UserError, match="1 of"):
-        data.check_sentences(longer, encoder, backbone)
+    with pytest.raises(UserError, match="1 of 5 test sentences have more than the 256 tokens"):
+        data.check_lengths(method_of(with_first(stream, test=(*stream.tasks[0].test, long)), **options))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"max_seq_length": 248}, None),  # 256 positions less 8 of an answer
+        ({"max_seq_length": 249}, "max_seq_length: expected at most 248 for task 0, as the backbone has 256 positions"),
+        ({"max_seq_length_list": (9, 9, 250)}, "max_seq_length: expected at most 248 for task 2"),
+        ({"max_seq_length": 246, "PEFT_type": "PromptTuning"}, "max_seq_length: expected at most 238"),
+        (
+            {"max_seq_length": 246, "method": "ProgPrompt", "own": {"ProgPrompt_num_tokens_per_task": 9}},
+            "max_seq_length: expected at most 221",  # of three tasks
+        ),
+        ({"max_seq_length": 246, "method": "LFPT5"}, "max_seq_length: expected at most "),
+        (
+            {"backbone_max_new_token": 256},
+            "backbone_max_new_token: answers of 256 tokens and 0 virtual tokens",
+        ),
+        ({"max_seq_length": 256, "family": "bart"}, None),  # answers have positions of their own
+        ({"backbone_max_new_token": 257, "family": "bart"}, "backbone_max_new_token: answers of 257 tokens"),
+        ({"max_seq_length": 9999, "family": "neox"}, None),  # rotary positions
+    ],
+)
+def test_limits_beyond_a_table_of_positions_are_refused(options, reason):
+    method = method_of(tiny.micro_stream(), **options)
+    if reason is None:
+        data.check_lengths(method)
+        return
+    with pytest.raises(UserError) as caught:
+        data.check_lengths(method)
+    assert str(caught.value).startswith(reason)
+
+
+def test_answers_that_cannot_be_learned_whole_are_refused():
+    stream = tiny.micro_stream()
+
+    def learning(count, **options):
+        """An answer of this many tokens: a space, characters that no text holds, EOS."""
+        train = (*stream.tasks[0].train, Example("q", "~" * (count - 2)))
+        method = method_of(with_first(stream, train=train), **options)
+        assert len(method.encoder(train[-1:], None)[0].answer) == count
+        return method
+
+    data.check_lengths(learning(255))  # 256 positions, one of them of the prompt
+    for method in (learning(256), learning(4000), learning(250, PEFT_type="PromptTuning")):
+        with pytest.raises(UserError, match=r"^micro 0: 1 of 13 answers to be learned have more tokens than the 2"):
+            data.check_lengths(method)
+    data.check_lengths(learning(4000, family="neox"))
+    tested = with_first(stream, test=(Example("q", "~" * 4000),))
+    data.check_lengths(method_of(tested))  # is compared as far as it is generated

@@ -73,7 +73,7 @@ def test_a_tracker_that_fails_is_left_out(start, stage, monkeypatch):
     tracker.finish()
     accelerator.end_training()  # as at the end of every run
     assert calls == [stage]
-    assert told == ["a tracker failed and is left out from here on: no more room"]
+    assert told == ["a tracker failed and is left out from here on: no more room on the disk"]
 
 
 @pytest.mark.parametrize("options", [{"is_tensorboard": True}, {"is_wandb": True}])
