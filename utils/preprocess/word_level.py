@@ -20,7 +20,7 @@ from utils.dataset import LEVELS, SPLITS, Example, Stream, TaskData
 from utils.errors import UserError
 from utils.preprocess.shared.classes import class_facts
 from utils.preprocess.shared.raw import DATASET_DIR, Origin, file_sha256
-from utils.preprocess.shared.tagged import OUTSIDE, Sentence, read_sentences
+from utils.preprocess.shared.tagged import BARE, OUTSIDE, Sentence, Tagged, read_tagged, windows
 
 MAX_SEQ_LENGTH = 128  # for the sentence; the longest answer is added
 
@@ -36,6 +36,12 @@ class Options(config.OptionGroup):
     seen_all_labels: bool = Field(
         False,
         description="Keep tags of other tasks in the training sentences; the published code always does.",
+    )
+    dev_may_lack_types: bool = Field(
+        False, description="Accept a dev file without some of the types of train and test."
+    )
+    window: int | None = Field(
+        None, ge=1, description="Split longer sentences into parts of at most n words, between entities; none: never."
     )
 
 
@@ -58,7 +64,7 @@ class DataSet:
 
     def __init__(self, name: str, options: type[Options], origin: Origin, runs: bool = False):
         self.name, self.Options, self.origin = name, options, origin
-        self.runs = runs  # raw tags are bare types, a run of them is one entity; and the order of types is drawn
+        self.runs = runs  # published tags are bare types, a run of them is one entity; and the order of types is drawn
 
     def build(self, raw_dir: Path | None, options: Options, seed: int) -> Stream:
         """Assign entity types and training sentences to tasks.
@@ -72,8 +78,9 @@ class DataSet:
             UserError: a file is missing or wrong, or the options do not fit the number of types.
         """
         root, paths = raw_dir or DATASET_DIR, {split: f"{self.name}/{split}.txt" for split in SPLITS}
-        splits = {split: read_sentences(root / path, self.origin, self.runs) for split, path in paths.items()}
-        types = _types(splits, root / self.name)
+        read = {split: read_tagged(root / path, self.origin) for split, path in paths.items()}
+        splits = {split: file.sentences for split, file in read.items()}
+        types = _types(splits, root / self.name, options.dev_may_lack_types)
         if self.runs:
             random.Random(f"{seed}:types").shuffle(types)
         groups = _groups(types, options)
@@ -81,25 +88,48 @@ class DataSet:
         train = assign(splits["train"], types, groups, random.Random(f"{seed}:leftover"))
         tasks = tuple(_task(train[k], splits, k, order, options) for k in range(len(groups)))
         dropped = len(splits["train"]) - sum(map(len, train))
+        notes = [f"{dropped} training sentences fit in no task and are dropped"] if dropped else []
+        used = options.model_dump(exclude=_unused(options))
         source = {
             "files": {path: file_sha256(root / path) for path in paths.values()},
-            "options": options.model_dump() | {"seed": seed},
+            "options": used | {"seed": seed},
             "dropped_records": dropped,
-            "notes": [f"{dropped} training sentences fit in no task and are dropped"] if dropped else [],
+            "notes": notes + _notes(read, BARE if self.runs else "BIO", types, options),
         }
         base = len(groups[0])
         name = f"{self.name}_task{len(groups)}_base{base}_inc{options.incremental_task_entity}"
         return Stream(name, tasks, _facts(groups, tasks) | {"SOURCE": source})
 
 
-def _types(splits: dict[str, list[Sentence]], folder: Path) -> list[str]:
+def _unused(options: Options) -> set[str]:
+    """Options that came later: streams made without them keep their bytes."""
+    return {name for name in ("dev_may_lack_types", "window") if not getattr(options, name)}
+
+
+def _notes(read: dict[str, Tagged], usual: str, types: list[str], options: Options) -> list[str]:
+    """What was found out about the files."""
+    lines = [f"{split}.txt: tags are {file.scheme}, made BIO" for split, file in read.items() if file.scheme != usual]
+    lines += [f"{split}.txt: {file.loose} entities begin with I- or E-" for split, file in read.items() if file.loose]
+    found = set().union(*(sentence.types for sentence in read["dev"].sentences))
+    missing = [name for name in types if name not in found]
+    lines += [f"dev.txt has no {', '.join(missing)}"] if missing else []
+    longest = options.window or 0
+    long = {split: sum(len(s.words) > longest for s in file.sentences) for split, file in read.items()}
+    parts = ", ".join(f"{count} of {split}" for split, count in long.items() if longest and count)
+    return lines + ([f"sentences in parts of at most {longest} words: {parts}"] if parts else [])
+
+
+def _types(splits: dict[str, list[Sentence]], folder: Path, dev_may_lack: bool) -> list[str]:
     """The types in alphabetical order; all files must have the same."""
     found = {split: set().union(*(s.types for s in sentences)) for split, sentences in splits.items()}
     types = sorted(set().union(*found.values()))
     for split, present in found.items():
         missing = [name for name in types if name not in present]
-        if missing:
-            raise UserError(f"{folder}: expected the same types in all files, but {split}.txt has no {missing[0]}")
+        if missing and not (split == "dev" and dev_may_lack):
+            hint = "; accept it with --dev-may-lack-types" if split == "dev" else ""
+            raise UserError(
+                f"{folder}: expected the same types in all files, but {split}.txt has no {missing[0]}{hint}"
+            )
     if not types:
         raise UserError(f"{folder}: expected entities, but every tag is {OUTSIDE}")
     return types
@@ -147,13 +177,16 @@ def _task(
 ) -> TaskData:
     own = {name for name, task in order.items() if options.seen_all_labels or task == k}
     seen = {name for name, task in order.items() if task <= k}
-    held = {split: _examples((s for s in splits[split] if s.types & seen), seen, k) for split in ("dev", "test")}
+    size = options.window
+    chosen = {split: (s for s in splits[split] if s.types & seen) for split in ("dev", "test")}
+    held = {split: _examples(sentences, seen, k, size) for split, sentences in chosen.items()}
     places = [i for i, task in enumerate(order.values()) if task == k]
-    return TaskData(f"types {places[0]}-{places[-1]}", train=_examples(train, own, k), **held)
+    return TaskData(f"types {places[0]}-{places[-1]}", train=_examples(train, own, k, size), **held)
 
 
-def _examples(sentences: Iterable[Sentence], kept: set[str], k: int) -> tuple[Example, ...]:
-    return tuple(Example(" ".join(s.words), " ".join(_masked(s.tags, kept)), task=k) for s in sentences)
+def _examples(sentences: Iterable[Sentence], kept: set[str], k: int, longest: int | None) -> tuple[Example, ...]:
+    parts = (part for s in sentences for part in (windows(s, longest) if longest else [s]))
+    return tuple(Example(" ".join(s.words), " ".join(_masked(s.tags, kept)), task=k) for s in parts)
 
 
 def _masked(tags: list[str], kept: set[str]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from utils.dataset import SPLITS, Example, Stream, TaskData, encode, load_stream
 from utils.errors import UserError
 from utils.preprocess import load
 from utils.preprocess.shared.raw import Origin
-from utils.preprocess.shared.tagged import Sentence, read_sentences
+from utils.preprocess.shared.tagged import Sentence, read_tagged, windows
 from utils.preprocess.word_level import assign
 from utils.prompt import render
 
@@ -77,7 +77,8 @@ def test_bare_types_and_bio_tags_are_read_alike(tmp_path):
     (tmp_path / "a.txt").write_text("Tom\tB-person_actor\nHanks\tI-person_actor\nTom\tB-person_actor\nran\tO\n")
     (tmp_path / "b.txt").write_text("Tom\tperson_actor\nHanks\tperson_actor\nran\tO\n")
     origin = Origin("x", "y", "z")
-    (bio,), (bare,) = (read_sentences(tmp_path / name, origin, runs=True) for name in ("a.txt", "b.txt"))
+    ((bio,), *_), ((bare,), scheme, _) = (read_tagged(tmp_path / name, origin) for name in ("a.txt", "b.txt"))
+    assert scheme == "bare types"
     assert bio.tags == ["B-PERSON_ACTOR", "I-PERSON_ACTOR", "B-PERSON_ACTOR", "O"]
     assert bare.tags == ["B-PERSON_ACTOR", "I-PERSON_ACTOR", "O"]
 
@@ -149,8 +150,12 @@ def test_four_columns_and_entities_that_begin_with_i(tmp_path):
 MISTAKES = {
     "test.txt, line 1: expected a word and a tag": lambda text: "lonely\n" + text,
     "test.txt, line 2: expected a word and a tag": lambda text: "a O\n\tO\n" + text,
-    "test.txt, line 1: expected the tag O, B-TYPE or I-TYPE, got 'PER'": lambda text: "a PER\n" + text,
-    "test.txt, line 1: expected the tag O, B-TYPE or I-TYPE, got 'B-'": lambda text: "a B-\n" + text,
+    "test.txt, line 1: expected the tag O, B-TYPE or I-TYPE (or E-TYPE, S-TYPE), got 'PER'": lambda text: (
+        "a PER\n" + text
+    ),
+    "test.txt, line 1: expected the tag O, B-TYPE or I-TYPE (or E-TYPE, S-TYPE), got 'B-'": lambda text: (
+        "a B-\n" + text
+    ),
     "test.txt has no PER": lambda text: text.replace("PER", "LOC"),
     "train.txt has no NEW": lambda text: text.replace("PER", "NEW"),
     "test.txt holds no sentences": lambda text: "\n\n",
@@ -162,6 +167,64 @@ def test_broken_data(message, tmp_path):
     with pytest.raises(UserError) as error:
         build("conll2003", changed(tmp_path, "conll2003/test.txt", MISTAKES[message]))
     assert message in str(error.value)
+
+
+SCHEMES = {  # the same sentence
+    "BIO": "Ada B-PER\nMay I-PER\nEve B-PER\nran O\n\nRome B-LOC\n",
+    "IOB1": "Ada I-PER\nMay I-PER\nEve B-PER\nran O\n\nRome I-LOC\n",
+    "IOBES": "Ada B-PER\nMay E-PER\nEve S-PER\nran O\n\nRome S-LOC\n",
+}
+
+
+def indexed(text: str, first: int, comment: str = "") -> str:
+    """The lines with the number of the word in its sentence in front, and another column."""
+    blocks = (block.split("\n") for block in text.strip().split("\n\n"))
+    made = (
+        "\n".join(f"{i}\t{word}\tX\t{tag}" for i, (word, tag) in enumerate(map(str.split, rows), start=first))
+        for rows in blocks
+    )
+    return "\n\n".join(comment + block for block in made)
+
+
+def test_the_scheme_of_tags_and_an_index_are_found_out(tmp_path):
+    path = tmp_path / "a.txt"
+    for scheme, text in SCHEMES.items():
+        for layout in (text, indexed(text, 0), indexed(text, 1), indexed(text, 1, "#\tfrom a paper\n")):
+            path.write_text(layout, encoding="utf-8")
+            read = read_tagged(path, Origin("x", "y", "z"))
+            assert [s.words for s in read.sentences] == [["Ada", "May", "Eve", "ran"], ["Rome"]], layout
+            assert [s.tags for s in read.sentences] == [["B-PER", "I-PER", "B-PER", "O"], ["B-LOC"]], layout
+            assert read[1:] == (scheme, 0), layout
+    path.write_text("Ada I-PER\nran O\nRome B-LOC\n", encoding="utf-8")
+    assert read_tagged(path, Origin("x", "y", "z"))[1:] == ("BIO", 1)
+    path.write_text("Ada B-PER\nRome LOC\n", encoding="utf-8")
+    with pytest.raises(UserError, match="line 2: expected the tag O, B-TYPE"):
+        read_tagged(path, Origin("x", "y", "z"))
+
+
+def test_what_was_found_out_is_in_the_notes(tmp_path):
+    raw = changed(tmp_path, "conll2003/dev.txt", lambda text: text.replace("B-", "I-").replace("PER", "LOC"))
+    with pytest.raises(UserError, match=r"dev.txt has no PER; accept it with --dev-may-lack-types"):
+        build("conll2003", raw)
+    stream = build("conll2003", raw, dev_may_lack_types=True, window=3)
+    assert stream.config["SOURCE"]["notes"] == [
+        *("dev.txt: tags are IOB1, made BIO", "dev.txt has no PER"),
+        stream.config["SOURCE"]["notes"][-1],
+    ]
+    assert "sentences in parts of at most 3 words: " in stream.config["SOURCE"]["notes"][-1]
+    assert stream.config["SOURCE"]["options"]["window"] == 3
+
+
+def test_long_sentences_come_in_parts_that_cut_no_entity():
+    whole, parts = build("conll2003"), build("conll2003", window=3)
+    for split in SPLITS:
+        for a, b in zip(whole.tasks, parts.tasks, strict=True):
+            one, two = getattr(a, split), getattr(b, split)
+            assert len(two) > len(one) and max(len(e.input.split(" ")) for e in two) == 3
+            assert " ".join(e.input for e in one) == " ".join(e.input for e in two)
+            assert " ".join(e.target for e in one) == " ".join(e.target for e in two)  # none begins with I-
+    longest = list(windows(Sentence(list("abcd"), ["B-X", "I-X", "I-X", "O"]), 2))
+    assert longest == [(["a", "b"], ["B-X", "I-X"]), (["c", "d"], ["B-X", "O"])]  # longer than a part
 
 
 def test_missing_file(tmp_path):
