@@ -27,6 +27,7 @@ LAYERS = [
     ["utils.evaluation", "utils.probing"],
     ["utils.options"],
     ["utils.run"],
+    ["utils.jobs"],
     ["main_CL", "utils.sweep", "utils.download_backbones", "utils.diagnose", "utils.pretrain"],
 ]
 FAMILIES = {  # methods that extend another one

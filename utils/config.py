@@ -382,3 +382,10 @@ class NoOptions(OptionGroup):
 def per_task(values: tuple[T, ...] | None, value: T, index: int) -> T:
     """The value for one task: from the list if there is one, otherwise the common value."""
     return value if values is None else values[index]
+
+
+def epochs_of(config: Config, index: int) -> int:
+    """Epochs of the task that is learned at this place, from 0."""
+    first = config.training_epochs_first_task
+    epochs = config.training_epochs if index > 0 or first is None else first
+    return per_task(config.training_epochs_list, epochs, index)

@@ -9,10 +9,10 @@ import yaml
 from tests.e2e.test_cli import call, run
 from tests.tiny import backbone_folder, compare, micro_stream
 from utils.dataset import save_stream
+from utils.jobs.runs import Job
 from utils.report.results import build, group
 from utils.run import identity
 from utils.storage.files import read_json, write_json, write_text
-from utils.sweep import Job
 
 
 @pytest.fixture(scope="module")

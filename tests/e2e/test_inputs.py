@@ -15,10 +15,10 @@ from tests.stress.input_world import Case
 from utils.backbone import load_backbone
 from utils.dataset import save_stream
 from utils.errors import UserError
+from utils.jobs.runs import is_finished
 from utils.options.parse import resolve
 from utils.preprocess import jsonl
 from utils.run.identity import named_after_checkpoint
-from utils.sweep import is_finished
 
 ROOT = Path(__file__).parents[2]
 

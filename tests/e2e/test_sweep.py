@@ -15,8 +15,9 @@ from tests.e2e.test_cli import SMALL
 from tests.tiny import backbone_folder, micro_stream
 from utils import sweep
 from utils.dataset import save_stream
+from utils.jobs import runs
+from utils.jobs.runs import Job, is_finished
 from utils.storage.files import read_json, write_json, write_text
-from utils.sweep import Job, is_finished
 
 ROOT = Path(__file__).parents[2]
 HOW = "interrupted; the same command resumes the runs\n"
@@ -31,7 +32,7 @@ def begun(root: Path, name: str, last_row: list) -> Path:
 
 
 def test_a_job_is_started_resumed_or_left_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "differences", lambda job, run: [])
+    monkeypatch.setattr(runs, "differences", lambda job, run: [])
     job = Job(Path("config/demo/SEQ.yaml"), 1, "p", tmp_path, ("--lr", "1e-3"))
     assert job.folder() is None and not is_finished(job.folder())
     words = job.command()[2:]
@@ -64,7 +65,7 @@ def files(tmp_path):
 def test_everything_is_done_once(files, tmp_path, capsys):
     words = [str(files / "SEQ.yaml"), str(files / "diverges.yaml")]
     words += ["--seeds", "1", "2", "2", "--jobs", "2", "--dump_path", str(tmp_path / "runs")]
-    words += ["--option", "training_epochs", "1"]
+    words += ["--set", "training_epochs=1"]
     assert sweep.main(words) == 1
     told = capsys.readouterr().out
     failed = [line for line in told.splitlines() if "failed: the loss is not finite in task 0" in line]
@@ -128,14 +129,14 @@ def test_runs_end_with_their_sweep(files, tmp_path, capsys, number):
     parent, children = begin_long(files, tmp_path / "runs")
     assert len(children) == 2
     assert sweep.main([str(files / "SEQ.yaml"), "--dump_path", str(tmp_path / "runs")]) == 2
-    assert "is in use by another sweep" in capsys.readouterr().err
+    assert "is in use by another command" in capsys.readouterr().err
     parent.send_signal(number)
     _, errors = parent.communicate(timeout=60)
     wait_for(lambda: not any(map(is_alive, children)))
     expected = {signal.SIGKILL: (-9, ""), signal.SIGTERM: (143, HOW), signal.SIGINT: (130, HOW)}
     assert (parent.returncode, errors) == expected[number]
     for seed in (1, 2):  # each has ended in order
-        assert "interrupted; resume it from" in sweep._last_line(tmp_path / f"runs/sweep/sweep-c-long-seed{seed}.out")
+        assert "interrupted; resume it from" in runs._last_line(tmp_path / f"runs/sweep/sweep-c-long-seed{seed}.out")
 
 
 @pytest.mark.slow
@@ -167,8 +168,8 @@ def test_gpus_are_divided(monkeypatch):
         ("0,1,2,3", 2, True, [["0", "2"], ["1", "3"]]),
         ("0,1", 2, True, [["0"], ["1"]]),
     ):
-        monkeypatch.setattr(sweep, "_gpus", lambda gpus=gpus: gpus.split(","))
-        work = sweep._Work([], workers)
+        monkeypatch.setattr(runs, "_gpus", lambda gpus=gpus: gpus.split(","))
+        work = runs._Work([], workers, {})
         assert [work._own_gpus(slot, several) for slot in range(workers)] == expected, (gpus, workers, several)
 
 
@@ -187,11 +188,11 @@ def test_the_reason_is_one_line(tmp_path):
         ("", -9, "signal 9: it printed nothing"),
     ):
         write_text(output, text)
-        found = sweep._reason(output, code)
+        found = runs.reason(output, code)
         assert found.startswith(expected) and found.endswith(f"({output})") and "\n" not in found, found
 
 
 def test_how_far_a_run_is(tmp_path):
     write_text(tmp_path / "x.out", "[15:04:05] run folder: x\n[15:04:06] task 0, step 25 of 50: loss 1.0\n\n")
-    assert sweep._last_line(tmp_path / "x.out") == "task 0, step 25 of 50: loss 1.0"
-    assert sweep._last_line(tmp_path / "none.out") == ""
+    assert runs._last_line(tmp_path / "x.out") == "task 0, step 25 of 50: loss 1.0"
+    assert runs._last_line(tmp_path / "none.out") == ""

@@ -19,6 +19,7 @@ from tests.stress.input_files import KEPT
 from tests.stress.input_world import Case, World, chatty_backbone
 from tests.stress.spoilt_inputs import spoilt_file, spoilt_json
 from utils import sweep
+from utils.jobs import runs
 from utils.report.__main__ import main as report
 
 
@@ -150,9 +151,9 @@ def _sweep(folder: Path) -> Any:
     cfg = root / "x" / "a.yaml"
     cfg.parent.mkdir(parents=True)
     cfg.write_text("method: SEQ\n", encoding="utf-8")
-    job = sweep.Job(cfg, 1, "p", root, ())
+    job = runs.Job(cfg, 1, "p", root, ())
     shutil.copytree(folder, root / job.name / "2026-01-01-00-00-00-seed1", symlinks=True)
-    with mock.patch.object(sweep.Job, "command", lambda self: ["false"]):
+    with mock.patch.object(runs.Job, "command", lambda self: ["false"]):
         return sweep.main([str(cfg), "--seeds", "1", "--prefix", "p", "--dump_path", str(root)])
 
 

@@ -84,13 +84,17 @@ class Plan:
             return error  # every check that needs the stream gets this error, but the files are read once
 
 
-def check(resolved: Resolved) -> Plan:
+def check(resolved: Resolved, read: Callable[[Config], Stream] = read_stream) -> Plan:
     """The checked plan of a run.
+
+    Args:
+        resolved: Its options.
+        read: Reads its stream as it is stored.
 
     Raises:
         ConfigError: with all problems.
     """
-    plan = Plan(resolved, load_method(resolved.config.method), mode())
+    plan = Plan(resolved, load_method(resolved.config.method), mode(), read)
     if found := problems(plan):
         raise ConfigError(found)
     return plan
@@ -128,14 +132,14 @@ def stream_fits(plan: Plan) -> list[str]:
     return found
 
 
-def _metrics(plan: Plan) -> list[str]:
+def metrics_of(plan: Plan) -> list[str]:
     """The metric of each task: from the options, otherwise from the stream."""
     return list(plan.config.metric_for_each_task or (plan.stream.metric(k) for k in range(len(plan.stream.tasks))))
 
 
 def metrics_exist(plan: Plan) -> list[str]:
     """Metrics without an implementation."""
-    for name in _metrics(plan):
+    for name in metrics_of(plan):
         find(name)
     return []
 
@@ -167,7 +171,7 @@ def watching_fits(plan: Plan) -> list[str]:
         found.append(
             f"{on_dev}: the dev split of {stream.name} is for tuning (score_split), where it changes what is trained"
         )
-    lower = {name for name in _metrics(plan) if not find(name).higher_is_better}
+    lower = {name for name in metrics_of(plan) if not find(name).higher_is_better}
     if config.early_stop_accuracy is not None and lower:
         found.append(f"early_stop_accuracy: needs a metric where higher is better; got {', '.join(sorted(lower))}")
     return found

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from models.Base import Method, Task
-from utils.config import per_task
+from utils.config import epochs_of
 from utils.dataset import Example
 from utils.evaluation import Cell, evaluate, metric_of
 from utils.seed import random_for
@@ -17,14 +17,11 @@ from utils.storage.moment import Moment
 def task_of(method: Method, index: int) -> Task:
     """A task of the stream, with what the options say about it."""
     config, data = method.config, method.stream.tasks[index]
-    epochs = config.training_epochs
-    if index == 0 and config.training_epochs_first_task is not None:
-        epochs = config.training_epochs_first_task
     return Task(
         index,
         data.name,
         data.train,
-        per_task(config.training_epochs_list, epochs, index),
+        epochs_of(config, index),
         method.max_length(index),
         method.max_new_tokens(index),
     )

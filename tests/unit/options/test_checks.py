@@ -66,7 +66,7 @@ def test_main_reports_them_without_a_traceback(capsys):
 
 
 def test_a_sweep_checks_every_job_before_the_first_one_starts(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sweep, "sweep", lambda *_: pytest.fail("started"))
+    monkeypatch.setattr(sweep, "run_all", lambda *_: pytest.fail("started"))
     good, wrong, worse = (tmp_path / f"{name}.yaml" for name in ("good", "wrong", "worse"))
     streams = save_stream(tiny.micro_stream(), tmp_path / "data").parent
     common = f"dataset: micro\ndataset_path: {streams}\nbackbone: {tiny.backbone_folder()}\n"

@@ -1,0 +1,1 @@
+"""Runs in separate processes, for sweeps, searches and studies."""
