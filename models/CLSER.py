@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.Base import Method, Setting, Task
 from models.common.losses import answer_loss, squared_error
-from utils.config import Float, OptionGroup
+from utils.config import Float, OptionGroup, search
 from utils.dataloader import IGNORE, Batch
 from utils.model.architecture import Model
 from utils.model.weights import Weights, snapshot
@@ -25,7 +25,12 @@ class CLSEROptions(OptionGroup):
     CLSER_alpha_slow: Float = Field(0.999, ge=0, le=1, description="Largest share that the stable average keeps.")
     CLSER_freq_fast: Float = Field(0.9, ge=0, le=1, description="Share of steps that update the plastic average.")
     CLSER_freq_slow: Float = Field(0.7, ge=0, le=1, description="Share of steps that update the stable average.")
-    CLSER_lambda: Float = Field(0.1, ge=0, description="Weight of the squared error to the averages' logits.")
+    CLSER_lambda: Float = Field(
+        0.1,
+        ge=0,
+        description="Weight of the squared error to the averages' logits.",
+        json_schema_extra=search(0.01, 0.1, 1),
+    )
     CLSER_predict_with: Literal["stable", "working"] = Field(
         "stable", description="Weights that answer; the others are evaluated alongside them."
     )

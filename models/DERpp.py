@@ -14,7 +14,7 @@ from torch import Tensor
 from models.Base import Method, Setting, Task
 from models.common.losses import answer_loss, squared_error
 from utils.classifier import MASKED
-from utils.config import Config, Float, Int, OptionGroup
+from utils.config import Config, Float, Int, OptionGroup, search
 from utils.dataloader import IGNORE, Batch
 from utils.dataset import Example, Stream
 from utils.distributed.collectives import gather
@@ -27,8 +27,15 @@ Dark = tuple[Tensor, Tensor]  # of the labelled positions of an example: values 
 class DERppOptions(OptionGroup):
     """Options of DERpp."""
 
-    DERpp_alpha: Float = Field(0.5, ge=0, description="Weight of the squared error to the stored logits.")
-    DERpp_beta: Float = Field(0.5, ge=0, description="Weight of the cross-entropy on answers from memory.")
+    DERpp_alpha: Float = Field(
+        0.5,
+        ge=0,
+        description="Weight of the squared error to the stored logits.",
+        json_schema_extra=search(0.1, 0.5, 1),
+    )
+    DERpp_beta: Float = Field(
+        0.5, ge=0, description="Weight of the cross-entropy on answers from memory.", json_schema_extra=search(0.5, 1)
+    )
     DERpp_targets: Literal["stored", "previous_model"] = Field(
         "stored", description="Target logits: those at insertion, or those of the model of the previous task."
     )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.Base import Method, Task
 from models.common.fisher import Quadratic, diagonal_fisher
-from utils.config import Config, Count, Float, OptionGroup
+from utils.config import Config, Count, Float, OptionGroup, search
 from utils.dataloader import Batch, count_tokens
 from utils.dataset import Stream
 from utils.model.architecture import Model
@@ -23,7 +23,9 @@ Past = tuple[Tensor, Tensor, Tensor]  # A, m, c of the penalty A (theta - m)^2 +
 class EWCOptions(OptionGroup):
     """EWC."""
 
-    EWC_lambda: Float = Field(5000, ge=0, description="lambda, weight of the penalty.")
+    EWC_lambda: Float = Field(
+        5000, ge=0, description="lambda, weight of the penalty.", json_schema_extra=search(1e2, 1e4, 1e6)
+    )
     EWC_fisher: Literal["sample", "batch"] = Field(
         "sample", description="Squared gradients of single examples, or of batches as in the published code."
     )

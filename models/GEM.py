@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.Base import Method, Setting, Task
 from models.common.gradients import cone_multipliers, dot, shared_gradient
-from utils.config import Config, Count, Float, OptionGroup
+from utils.config import Config, Count, Float, OptionGroup, search
 from utils.dataloader import Batch
 from utils.dataset import Example, Stream
 from utils.model.weights import eval_mode
@@ -23,7 +23,12 @@ from utils.model.weights import eval_mode
 class GEMOptions(OptionGroup):
     """GEM."""
 
-    GEM_margin: Float = Field(0.5, ge=0, description="gamma, smallest share of each old gradient in a projected one.")
+    GEM_margin: Float = Field(
+        0.5,
+        ge=0,
+        description="gamma, smallest share of each old gradient in a projected one.",
+        json_schema_extra=search(0, 0.5, 1),
+    )
     GEM_batch_size: Count | None = Field(
         None, description="Examples of each old task drawn for its gradient at each step; None: all."
     )

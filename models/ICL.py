@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from models.Base import GENERATING, WRITING, Method, Setting, Task
-from utils.config import Config, Int, OptionGroup
+from utils.config import Config, Int, OptionGroup, search
 from utils.dataloader import Encoded
 from utils.dataset import Example, Stream
 from utils.distributed.modes import ALL
@@ -21,7 +21,9 @@ from utils.seed import random_for
 class ICLOptions(OptionGroup):
     """Options of ICL."""
 
-    ICL_n_shot: Int = Field(1, ge=1, description="Demonstrations in front of a question.")
+    ICL_n_shot: Int = Field(
+        1, ge=1, description="Demonstrations in front of a question.", json_schema_extra=search(1, 2, 4)
+    )
     ICL_same_instance: bool = Field(False, description="One demonstration asks for the same fact in other words.")
     ICL_same_concept: bool = Field(False, description="All demonstrations are about the concept of the question.")
 

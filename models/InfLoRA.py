@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.Base import Setting, Task
 from models.PEFT import PEFT
-from utils.config import Config, Float, OptionGroup
+from utils.config import Config, Float, OptionGroup, search
 from utils.dataloader import Batch, collate
 from utils.dataset import Stream
 from utils.distributed.collectives import share, sum_over_processes
@@ -28,6 +28,7 @@ class InfLoRAOptions(OptionGroup):
 
     InfLoRA_threshold: Float = Field(
         0.95,
+        json_schema_extra=search(0.9, 0.95, 0.99),
         gt=0,
         le=1,
         description="eps, share of the old inputs protected from later tasks; rises to 1 over the stream.",

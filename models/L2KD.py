@@ -13,7 +13,7 @@ from models.Base import Task
 from models.common.pseudo_samples import answer_all, make_room
 from models.LAMOL import LAMOL, LAMOLOptions
 from utils.backbone import load_model
-from utils.config import Config, Float
+from utils.config import Config, Float, search
 from utils.dataloader import Batch
 from utils.dataset import Example, Stream
 from utils.model.architecture import Model
@@ -26,7 +26,9 @@ class L2KDOptions(LAMOLOptions):
     L2KD_variant: Literal["word", "seq", "seq_soft"] = Field(
         "word", description="Targets: probabilities, the teacher's answers, or its probabilities of those."
     )
-    L2KD_distill_weight: Float = Field(1.0, gt=0, description="w, weight of the teacher's targets.")
+    L2KD_distill_weight: Float = Field(
+        1.0, gt=0, description="w, weight of the teacher's targets.", json_schema_extra=search(0.5, 1, 2)
+    )
     L2KD_temperature: Float = Field(2.0, gt=0, description="tau, temperature of the distillation.")
     L2KD_first_task_teacher: bool = Field(True, description="Use a teacher in the first task too; False: LAMOL.")
 

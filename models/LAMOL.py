@@ -16,7 +16,7 @@ from models.Base import GENERATING, WRITING, Method, Setting, Task
 from models.common.losses import answer_loss, distillation
 from models.common.pseudo_samples import make_room, parse, sample_texts, tell, top_up
 from utils.buffer import split_evenly
-from utils.config import Config, Float, Int, OptionGroup
+from utils.config import Config, Float, Int, OptionGroup, search
 from utils.dataloader import Batch
 from utils.dataset import Example, Stream
 from utils.distributed.modes import ALL
@@ -30,8 +30,18 @@ ANS, GEN = "__ans__", "__gen__"
 class LAMOLOptions(OptionGroup):
     """LAMOL."""
 
-    LAMOL_lambda: Float = Field(0.25, ge=0, description="Weight of l_G, the loss of writing whole examples.")
-    LAMOL_gamma: Float = Field(0.2, ge=0, description="Pseudo-samples, as a share of the new task's examples.")
+    LAMOL_lambda: Float = Field(
+        0.25,
+        ge=0,
+        description="Weight of l_G, the loss of writing whole examples.",
+        json_schema_extra=search(0.1, 0.25, 0.5),
+    )
+    LAMOL_gamma: Float = Field(
+        0.2,
+        ge=0,
+        description="Pseudo-samples, as a share of the new task's examples.",
+        json_schema_extra=search(0.05, 0.2),
+    )
     LAMOL_topk: Int = Field(20, ge=1, description="Pseudo-samples are drawn from the k best tokens.")
     LAMOL_top_up: Int = Field(5, ge=0, description="Most rounds in which malformed pseudo-samples are replaced.")
     LAMOL_use_task_specific_gen_token: bool = Field(False, description="A separate GEN token for each task.")

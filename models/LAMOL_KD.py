@@ -9,7 +9,7 @@ from torch import Tensor
 
 from models.Base import Task
 from models.LAMOL import LAMOL, LAMOLOptions
-from utils.config import Float, OptionGroup
+from utils.config import Float, OptionGroup, search
 from utils.dataloader import Batch
 from utils.model.architecture import Model
 from utils.model.weights import Weights, snapshot
@@ -18,7 +18,9 @@ from utils.model.weights import Weights, snapshot
 class LAMOL_KDOptions(LAMOLOptions):
     """LAMOL_KD."""
 
-    LAMOL_KD_distill_weight: Float = Field(1.0, ge=0, description="w, weight of the distillation.")
+    LAMOL_KD_distill_weight: Float = Field(
+        1.0, ge=0, description="w, weight of the distillation.", json_schema_extra=search(0.5, 1, 2)
+    )
     LAMOL_KD_temperature: Float = Field(2.0, gt=0, description="tau, temperature of the distillation.")
 
 

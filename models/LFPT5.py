@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from models.Base import Setting, Task
 from models.common.virtual_tokens import NewRows, random_words
 from models.LAMOL_KD import LAMOL_KD, LAMOL_KDOptions
-from utils.config import Float, Int, per_task
+from utils.config import Float, Int, per_task, search
 from utils.dataloader import Batch
 from utils.model.architecture import Model
 from utils.optimizer import Group
@@ -26,7 +26,9 @@ class LFPT5Options(LAMOL_KDOptions):
     LFPT5_label_filter: bool = Field(True, description="Keep only pseudo-samples with an answer of their task.")
     LAMOL_topk: Int = Field(64, ge=1, description="Pseudo-samples are drawn from the k best tokens.")
     LAMOL_use_task_specific_gen_token: bool = Field(True, description="A separate GEN token for each task.")
-    LAMOL_KD_distill_weight: Float = Field(0.05, ge=0, lt=1, description="k, weight of the distillation.")
+    LAMOL_KD_distill_weight: Float = Field(
+        0.05, ge=0, lt=1, description="k, weight of the distillation.", json_schema_extra=search(0.01, 0.05, 0.2)
+    )
     LAMOL_KD_temperature: Float = Field(1.0, gt=0, description="tau, temperature of the distillation.")
 
 

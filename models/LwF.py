@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.Base import Method, Task
 from models.common.losses import answer_loss, distillation
-from utils.config import Float, OptionGroup
+from utils.config import Float, OptionGroup, search
 from utils.dataloader import IGNORE, Batch
 from utils.model.architecture import Model
 from utils.model.forward import labelled_states
@@ -20,7 +20,12 @@ from utils.model.weights import Weights, borrowed, eval_mode, snapshot
 class LwFOptions(OptionGroup):
     """LwF."""
 
-    LwF_lambda: Float = Field(1, ge=0, description="lambda, weight of the distillation; as in the paper without tau^2.")
+    LwF_lambda: Float = Field(
+        1,
+        ge=0,
+        description="lambda, weight of the distillation; as in the paper without tau^2.",
+        json_schema_extra=search(0.1, 1, 10),
+    )
     LwF_temperature: Float = Field(2, gt=0, description="tau, temperature of teacher and student.")
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.Base import Setting, Task
 from models.PEFT import PEFT
-from utils.config import Config, Float, OptionGroup
+from utils.config import Config, Float, OptionGroup, search
 from utils.dataloader import Batch
 from utils.dataset import Stream
 from utils.model import adapters
@@ -20,7 +20,12 @@ from utils.model.architecture import Model
 class OLoRAOptions(OptionGroup):
     """Method OLoRA."""
 
-    OLoRA_lambda_1: Float = Field(0.5, ge=0, description="Weight of the overlap with earlier tasks' subspaces.")
+    OLoRA_lambda_1: Float = Field(
+        0.5,
+        ge=0,
+        description="Weight of the overlap with earlier tasks' subspaces.",
+        json_schema_extra=search(0.1, 0.5, 5),
+    )
     OLoRA_lambda_2: Float = Field(0.0, ge=0, description="Weight of the norms of the new factors.")
 
 

@@ -17,7 +17,7 @@ from models.Base import Setting, Task
 from models.common.pseudo_samples import answer_all, sample_texts
 from models.common.vae import Gaussian, cyclic, gaussian_kl, shifted
 from models.LAMOL_KD import LAMOL_KD
-from utils.config import Config, Count, Float, Int, OptionGroup
+from utils.config import Config, Count, Float, Int, OptionGroup, search
 from utils.dataloader import IGNORE, Batch, collate
 from utils.dataset import Example, Stream
 from utils.model.architecture import Model
@@ -34,14 +34,25 @@ LATENT = ("PCLL_weight_kl", "PCLL_alpha_z", "PCLL_latent_size", "PCLL_cycles")  
 class PCLLOptions(OptionGroup):
     """PCLL."""
 
-    LAMOL_gamma: Float = Field(0.2, ge=0, description="Pseudo-samples, as a share of the new task's examples.")
+    LAMOL_gamma: Float = Field(
+        0.2,
+        ge=0,
+        description="Pseudo-samples, as a share of the new task's examples.",
+        json_schema_extra=search(0.05, 0.2),
+    )
     LAMOL_topk: Int = Field(20, ge=1, description="Pseudo-samples are drawn from the k best tokens.")
     LAMOL_top_up: Int = Field(20, ge=0, description="Most rounds in which unusable pseudo-samples are replaced.")
     PCLL_prompt: str = Field(
         "In the {task} task:", pattern=r"\{task\}", description='p; {task} becomes "0-th" ... or "current".'
     )
     PCLL_cue: str = Field(" Answer:", min_length=1, description="Text between question and answer.")
-    PCLL_KD_weight: Float = Field(0.5, ge=0, le=1, description="k, share of distillation on pseudo rows.")
+    PCLL_KD_weight: Float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="k, share of distillation on pseudo rows.",
+        json_schema_extra=search(0.25, 0.5, 0.75),
+    )
     PCLL_KD_temperature: Float = Field(1.0, gt=0, description="tau, temperature of the distillation.")
     PCLL_weight_vae_loss: Float = Field(1.0, ge=0, description="w_vae; 0: samples without a latent.")
     PCLL_weight_lm_loss: Float = Field(0.5, gt=0, description="w_lm, weight of L_lm.")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.Base import Method, Setting, Task
 from models.common.virtual_tokens import random_words
-from utils.config import Config, Int, OptionGroup, per_task
+from utils.config import Config, Int, OptionGroup, per_task, search
 from utils.dataset import Stream
 from utils.optimizer import Group
 from utils.seed import random_for, seed_torch
@@ -21,7 +21,9 @@ NO_MODEL = "the model is frozen, only prompts are trained"
 class ProgPromptOptions(OptionGroup):
     """ProgPrompt."""
 
-    ProgPrompt_num_tokens_per_task: Int = Field(10, ge=1, description="n, virtual tokens of each task's prompt.")
+    ProgPrompt_num_tokens_per_task: Int = Field(
+        10, ge=1, description="n, virtual tokens of each task's prompt.", json_schema_extra=search(5, 10, 20)
+    )
     ProgPrompt_use_mlp: bool = Field(True, description="Learn the prompt through a residual MLP.")
     ProgPrompt_mlp_size: Int = Field(800, ge=1, description="m, width of the MLP's hidden layer.")
 

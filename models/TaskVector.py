@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 
 from models.Base import GENERATING, WRITING, Method, Task
-from utils.config import Config, Float, OptionGroup
+from utils.config import Config, Float, OptionGroup, search
 from utils.dataset import Stream
 from utils.distributed.modes import ALL
 from utils.model.weights import Weights, assign, interpolate, snapshot
@@ -20,7 +20,9 @@ class TaskVectorOptions(OptionGroup):
     """Options of TaskVector."""
 
     TaskVector_merge: Literal["scale", "wise_ft", "magmax"] = Field("scale", description="How weights are edited.")
-    TaskVector_alpha: Share = Field(0.5, description="alpha, share of the change that is kept.")
+    TaskVector_alpha: Share = Field(
+        0.5, description="alpha, share of the change that is kept.", json_schema_extra=search(0.25, 0.5, 0.75)
+    )
     TaskVector_grid: tuple[Share, ...] = Field((), description="Other shares, evaluated alongside it.")
 
 

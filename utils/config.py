@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import AllowInfNan, BaseModel, ConfigDict, Field, Strict
 
 EMBEDDED_BACKBONE = "dataset/biography_demo_backbone"
+ADAPTER_LR = 10  # adapters are tuned at learning rates higher by this factor
 WATCHING = ("keep_best", "early_stop_accuracy", "early_stop_patience")  # they score a split during training
 # Strict: `true` is not the number 1 and 2.5 is not a number of epochs.
 Int = Annotated[int, Strict()]
@@ -22,6 +23,11 @@ Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=NAME_LENGTH)]  # of
 
 
 T = TypeVar("T")
+
+
+def search(*values: Any) -> dict[str, Any]:
+    """The values of an option that `utils.tune` tries, as `json_schema_extra` of its field."""
+    return {"search": list(values)}
 
 
 class OptionGroup(BaseModel):
@@ -69,6 +75,7 @@ class RunOptions(OptionGroup):
     save_llm_ckpt_step_interval: Int = Field(
         -1, ge=-1, description="Also write a checkpoint every n optimizer steps; -1: never."
     )
+    tuning: str | None = Field(None, description="How the values were chosen, printed by reports; by utils.tune.")
     checkpoint_minutes: Float = Field(
         15, ge=0, description="Also write a checkpoint n minutes after the last one; 0: never."
     )
@@ -204,7 +211,12 @@ class TrainOptions(OptionGroup):
     gradient_checkpointing: bool = Field(
         False, description="Store only the inputs of layers and recompute activations in the backward pass."
     )
-    lr: Float = Field(1e-5, ge=0, description="Learning rate of AdamW.")
+    lr: Float = Field(
+        1e-5,
+        ge=0,
+        description="Learning rate of AdamW.",
+        json_schema_extra=search(1e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3),  # times ADAPTER_LR with an adapter
+    )
     lr_list: tuple[Float, ...] | None = Field(None, description="The same for each task; replaces lr.")
     weight_decay: Float = Field(5e-4, ge=0, description="Weight decay of AdamW.")
     classifier_lr: Float = Field(1e-3, ge=0, description="Learning rate of a classifier's heads.")
@@ -244,8 +256,10 @@ class PeftOptions(OptionGroup):
     PEFT_type: Literal["LoRA", "IA3", "Bottleneck", "PromptTuning", "PrefixTuning"] | None = Field(
         None, description="Train an adapter of this type and freeze the backbone; None: train the backbone."
     )
-    PEFT_lora_r: Int = Field(8, ge=1, description="Rank of LoRA.")
-    PEFT_lora_alpha: Int = Field(16, ge=1, description="LoRA's update is scaled by alpha / r.")
+    PEFT_lora_r: Int = Field(8, ge=1, description="Rank of LoRA.", json_schema_extra=search(4, 8, 32))
+    PEFT_lora_alpha: Int = Field(
+        16, ge=1, description="LoRA's update is scaled by alpha / r.", json_schema_extra=search(8, 16, 32)
+    )
     PEFT_lora_dropout: Float = Field(0.05, ge=0, lt=1, description="Dropout before LoRA's down-projection.")
     PEFT_lora_target_modules: tuple[str, ...] | None = Field(
         None,
@@ -257,8 +271,12 @@ class PeftOptions(OptionGroup):
         description="Names of the linear layers that IA3 scales, or [all-linear]; None: as for LoRA. Of the last layer "
         "of a block the input is scaled, of others the output.",
     )
-    PEFT_bottleneck_size: Int = Field(50, ge=1, description="Width of the bottleneck adapter after each block.")
-    PEFT_num_virtual_tokens: Int = Field(10, ge=1, description="Length of a prompt or prefix.")
+    PEFT_bottleneck_size: Int = Field(
+        50, ge=1, description="Width of the bottleneck adapter after each block.", json_schema_extra=search(16, 50, 128)
+    )
+    PEFT_num_virtual_tokens: Int = Field(
+        10, ge=1, description="Length of a prompt or prefix.", json_schema_extra=search(5, 10, 50)
+    )
     PEFT_prompt_tuning_init_text: str = Field(
         "auto",
         description="Text that initialises a prompt; auto: random vocabulary words, empty: random values.",
@@ -270,7 +288,11 @@ class ReplayOptions(OptionGroup):
 
     is_replay: bool = Field(False, description="Also train on examples of earlier tasks, kept in memory.")
     Replay_buffer_ratio: Float = Field(
-        0.01, gt=0, le=1, description="Share of the examples of each task kept in memory, at least one."
+        0.01,
+        gt=0,
+        le=1,
+        description="Share of the examples of each task kept in memory, at least one.",
+        json_schema_extra=search(0.01, 0.05, 0.1),
     )
     Replay_buffer_size: Int | None = Field(
         None, ge=1, description="Size of the memory in examples, over all tasks; replaces the ratio."

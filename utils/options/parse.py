@@ -176,7 +176,10 @@ def option_table(*schemas: type[OptionGroup]) -> str:
     rows = ["| option | type | default | meaning |", "|---|---|---|---|"]
     for schema in schemas:
         for name, field in schema.model_fields.items():
-            cells = (f"`{name}`", _type_text(field), f"`{field.default}`", field.description)
+            extra = field.json_schema_extra
+            tried = extra.get("search") if isinstance(extra, dict) else None
+            meaning = f"{field.description} Tuned over {tried}." if tried else field.description
+            cells = (f"`{name}`", _type_text(field), f"`{field.default}`", meaning)
             rows.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows)
 

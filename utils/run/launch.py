@@ -180,6 +180,7 @@ def facts(config: Config, stream: Stream) -> dict[str, Any]:
         "stream": stream.name,
         "method": describe(config),
         "seed": config.seed,
+        "tuning": config.tuning,
         "il_mode": config.il_mode,
         "backbone": find_source(config),
         "task_names": [task.name for task in stream.tasks],

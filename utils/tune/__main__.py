@@ -1,0 +1,262 @@
+"""Choose the values of each method on dev: `python -m utils.tune --methods SEQ Replay EWC --tries 6`.
+
+Every method gets the same budget, in tries or in passes (sequences through the model in training). A try trains on the
+first tasks of the stream and is scored on dev, never on test; the best average decides. The default, the first two
+tasks, is what can be known when a stream begins; `--first_k all` is an oracle and is reported as one. Finished tries
+are not repeated and interrupted ones are resumed, so the command can be given again until all is done. It writes
+FOLDER/chosen/<METHOD>.yaml, FOLDER/trials.md and FOLDER/trials.json, FOLDER being <dump_path>/<prefix>. Then:
+`python -m utils.sweep FOLDER/chosen/*.yaml`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from utils.errors import UserError, exit_with
+from utils.jobs import choice, times
+from utils.jobs.choice import Entry
+from utils.jobs.runs import alone, check_all, run_all
+from utils.options import yaml_dialect
+from utils.options.checks import Plan
+from utils.options.stream_view import has_dev
+from utils.progress import say
+from utils.report.tables import percent
+from utils.storage.files import is_file
+from utils.sweep import interruptible, jobs_of
+from utils.tune.proposals import SAMPLERS, Proposals, check_sampler, proposals
+from utils.tune.space import Space, check_names, ends, label_of, space_of
+from utils.tune.trials import Trial, Where, best, describe, is_higher_better, trial_of, write_chosen, write_tables
+
+
+class Budget(NamedTuple):
+    """What each method may spend: one of the two."""
+
+    tries: int | None = None
+    passes: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.tries} tries" if self.passes is None else f"{self.passes:,} passes"
+
+
+class Search:
+    """The search for the values of one row of a comparison."""
+
+    def __init__(self, entry: Entry, plan: Plan, space: Space, source: Proposals, where: Where):
+        self.entry, self.plan, self.space, self.source, self.where = entry, plan, space, source, where
+
+    @property
+    def higher(self) -> bool:
+        """True if a higher score is better."""
+        return bool(is_higher_better(self.plan))
+
+    def trials(self) -> list[Trial]:
+        """All tries that were proposed."""
+        return [trial_of(self.entry, self.plan, point, self.where) for point in self.source.points()]
+
+    def affordable(self, budget: Budget) -> int:
+        """How many more tries the budget allows, as far as their cost is known."""
+        trials = self.trials()
+        if budget.tries is not None:
+            return budget.tries - len(trials)
+        if not trials:
+            return 1
+        least = max(1, times.training_work(self.plan))  # of a try whose cost is not known
+        spent = sum(trial.passes() or least for trial in trials)
+        return int((budget.passes or 0) - spent) * len(trials) // spent
+
+    def chosen(self) -> Trial | None:
+        """The best try so far."""
+        return best(self.trials(), self.higher)
+
+
+def prepare(
+    rows: Sequence[Entry], given: Mapping[str, Any], sampler: str, budget: Budget, where: Where
+) -> list[Search]:
+    """Check everything that can be checked before the first run.
+
+    Args:
+        rows: What is compared.
+        given: Replaces parts of the declared spaces.
+        sampler: One of SAMPLERS.
+        budget: Of each row.
+        where: What all tries share.
+
+    Raises:
+        UserError: with the first problem, or ConfigError with those of all options.
+    """
+    check_sampler(sampler)
+    bare = {row: row._replace(words=(*row.words, *where.words)) for row in rows}
+    jobs = {row: jobs_of([bare[row]], [where.seed], ["stored"], where.prefix, where.root)[0] for row in rows}
+    plans = check_all(list(jobs.values()))
+    by_row = {row: plans[jobs[row]] for row in rows}
+    check_names(given, by_row)
+    found = []
+    for row, plan in by_row.items():
+        if is_higher_better(plan) is None:
+            raise UserError(f"{row.name}: higher is better in some tasks, lower in others; no mean decides")
+        least = times.training_work(plan)
+        if budget.passes is not None and budget.passes < least:
+            raise UserError(f"passes: one try of {row.name} needs at least {least}, got {budget.passes}")
+        space = space_of(row, plan, given)
+        source = proposals(sampler, space, budget.tries, bool(is_higher_better(plan)), row.name, where.folder)
+        found.append(Search(row, plan, space, source, where))
+    check_all([trial_of(one.entry, one.plan, point, where).job for one in found for point in ends(one.space)])
+    return found
+
+
+def tune(searches: Sequence[Search], budget: Budget, sampler: str, workers: int) -> bool:
+    """Run until the budget is spent; False if a run failed for another reason than its values."""
+    together = max(1, workers // len(searches)) if sampler == "tpe" else None  # it draws from the scores so far
+    while True:
+        known = [len(one.source.points()) for one in searches]
+        for one in searches:
+            allowed = max(0, one.affordable(budget))
+            one.source.more(allowed if together is None else min(allowed, together))
+        is_new = known != [len(one.source.points()) for one in searches]
+        waiting = [trial for one in searches for trial in one.trials() if trial.is_open]
+        if waiting:
+            jobs = [trial.job for trial in waiting]
+            run_all(jobs, workers, check_all(jobs))
+        for one in searches:
+            one.source.learn(one.trials())
+        if any(trial.is_open for trial in waiting):
+            return False
+        if not waiting and not is_new:
+            return True
+
+
+def results(searches: Sequence[Search], budget: Budget, sampler: str, command: str) -> list[Path]:
+    """Write the tables and the chosen files, and print what was chosen; returns the files.
+
+    Raises:
+        UserError: a row has no try that came to an end.
+    """
+    folder = searches[0].where.folder
+    head = [f"# {command}", f"Budget of each method: {budget}, {sampler}. Scores in percent, on dev."]
+    files = []
+    for one, name in zip(searches, _names([one.entry for one in searches]), strict=True):
+        trials, chosen = one.trials(), one.chosen()
+        said = describe(trials, one.where, len(one.plan.stored.tasks))
+        head.append(f"{name}: {said}")
+        if one.affordable(budget) > 0:
+            head[-1] += "; the grid has no more points, so a part of the budget is not spent"
+        if chosen is not None:
+            files.append(folder / "chosen" / f"{name}.yaml")
+            write_chosen(chosen, said, command, files[-1])
+            score = percent(chosen.score())
+            say(f"{name}: {label_of(chosen.point)}, {score} % on dev, the best of {len(trials)} tries: {files[-1]}")
+    write_tables([(one.trials(), one.chosen()) for one in searches], "\n\n".join(head), folder)
+    if without := [one.entry.name for one in searches if one.chosen() is None]:
+        raise UserError(f"no try of {', '.join(without)} came to an end; give smaller learning rates (--space)")
+    return files
+
+
+def _names(rows: Sequence[Entry]) -> list[str]:
+    """Names of the chosen files; rows of the same name get those of their files and folders."""
+    twice = Counter(row.name for row in rows)
+    return [
+        row.name if twice[row.name] == 1 else "-".join((row.cfg.parent.name, row.cfg.stem, row.label)).rstrip("-")
+        for row in rows
+    ]
+
+
+def read_space(text: str | None) -> dict[str, Any]:
+    """The words after --space: a YAML file, or YAML.
+
+    Raises:
+        UserError: it is no mapping.
+    """
+    if text is None:
+        return {}
+    try:
+        content = yaml_dialect.read(Path(text).read_text(encoding="utf-8") if is_file(Path(text)) else text)
+    except (OSError, yaml.YAMLError, RecursionError, ValueError) as error:
+        raise UserError(f"space: {text[:80]} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"space: expected a YAML file, or YAML such as '{{lr: [1e-5, 1e-4]}}'; got {text[:80]!r}")
+    return content
+
+
+def run(
+    rows: Sequence[Entry], given: Mapping[str, Any], sampler: str, budget: Budget, where: Where, workers: int, dry: bool
+) -> list[Path] | None:
+    """Search for the values of all rows; returns the chosen files, None if a run failed or with `dry`.
+
+    Raises:
+        UserError: something is wrong with the options, before anything runs; or no try of a row came to an end.
+    """
+    with alone(where.folder):
+        searches = prepare(rows, given, sampler, budget, where)
+        _say_plan(searches, budget, workers)
+        if dry:
+            return None
+        command = f"python -m utils.tune {shlex.join(sys.argv[1:])}"
+        is_whole = tune(searches, budget, sampler, workers)
+        files = results(searches, budget, sampler, command)
+        return files if is_whole else None
+
+
+def _say_plan(searches: Sequence[Search], budget: Budget, workers: int) -> None:
+    """Spaces, and the time that this will take at most."""
+    for one in searches:
+        size = 1
+        for values in one.space.values():
+            size *= len(values)
+        say(f"{one.entry.name}: {one.space}, {size} points; {budget}")
+        if not all(has_dev(one.plan.stored, k) for k in range(len(one.plan.stored.tasks))):
+            say(f"{one.plan.stored.name} has no dev split: a fixed tenth of train is scored (dataset/README.md)")
+    if budget.tries is not None:
+        plans = [one.plan for one in searches for _ in range(budget.tries)]
+        say(f"{len(plans)} runs at most: {times.in_words(searches[0].where.root, plans, workers)}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m utils.tune", description=__doc__.split("\n\n")[1])
+    choice.add_words(parser, "tune")
+    spent = parser.add_mutually_exclusive_group()
+    spent.add_argument("--tries", type=choice.count, help="tries of each method (default: 6)")
+    spent.add_argument("--passes", type=choice.count, help="sequences of each method through the model in training")
+    parser.add_argument("--first_k", default="2", metavar="N", help="tune on the first N tasks (default: 2), or all")
+    parser.add_argument("--space", help="YAML, as text or file: option: [values], or method: {option: [values]}")
+    parser.add_argument("--sampler", choices=SAMPLERS, default="grid")
+    parser.add_argument("--seed", type=int, default=1, help="of all runs")
+    return parser
+
+
+def first_tasks(text: str) -> int | None:
+    """A number of tasks; None: all.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if text == "all":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"first_k: expected a number of tasks or all, got {text!r}")
+    return int(text)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns 0 if values were chosen for every method, 130 or 143 if interrupted."""
+    given = _parser().parse_args(arguments)
+    return interruptible(lambda: _main(given))
+
+
+def _main(given: argparse.Namespace) -> int:
+    rows = choice.entries(given.cfg, given.methods, given.set)
+    where = Where(given.prefix, given.dump_path, given.seed, first_tasks(given.first_k), choice.launcher(given))
+    budget = Budget(None, given.passes) if given.passes is not None else Budget(given.tries or 6)
+    files = run(rows, read_space(given.space), given.sampler, budget, where, given.jobs, given.dry_run)
+    return 0 if given.dry_run or files is not None else 1
+
+
+if __name__ == "__main__":
+    exit_with(main)
