@@ -26,8 +26,11 @@ T = TypeVar("T")
 
 
 def search(*values: Any) -> dict[str, Any]:
-    """The values of an option that `utils.tune` tries, as `json_schema_extra` of its field."""
+    """The values of an option that utils.tune tries, for its field."""
     return {"search": list(values)}
+
+
+LR_SEARCH = search(1e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)  # times ADAPTER_LR with an adapter
 
 
 class OptionGroup(BaseModel):
@@ -107,10 +110,7 @@ class StreamOptions(OptionGroup):
         "stored", description="Order of the tasks: stored, reversed, random:<seed>, or their numbers, such as 2,0,1."
     )
     first_tasks: Int | None = Field(None, ge=1, description="Use only the first n tasks in that order; None: all.")
-    score_split: Literal["test", "dev"] = Field(
-        "test",
-        description="Split whose questions are scored; dev: as in tuning, without the test questions.",
-    )
+    score_split: Literal["test", "dev"] = Field("test", description="Split that is scored; dev: to tune, without test.")
     il_mode: Literal["CIL", "TIL", "IIL", "CIT", "CKE"] = Field(
         "CIT",
         description="Scenario: class-, task-, instance-incremental, instruction tuning, knowledge editing.",
@@ -211,12 +211,7 @@ class TrainOptions(OptionGroup):
     gradient_checkpointing: bool = Field(
         False, description="Store only the inputs of layers and recompute activations in the backward pass."
     )
-    lr: Float = Field(
-        1e-5,
-        ge=0,
-        description="Learning rate of AdamW.",
-        json_schema_extra=search(1e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3),  # times ADAPTER_LR with an adapter
-    )
+    lr: Float = Field(1e-5, ge=0, description="Learning rate of AdamW.", json_schema_extra=LR_SEARCH)
     lr_list: tuple[Float, ...] | None = Field(None, description="The same for each task; replaces lr.")
     weight_decay: Float = Field(5e-4, ge=0, description="Weight decay of AdamW.")
     classifier_lr: Float = Field(1e-3, ge=0, description="Learning rate of a classifier's heads.")
@@ -257,9 +252,7 @@ class PeftOptions(OptionGroup):
         None, description="Train an adapter of this type and freeze the backbone; None: train the backbone."
     )
     PEFT_lora_r: Int = Field(8, ge=1, description="Rank of LoRA.", json_schema_extra=search(4, 8, 32))
-    PEFT_lora_alpha: Int = Field(
-        16, ge=1, description="LoRA's update is scaled by alpha / r.", json_schema_extra=search(8, 16, 32)
-    )
+    PEFT_lora_alpha: Int = Field(16, ge=1, description="LoRA's scale: alpha / r.", json_schema_extra=search(8, 16, 32))
     PEFT_lora_dropout: Float = Field(0.05, ge=0, lt=1, description="Dropout before LoRA's down-projection.")
     PEFT_lora_target_modules: tuple[str, ...] | None = Field(
         None,
@@ -404,10 +397,3 @@ class NoOptions(OptionGroup):
 def per_task(values: tuple[T, ...] | None, value: T, index: int) -> T:
     """The value for one task: from the list if there is one, otherwise the common value."""
     return value if values is None else values[index]
-
-
-def epochs_of(config: Config, index: int) -> int:
-    """Epochs of the task that is learned at this place, from 0."""
-    first = config.training_epochs_first_task
-    epochs = config.training_epochs if index > 0 or first is None else first
-    return per_task(config.training_epochs_list, epochs, index)

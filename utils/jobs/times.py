@@ -12,8 +12,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from utils.config import epochs_of
 from utils.errors import UserError
+from utils.options.stream_view import epochs_of
 from utils.progress import duration
 from utils.storage.files import read_jsonl
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from utils.config import Config
+from utils.config import Config, per_task
 from utils.dataset import TASK_FACTS, Example, Stream, TaskData
 from utils.errors import UserError
 from utils.seed import random_for
@@ -193,3 +193,10 @@ def _first(stream: Stream, count: int) -> Stream:
         facts["idx2label"] = stream.config["idx2label"][: facts["NUM_CLASS"]]
     name = f"{stream.name}, first {count} tasks"
     return Stream(name, stream.tasks[:count], stream.config | facts | {"NUM_TASK": count})
+
+
+def epochs_of(config: Config, index: int) -> int:
+    """Epochs of the task that is learned at this place, from 0."""
+    first = config.training_epochs_first_task
+    epochs = config.training_epochs if index > 0 or first is None else first
+    return per_task(config.training_epochs_list, epochs, index)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from models.Base import Method, Task
-from utils.config import epochs_of
 from utils.dataset import Example
 from utils.evaluation import Cell, evaluate, metric_of
+from utils.options.stream_view import epochs_of
 from utils.seed import random_for
 from utils.storage.moment import Moment
 
