@@ -24,7 +24,7 @@ streams=(
     "clinc150_task15_numbertarget | only | --dataset clinc150 --variant numbertarget"
     "clinc150_task15_classidxplusone | only | --dataset clinc150 --variant classidxplusone"
     "banking77_task7 | banking77/train.csv | --dataset banking77"
-    "fewrel_task8 | fewrel/FewRel-2021.json or fewrel/FewRel-2021.pkl | --dataset fewrel"
+    "fewrel_task8 | fewrel/FewRel-2021.json or fewrel/FewRel-2021.pkl or fewrel/train_wiki.json | --dataset fewrel"
     "tacred_task8 | tacred/TACRED-2021.json or tacred/TACRED-2021.pkl | --dataset tacred"
     "superni_task15 | cl_benchmark/SuperNI/task875_emotion_classification/train.json | --dataset superni"
     "superni_task15_order2 | only | --dataset superni --order 2"

@@ -16,7 +16,11 @@ from utils.preprocess.shared.raw import DATASET_DIR, Origin, file_sha256
 from utils.preprocess.shared.relations import find, read_relations
 
 RAW_FILE = "tacred/TACRED-2021"  # .json or .pkl
-ORIGIN = Origin("catalog.ldc.upenn.edu/LDC2018T24, in the form TACRED-2021.pkl", "LDC licence", "a few MB")
+ORIGIN = Origin(
+    "catalog.ldc.upenn.edu/LDC2018T24, in the form TACRED-2021.pkl of github.com/shaoyijia/VAG, data",
+    "LDC licence",
+    "a few MB",
+)
 KINDS = {"org": "organization related", "per": "person related"}
 
 

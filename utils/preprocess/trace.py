@@ -77,7 +77,7 @@ def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
     """Read the tasks; every split keeps the order of its file.
 
     Args:
-        raw_dir: Folder with TRACE/<task>/{train,eval,test}.json; None: dataset/.
+        raw_dir: Folder with TRACE/<task>/{train,eval,test}.json, or with the folders of tasks; None: dataset/.
         options: See Options.
         seed: Not used; nothing is random.
 
@@ -88,11 +88,11 @@ def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
     num_dev = per_task(options.sub_sample_eval, len(names), "sub-sample-eval")
     published = tuple(TASKS[name].num_test for name in names)
     num_test = per_task(options.sub_sample_test or published, len(names), "sub-sample-test")
-    length = measure(options.length)
+    length, root = measure(options.length), find(raw_dir or DATASET_DIR)
     files: dict[str, str] = {}
     tasks = []
     for k, name in enumerate(names):
-        paths = {split: (raw_dir or DATASET_DIR) / "TRACE" / name / file for split, file in FILES.items()}
+        paths = {split: root / name / file for split, file in FILES.items()}
         read = {split: _read(path, k) for split, path in paths.items()}
         read["dev"] = read["dev"] if num_dev[k] == ALL else read["dev"][: num_dev[k]]
         read["test"] = shortest(read["test"], num_test[k], length)
@@ -100,6 +100,12 @@ def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
         files |= {f"TRACE/{name}/{path.name}": file_sha256(path) for path in paths.values()}
     source = {"files": files, "options": _used(options, names, num_dev, num_test), "notes": _notes(tasks)}
     return Stream(f"TRACE_task{len(names)}", tuple(tasks), _facts(tasks, options) | {"SOURCE": source})
+
+
+def find(raw_dir: Path) -> Path:
+    """The folder with the folders of tasks: TRACE in the folder of raw data, a release in it, or that folder itself."""
+    places = [raw_dir / "TRACE", raw_dir, *sorted(raw_dir.glob("LLM-CL-Benchmark_*"))]
+    return next((place for place in places if any((place / task).is_dir() for task in TASKS)), places[0])
 
 
 def measure(kind: str) -> Callable[[str], int]:

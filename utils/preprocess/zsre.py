@@ -2,13 +2,14 @@
 
 train asks the question (efficacy), test a paraphrase of it. dev holds an unrelated question for each edit of the task
 (locality): the reference is the model's answer before the edits, so these have no
-target here. Data: zsRE (Levy et al., 2017) as prepared for MEND (Mitchell et al., 2022).
+target here. Data: zsRE (Levy et al., 2017) as prepared for MEND (Mitchell et al., 2022); files of KnowEdit (Zhang et
+al., 2024, arXiv 2401.01286) are read as well.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -20,6 +21,8 @@ from utils.preprocess.shared.records import Row, read_rows, remarks
 
 RAW_FILE = "zsre/zsre_mend_train_10000.json"
 ORIGIN = Origin("the editing data linked from github.com/zjunlp/EasyEdit", "MIT", "10000 records")
+QUESTION, ANSWER = ("src", "prompt", "text"), ("alt", "target_new", "labels")  # names in MEND's files, in KnowEdit's
+REPHRASED = ("rephrase", "rephrase_prompt")
 
 
 class Options(config.OptionGroup):
@@ -27,19 +30,35 @@ class Options(config.OptionGroup):
 
     num_task: int = Field(10, ge=1, description="Number of tasks of equal size; a remainder at the end is dropped.")
     raw_file: str = Field(RAW_FILE, description="File with full records, inside the folder of raw data.")
+    target: Literal["alt", "answers"] = Field(
+        "alt", description="Answer to learn: the new one, or the first true one, of which all are accepted."
+    )
+    test: Literal["rephrase", "portability"] = Field(
+        "rephrase", description="Test question: the same in other words, or those whose answers follow from the edit."
+    )
     locality_answers: bool = Field(
         False, description="Store the true answers of locality questions; false: compare with the model's own."
     )
 
 
-class Record(NamedTuple):
-    """An edit: a question, its paraphrase, the new answer, and a question whose answer must not change."""
+class Asked(NamedTuple):
+    """A question, and the texts that are accepted as its answer."""
 
     question: str
-    rephrased: str
-    answer: str
-    locality: str
-    locality_answer: str
+    answers: tuple[str, ...]
+
+    def example(self, k: int) -> Example:
+        """An example of task k."""
+        several = self.answers if len(self.answers) > 1 else None
+        return Example(self.question, self.answers[0], task=k, references=several)
+
+
+class Record(NamedTuple):
+    """An edit, the questions that test it, and those whose answers must not change."""
+
+    edit: Asked
+    test: tuple[Asked, ...]
+    locality: tuple[Asked, ...]
 
 
 def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
@@ -56,38 +75,105 @@ def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
     path = (raw_dir or DATASET_DIR) / options.raw_file
     if path.exists() and path.suffix not in (".json", ".jsonl"):
         raise UserError(f"--raw-file: expected full records as .json or .jsonl, with rephrase and loc, got {path}")
-    records = [_record(row, options.locality_answers) for row in read_rows(path, ORIGIN)]
+    records = [_record(row, options) for row in read_rows(path, ORIGIN)]
     each = len(records) // options.num_task
     if not each:
         raise UserError(f"--num-task: expected at most {len(records)} (records in {path}), got {options.num_task}")
-    tasks = tuple(_task(records[k * each : (k + 1) * each], k, k * each) for k in range(options.num_task))
+    parts = [records[k * each : (k + 1) * each] for k in range(options.num_task)]
+    tasks = tuple(_task(part, k, k * each, options.test) for k, part in enumerate(parts))
     dropped = len(records) - each * options.num_task
     source = {
         "files": {options.raw_file: file_sha256(path)},
-        "options": options.model_dump(exclude={"raw_file"}),
+        "options": options.model_dump(exclude={"raw_file", *_unused(options)}),
         "dropped_records": dropped,
-        "notes": ([f"{dropped} of {len(records)} records at the end are dropped"] if dropped else []) + _notes(tasks),
+        "notes": ([f"{dropped} of {len(records)} records at the end are dropped"] if dropped else [])
+        + _notes(tasks, records[: each * options.num_task], options.test),
     }
     return Stream(f"zsre_task{options.num_task}", tasks, _facts(tasks, len(records), each) | {"SOURCE": source})
 
 
-def _record(row: Row, with_locality_answer: bool) -> Record:
-    texts = [row.text(name).strip() for name in ("src", "rephrase", "alt", "loc")]
-    for name, text in (("src", texts[0]), ("alt", texts[2])):
-        if not text:
-            raise UserError(f"{row.where}: expected a text in the field {name!r}, got an empty one")
-    question, rephrased, answer, locality = texts
-    return Record(question, rephrased, answer, locality, row.text("loc_ans").strip() if with_locality_answer else "")
+def _unused(options: Options) -> set[str]:
+    """Options that came later: streams made without them keep their bytes."""
+    return {name for name, usual in (("target", "alt"), ("test", "rephrase")) if getattr(options, name) == usual}
 
 
-def _task(records: list[Record], k: int, first: int) -> TaskData:
-    """Edits without a paraphrase or a locality question are trained on, but missing in that split."""
-    train = tuple(Example(r.question, r.answer, task=k) for r in records)
-    test = tuple(Example(r.rephrased, r.answer, task=k) for r in records if r.rephrased)
-    dev = tuple(Example(_asked(r.locality), r.locality_answer, task=k) for r in records if r.locality)
-    if not test:
-        raise UserError(f"zsre, records {first + 1} to {first + len(records)}: none has a text in the field 'rephrase'")
-    return TaskData(f"edits {first}-{first + len(records) - 1}", train, dev, test)
+def _record(row: Row, options: Options) -> Record:
+    question = Asked(_text(row, QUESTION, needed=True), _answers(row, options.target))
+    if options.test == "portability":
+        test = _nested(row, "portability")
+    else:
+        test = (Asked(rephrased, question.answers),) if (rephrased := _text(row, REPHRASED)) else ()
+    return Record(question, test, _locality(row, options.locality_answers))
+
+
+def _text(row: Row, names: tuple[str, ...], needed: bool = False) -> str:
+    """The text of the first of these fields that the record has."""
+    name = next((name for name in names if name in row.fields), names[0])
+    text = row.text(name).strip()
+    if needed and not text:
+        raise UserError(f"{row.where}: expected a text in the field {name!r}, got an empty one")
+    return text
+
+
+def _answers(row: Row, target: str) -> tuple[str, ...]:
+    if target == "alt":
+        return (_text(row, ANSWER, needed=True),)
+    name = "answers" if "answers" in row.fields or "ground_truth" not in row.fields else "ground_truth"
+    return _texts(row, name, row.fields.get(name))
+
+
+def _locality(row: Row, with_answers: bool) -> tuple[Asked, ...]:
+    if "locality" in row.fields:
+        return tuple(asked if with_answers else Asked(asked.question, ("",)) for asked in _nested(row, "locality"))
+    question = row.text("loc").strip()
+    answer = row.text("loc_ans").strip() if with_answers else ""
+    return (Asked(_asked(question), (answer,)),) if question else ()
+
+
+def _nested(row: Row, name: str) -> tuple[Asked, ...]:
+    """Questions of KnowEdit: {kind: [{prompt, ground_truth}, ..]}; or one of EasyEdit: {New Question, New Answer}."""
+    groups = row.fields.get(name)
+    if groups is None:
+        return ()
+    if not isinstance(groups, dict):
+        raise row.error(name, "an object of lists of {prompt, ground_truth}", groups)
+    if "New Question" in groups:
+        inner = Row(row.where, groups)
+        return (Asked(inner.text("New Question").strip(), (inner.text("New Answer").strip(),)),)
+    found = []
+    for kind, items in groups.items():
+        for item in items if isinstance(items, list) else [items]:
+            inner = Row(f"{row.where}, {name}, {kind}", item if isinstance(item, dict) else {})
+            prompt, *_ = _texts(inner, "prompt", inner.fields.get("prompt"))
+            found.append(Asked(prompt, _texts(inner, "ground_truth", inner.fields.get("ground_truth"))))
+    return tuple(found)
+
+
+def _texts(row: Row, name: str, value: Any) -> tuple[str, ...]:
+    """Different texts of a text, or of lists of texts inside each other; at least one."""
+    cells, texts = [value], []
+    while cells:
+        cell = cells.pop(0)
+        if isinstance(cell, list):
+            cells = cell + cells
+        else:
+            texts.append(Row(row.where, {name: cell}).text(name).strip())
+    found = tuple(dict.fromkeys(filter(None, texts)))
+    if not found:
+        raise UserError(f"{row.where}: expected a text in the field {name!r}, got an empty one")
+    return found
+
+
+def _task(records: list[Record], k: int, first: int, test: str) -> TaskData:
+    """Edits without a test or a locality question are trained on, but missing in that split."""
+    rows = {
+        "train": tuple(record.edit.example(k) for record in records),
+        "test": tuple(asked.example(k) for record in records for asked in record.test),
+        "dev": tuple(asked.example(k) for record in records for asked in record.locality),
+    }
+    if not rows["test"]:
+        raise UserError(f"zsre, records {first + 1} to {first + len(records)}: none has a text in the field {test!r}")
+    return TaskData(f"edits {first}-{first + len(records) - 1}", **rows)
 
 
 def _asked(question: str) -> str:
@@ -95,10 +181,11 @@ def _asked(question: str) -> str:
     return question if question.endswith("?") else f"{question}?"
 
 
-def _notes(tasks: tuple[TaskData, ...]) -> list[str]:
+def _notes(tasks: tuple[TaskData, ...], records: list[Record], asked: str) -> list[str]:
     lines = []
-    for what, split in (("rephrased", "test"), ("locality", "dev")):
-        missing = sum(len(task.train) - len(getattr(task, split)) for task in tasks)
+    questions = "rephrased" if asked == "rephrase" else asked
+    for what, split, field in ((questions, "test", "test"), ("locality", "dev", "locality")):
+        missing = sum(not getattr(record, field) for record in records)
         if missing:
             lines.append(f"{missing} edits have no {what} question and are left out of {split}")
     train, test = (tuple(e for task in tasks for e in getattr(task, split)) for split in ("train", "test"))

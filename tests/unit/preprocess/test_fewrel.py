@@ -6,6 +6,7 @@ import pytest
 
 from tests.unit.preprocess.raw_data import FIXTURES, as_windows, build, changed, check_classes, sizes
 from utils.errors import UserError
+from utils.preprocess.fewrel import _marked
 from utils.preprocess.shared.safe_pickle import load_plain
 from utils.prompt import render
 
@@ -107,6 +108,49 @@ def test_other_content(text, tmp_path):
     (tmp_path / FILE).write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match="FewRel-2021"):
         build("fewrel", tmp_path)
+
+
+def wiki(relation: str, count: int = 5) -> dict:
+    """A relation of FewRel's own files."""
+    tokens = ["The", "New", "River", "joins", relation, "Bay", "here"]
+    return {
+        relation: [
+            {"tokens": [*tokens, str(i)], "h": ["new river", "Q1", [[1, 2], [6]]], "t": ["bay", "Q2", [[4, 5]]]}
+            for i in range(count)
+        ]
+    }
+
+
+def test_the_published_files_are_read(tmp_path):
+    folder = tmp_path / "fewrel"
+    folder.mkdir()
+    (folder / "train_wiki.json").write_text(json.dumps(wiki("P1") | wiki("P2")), encoding="utf-8")
+    (folder / "val_wiki.json").write_text(json.dumps(wiki("P3")), encoding="utf-8")
+    (folder / "pid2name.json").write_text(json.dumps({"P1": ["mouth", "of a river"], "P3": ["inlet", ""]}), "utf-8")
+    stream = build("fewrel", tmp_path, classes_per_task=2)
+    check_classes(stream)
+    assert sizes(stream) == [(6, 2, 2), (3, 1, 1)] and stream.config["idx2label"] == ["mouth", "P2", "inlet"]
+    first = stream.tasks[0].train[0]
+    assert first.input.startswith("The [E11] New River [E12] joins [E21] P1 Bay [E22] here ")
+    assert render(first, stream.prompt_type)[0].endswith("The relationship between New River and P1 Bay is")
+    assert len(stream.config["SOURCE"]["files"]) == 3
+    assert stream.tasks != build("fewrel", tmp_path, seed=2, classes_per_task=2).tasks
+    for wrong, message in (
+        ([1], "expected {relation: .* got "),
+        (wiki("P1", 2), "P1: expected at least 3 sentences, got 2"),
+        ({"P1": [{"tokens": "a b"}]}, "P1, record 1: expected a list of texts in the field 'tokens', got str"),
+        ({"P1": [{"tokens": ["a"], "h": ["a", "Q", [[3]]]}]}, "positions, .*in the field 'h'"),
+    ):
+        (folder / "train_wiki.json").write_text(json.dumps(wrong), encoding="utf-8")
+        with pytest.raises(UserError, match=message):
+            build("fewrel", tmp_path)
+
+
+def test_entities_that_meet_or_overlap_are_marked():
+    record = {"tokens": ["a", "b", "c"], "h": ["", "", [[0, 1]]], "t": ["", "", [[1, 2]]]}
+    assert _marked(record, "x") == "[E11] a [E21] b [E12] c [E22]"
+    record["t"] = ["", "", [[2]]]
+    assert _marked(record, "x") == "[E11] a b [E12] [E21] c [E22]"
 
 
 def test_missing_file(tmp_path):

@@ -44,6 +44,14 @@ def test_tasks_facts_and_counts():
     assert f"{repeats}, 4 of 10 dev questions are in test" in notes
 
 
+def test_the_folder_of_tasks_may_have_any_name(tmp_path):
+    shutil.copytree(FIXTURES / "TRACE", tmp_path / "LLM-CL-Benchmark_500")
+    for folder in (tmp_path, tmp_path / "LLM-CL-Benchmark_500"):
+        assert make(folder) == make()
+    with pytest.raises(UserError, match=r"TRACE/C-STANCE/train.json is missing"):
+        make(tmp_path / "nowhere")
+
+
 def test_texts_are_used_as_they_are():
     tasks = make().tasks
     assert tasks[0].train[0].input.endswith("\n对象：\n公园\n态度：") and tasks[0].train[0].target == "A"

@@ -18,7 +18,7 @@ def make(raw_dir: Path = FIXTURES, **options: object) -> Stream:
 
 
 def write(folder: Path, rows: list) -> Path:
-    (folder / "zsre").mkdir()
+    (folder / "zsre").mkdir(parents=True)
     (folder / zsre.RAW_FILE).write_text(json.dumps(rows), encoding="utf-8")
     return folder
 
@@ -96,6 +96,48 @@ def test_locality_answers_are_only_needed_when_asked_for(tmp_path):
     assert make(folder, num_task=1).tasks[0].dev[0].input == "d?"
     with pytest.raises(UserError, match="record 1: expected a text in the field 'loc_ans', got nothing"):
         make(folder, num_task=1, locality_answers=True)
+
+
+def test_true_answers_and_portability(tmp_path):
+    rows = [
+        GOOD | {"answers": ["x", "y"], "portability": {"New Question": "n?", "New Answer": "m"}},
+        GOOD | {"answers": ["z"]},
+    ]
+    (task,) = make(write(tmp_path, rows), num_task=1, target="answers", test="portability").tasks
+    assert [e.accepted for e in task.train] == [("x", "y"), ("z",)]
+    assert [(e.input, e.target) for e in task.test] == [("n?", "m")] and [e.input for e in task.dev] == ["d?"] * 2
+    with pytest.raises(UserError, match=r"record 1: expected a text in the field 'answers', got nothing"):
+        make(write(tmp_path / "other", [GOOD]), num_task=1, target="answers")
+
+
+KNOWEDIT = {
+    "subject": "Tall Tower",
+    "prompt": "The city of Tall Tower is",
+    "target_new": "Oslo",
+    "ground_truth": ["Rome", ["Roma"]],
+    "portability": {"Reasoning": [{"prompt": "Its country is", "ground_truth": [["Norway", "Kingdom of Norway"]]}]},
+    "locality": {"Relation_Specificity": [{"prompt": ["It was built in"], "ground_truth": [["1900"]]}]},
+}
+
+
+def test_records_of_knowedit(tmp_path):
+    folder = write(tmp_path, [KNOWEDIT])
+    stream = make(folder, num_task=1, test="portability", locality_answers=True)
+    (task,) = stream.tasks
+    assert [(e.input, e.target) for e in task.train] == [("The city of Tall Tower is", "Oslo")]
+    assert [(e.input, e.accepted) for e in task.test] == [("Its country is", ("Norway", "Kingdom of Norway"))]
+    assert [(e.input, e.target) for e in task.dev] == [("It was built in", "1900")]
+    true = make(folder, num_task=1, test="portability", target="answers").tasks[0].train[0]
+    assert true.accepted == ("Rome", "Roma")
+    with pytest.raises(UserError, match="expected a text in the field 'rephrase', got nothing"):
+        make(folder, num_task=1)
+    for wrong, message in (
+        ([], "expected an object of lists of {prompt, ground_truth} in the field 'portability', got list"),
+        ({"Reasoning": [{"prompt": "a"}]}, "portability, Reasoning: expected a text in the field 'ground_truth'"),
+    ):
+        (folder / zsre.RAW_FILE).write_text(json.dumps([KNOWEDIT | {"portability": wrong}]), encoding="utf-8")
+        with pytest.raises(UserError, match=message):
+            make(folder, num_task=1, test="portability")
 
 
 @pytest.mark.realdata
