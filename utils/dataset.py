@@ -7,8 +7,10 @@ On disk a stream is dataset/<name>/continual_data.json (the examples, one list p
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -169,13 +171,17 @@ def load_stream(name: str, root: Path) -> Stream:
 
 
 def _how_to_make(name: str) -> str:
-    """The command that makes a stream, if there is one."""
-    script = Path(__file__).parents[1] / "preprocess_dataset.sh"
-    if f'"{name} |' in script.read_text(encoding="utf-8"):
+    """The command that makes a stream, or streams of this data set, or that lists the data sets."""
+    script = (Path(__file__).parents[1] / "preprocess_dataset.sh").read_text(encoding="utf-8")
+    made = dict(re.findall(r'^ *"(\S+) \|.* --dataset (\w+)', script, re.MULTILINE))
+    if name in made:
         return f"make it with: bash preprocess_dataset.sh {name}"
-    return (
-        f"{script.name} lists no stream of this name; make it with utils/dataformat_preprocess.py, or correct the name"
-    )
+    near = get_close_matches(name, made, n=1, cutoff=0.8)
+    hint = f"; did you mean {near[0]!r}, made with: bash preprocess_dataset.sh {near[0]}" if near else ""
+    sets = [dataset for dataset in made.values() if name.startswith(f"{dataset}_")]
+    known = f"--dataset {max(sets, key=len)} --help" if sets else "--help"
+    command = f"python utils/dataformat_preprocess.py {known}"
+    return f"preprocess_dataset.sh lists no stream of this name; options that make streams: {command}{hint}"
 
 
 def _check_task_keys(data: Any, path: Path) -> None:

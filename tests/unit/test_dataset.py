@@ -90,6 +90,16 @@ def test_a_missing_stream_names_the_command(tmp_path):
         load_stream("zsre_task10", tmp_path)
     path = tmp_path / "zsre_task10/continual_data.json"
     assert str(error.value) == f"{path} is missing; make it with: bash preprocess_dataset.sh zsre_task10"
+    for name, command in {
+        "nope_task2": "python utils/dataformat_preprocess.py --help",
+        "clinc150_task15_small": "python utils/dataformat_preprocess.py --dataset clinc150 --help; did you mean "
+        "'clinc150_task15', made with: bash preprocess_dataset.sh clinc150_task15",
+    }.items():
+        with pytest.raises(
+            UserError, match=rf"{name}/continual_data\.json is missing; .* lists no stream of this"
+        ) as e:
+            load_stream(name, tmp_path)
+        assert str(e.value).endswith(f"options that make streams: {command}")
     with pytest.raises(UserError, match=r"nope_task2/continual_data\.json is missing; .* lists no stream of this name"):
         load_stream("nope_task2", tmp_path)
 
