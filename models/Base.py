@@ -31,6 +31,7 @@ from utils.distributed.modes import WHOLE_GRADIENTS, WHOLE_WEIGHTS
 from utils.model import adapters, freeze
 from utils.model.architecture import KINDS, Backbone, Model
 from utils.model.forward import features
+from utils.model.head import Scores
 from utils.model.weights import Weights, borrowed, eval_mode, moved
 from utils.optimizer import Group
 from utils.seed import random_for
@@ -86,7 +87,7 @@ class Method:
     hooks read belongs in `state`; structure it added to the model must be rebuilt in `load_state_dict`.
 
     Where are the weights before a step? `on_update` gets them. Weights before a task: `snapshot(self.learning(task))`
-    in `before_task`; `borrowed` and `teacher_logits` run the model under such a copy.
+    in `before_task`; `borrowed` and `teacher_scores` run the model under such a copy.
 
     How to sum over processes? `share(count)` says which pieces of work are this process's; `sum_over_processes` adds
     the results (utils/distributed/collectives.py). The loop averages losses and gradients itself.
@@ -177,8 +178,7 @@ class Method:
         frozen = self.frozen(task)
         parameters = [w for name, w in self.model.named_parameters() if name not in frozen]
         parameters += [w for name, w in self.extra.named_parameters() if not name.startswith("heads.")]
-        lr = per_task(self.config.lr_list, self.config.lr, task.index)
-        body = Group(parameters, lr, self.config.weight_decay)
+        body = Group(parameters, per_task(self.config.lr_list, self.config.lr, task.index), self.config.weight_decay)
         return [body, *self.answers.groups(self.learning_heads(task), self.config)]
 
     def frozen(self, task: Task) -> set[str]:
@@ -213,18 +213,18 @@ class Method:
         `batch.tokens`: then that average is the mean over the whole step. A term that does not depend on the batch,
         such as a penalty on the weights, needs no division.
         """
-        logits, labels = self.outputs(model, batch, task.index)
-        return {"answer": answer_loss(logits, labels, batch.tokens["all"])}
+        scores, labels = self.scores(model, batch, task.index)
+        return {"answer": answer_loss(scores, labels, batch.tokens["all"], batch.label_count)}
 
-    def outputs(self, model: Model, batch: Batch, index: int | None) -> tuple[Tensor, Tensor]:
-        """Logits (B, K, V) and their labels (B, K): the next tokens or, with a classifier, classes.
+    def scores(self, model: Model, batch: Batch, index: int | None) -> tuple[Scores, Tensor]:
+        """Scores (B, K, V) and their labels (B, K): the next tokens or, with a classifier, classes.
 
         Args:
             model: The language model.
             batch: Encoded examples.
             index: The task being learned, which decides the classes that are known; None: as in `predict`.
         """
-        return self.answers.outputs(model, batch, index, self.soft_prompt(index))
+        return self.answers.scores(model, batch, index, self.soft_prompt(index))
 
     def soft_prompt(self, task_id: int | None) -> Tensor | None:
         """Embeddings (P, D) of virtual tokens in front of each text of a task; None: there are none.
@@ -344,10 +344,10 @@ class Method:
         load_first_weights(self.model, self.config)
         self.answers.start_afresh()
 
-    def teacher_logits(self, teacher: Weights, batch: Batch, index: int | None = None) -> Tensor:
-        """Logits (B, K, V) of `outputs` under other weights: in eval mode, without gradients."""
+    def teacher_scores(self, teacher: Weights, batch: Batch, index: int | None = None) -> Scores:
+        """Scores (B, K, V) under other weights: in eval mode, without gradients."""
         with borrowed(self.named(), teacher), eval_mode(self.model, self.extra):
-            return self.outputs(self.model, batch, index)[0]
+            return self.scores(self.model, batch, index)[0].under(teacher, self.named(), self.extra)
 
     def collated(self, examples: Sequence[Example], task: Task) -> Batch:
         """These examples as one batch on the model's device, for measurements alongside training."""

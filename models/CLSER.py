@@ -14,6 +14,7 @@ from models.common.losses import answer_loss, squared_error
 from utils.config import Float, OptionGroup, search
 from utils.dataloader import IGNORE, Batch
 from utils.model.architecture import Model
+from utils.model.head import Scores, sum_over_pieces
 from utils.model.weights import Weights, snapshot
 from utils.seed import random_for
 
@@ -74,21 +75,26 @@ class CLSER(Method):
             average |= {name: w.float() for name, w in snapshot(new).items()}
 
     def loss(self, model: Model, batch: Batch, task: Task) -> dict[str, Tensor]:
-        logits, labels = self.outputs(model, batch, task.index)
+        scores, labels = self.scores(model, batch, task.index)
         old = batch.rows("memory")
-        error = self._error(logits[old], labels[old], batch.only(old), task) if old else logits.sum() * 0
+        error = self._error(scores[old], labels[old], batch.only(old), task) if old else scores.states.sum() * 0
         return {
-            "answer": answer_loss(logits, labels, batch.tokens["all"]),
+            "answer": answer_loss(scores, labels, batch.tokens["all"]),
             "consistency": self.options.CLSER_lambda * error / batch.tokens.get("memory", 1.0),
         }
 
-    def _error(self, logits: Tensor, labels: Tensor, batch: Batch, task: Task) -> Tensor:
+    def _error(self, scores: Scores, labels: Tensor, batch: Batch, task: Task) -> Tensor:
         """Squared errors to z*, () float: mean over the vocabulary, sum over the answer tokens of x'."""
-        plastic, stable = (self.teacher_logits(weights, batch, task.index) for weights in (self.fast, self.slow))
-        logits, labels = logits[:, -plastic.shape[1] :], labels[:, -plastic.shape[1] :]
+        teachers = [self.teacher_scores(weights, batch, task.index) for weights in (self.fast, self.slow)]
+        columns = teachers[0].shape[1]
+        scores, labels = scores[:, -columns:], labels[:, -columns:]
         labelled = labels != IGNORE
-        target = better(plastic[labelled], stable[labelled], labels[labelled])
-        return squared_error(logits[labelled], target)
+
+        def term(own: Tensor, plastic: Tensor, stable: Tensor, wanted: Tensor) -> Tensor:
+            return squared_error(own, better(plastic, stable, wanted))
+
+        of_teachers = (teacher[labelled] for teacher in teachers)
+        return sum_over_pieces(term, scores[labelled], *of_teachers, labels[labelled])
 
     def after_step(self, task: Task) -> None:
         super().after_step(task)

@@ -19,6 +19,7 @@ from utils.dataloader import IGNORE, Batch
 from utils.dataset import Example, Stream
 from utils.distributed.collectives import gather
 from utils.model.architecture import Model
+from utils.model.head import Scores, sum_over_pieces
 from utils.model.weights import Weights, snapshot
 
 Dark = tuple[Tensor, Tensor]  # of the labelled positions of an example: values (N, k) and token ids (N, k)
@@ -95,38 +96,41 @@ class DERpp(Method):
         return [*rows, *(replace(example, source="dark") for example in drawn)]
 
     def loss(self, model: Model, batch: Batch, task: Task) -> dict[str, Tensor]:
-        logits, labels = self.outputs(model, batch, task.index)
+        scores, labels = self.scores(model, batch, task.index)
         new, old, dark = (batch.rows(source) for source in ("task", "memory", "dark"))
         tokens = {"memory": 1.0, "dark": 1.0} | batch.tokens  # before the first step memory is empty
         if self.options.DERpp_targets == "stored":
-            self._note(logits[new].detach(), labels[new], [batch.examples[i] for i in new])
-        error = self._error(logits[dark], labels[dark], batch.only(dark), task)
+            self._note(scores[new], labels[new], [batch.examples[i] for i in new])
+        error = self._error(scores[dark], labels[dark], batch.only(dark), task)
         return {
-            "answer": answer_loss(logits[new], labels[new], tokens["task"]),
-            "memory": self.options.DERpp_beta * answer_loss(logits[old], labels[old], tokens["memory"]),
+            "answer": answer_loss(scores[new], labels[new], tokens["task"]),
+            "memory": self.options.DERpp_beta * answer_loss(scores[old], labels[old], tokens["memory"]),
             "dark": self.options.DERpp_alpha * error / tokens["dark"],
         }
 
-    def _error(self, logits: Tensor, labels: Tensor, batch: Batch, task: Task) -> Tensor:
+    def _error(self, scores: Scores, labels: Tensor, batch: Batch, task: Task) -> Tensor:
         """Squared errors to the targets, () float: mean over logits, sum over the answer tokens of x'."""
         if self.options.DERpp_targets == "stored":
             notes = [self.needed_memory.notes[example.presentation] for example in batch.examples]
-            rows = zip(logits, labels, notes, strict=True)
-            return sum((dark_error(z[y != IGNORE], note) for z, y, note in rows), logits.sum() * 0)
+            rows = zip(range(len(notes)), labels, notes, strict=True)
+            errors = (dark_error(scores[i, y != IGNORE].whole(), note) for i, y, note in rows)
+            return sum(errors, scores.states.sum() * 0)
         if not self.teacher or not batch.examples:
-            return logits.sum() * 0
-        target = self.teacher_logits(self.teacher, batch, task.index - 1)
-        columns, count = target.shape[1:]
+            return scores.states.sum() * 0
+        target = self.teacher_scores(self.teacher, batch, task.index - 1)
+        columns = target.shape[1]
         labelled = labels[:, -columns:] != IGNORE
-        return squared_error(logits[:, -columns:, :count][labelled], target[labelled])
+        own = scores.first(target.width)[:, -columns:]
+        return sum_over_pieces(squared_error, own[labelled], target[labelled])
 
-    def _note(self, logits: Tensor, labels: Tensor, examples: Sequence[Example]) -> None:
-        """Keep the largest logits (B, K, V) of new rows until it is known which of them memory stores."""
-        k = min(self.options.DERpp_topk, logits.shape[-1]) if self.classifier is None else logits.shape[-1]
-        values, tokens = logits.float().topk(k, dim=-1)
+    @torch.no_grad()
+    def _note(self, scores: Scores, labels: Tensor, examples: Sequence[Example]) -> None:
+        """Keep the largest logits (K, V) of each new row until it is known which of them memory stores."""
+        k = min(self.options.DERpp_topk, scores.width) if self.classifier is None else scores.width
         for row, example in enumerate(examples):
             if id(example) in self.places and bool((labels[row] != IGNORE).any()):  # a filling row has no labels
-                self.given[self.places[id(example)]] = values[row], tokens[row], labels[row]
+                values, tokens = scores[row].whole().float().topk(k, dim=-1)
+                self.given[self.places[id(example)]] = values, tokens, labels[row]
 
     def after_step(self, task: Task) -> None:
         memory = self.needed_memory

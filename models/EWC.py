@@ -111,7 +111,7 @@ class EWC(Method):
         parts = [rows[i : i + size] for i in range(0, count, size)]
         with eval_mode(self.model, self.extra):
             fisher = diagonal_fisher(
-                lambda batch: self.outputs(self.model, batch, task.index),
+                lambda batch: self.scores(self.model, batch, task.index),
                 learning,
                 lambda i: self.collated(parts[i], task),
                 len(parts),

@@ -17,6 +17,7 @@ from models.common.gradients import cone_multipliers, dot, shared_gradient
 from utils.config import Config, Count, Float, OptionGroup, search
 from utils.dataloader import Batch
 from utils.dataset import Example, Stream
+from utils.model.head import Scores
 from utils.model.weights import eval_mode
 
 
@@ -100,8 +101,8 @@ class GEM(Method):
         world, parts = self.session.accelerator.num_processes, self.config.gradient_accumulation_steps
         size = -(-self.config.batch_size // (world * parts))  # as many as training puts through the model
 
-        def outputs(batch: Batch) -> tuple[Tensor, Tensor]:
-            return self.outputs(self.model, batch, task.index)
+        def outputs(batch: Batch) -> tuple[Scores, Tensor]:
+            return self.scores(self.model, batch, task.index)
 
         with eval_mode(self.model, self.extra):
             old = [

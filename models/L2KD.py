@@ -100,15 +100,15 @@ class L2KD(LAMOL):
         return [*answered, *rows[len(answered) :]]
 
     def loss(self, model: Model, batch: Batch, task: Task) -> dict[str, Tensor]:
-        logits, labels = self.outputs(model, batch, task.index)
+        scores, labels = self.scores(model, batch, task.index)
         if not self.teacher and not self.written:
-            return self.learn(logits, labels, batch)
+            return self.learn(scores, labels, batch)
         w, tau = self.options.L2KD_distill_weight, self.options.L2KD_temperature
         if self.teacher:
-            taught = self.distil(logits, labels, batch, "task", self.teacher, tau)
+            taught = self.distil(scores, labels, batch, "task", self.teacher, tau)
         else:
-            taught = self.learn(logits, labels, batch, "task")
-        practised = self.learn(logits, labels, batch, "pseudo") if self.pseudo else {}
+            taught = self.learn(scores, labels, batch, "task")
+        practised = self.learn(scores, labels, batch, "pseudo") if self.pseudo else {}
         return {name: w * term for name, term in taught.items()} | practised
 
     def after_task(self, task: Task) -> None:

@@ -21,6 +21,7 @@ from utils.dataloader import Batch
 from utils.dataset import Example, Stream
 from utils.distributed.modes import ALL
 from utils.model.architecture import Model
+from utils.model.head import Scores
 from utils.model.weights import Weights, eval_mode
 from utils.prompt import strips
 
@@ -174,15 +175,15 @@ class LAMOL(Method):
         return [row for row, length in zip(rows, self.encoder.lengths(rows), strict=True) if length <= limit]
 
     def loss(self, model: Model, batch: Batch, task: Task) -> dict[str, Tensor]:
-        return self.learn(*self.outputs(model, batch, task.index), batch)
+        return self.learn(*self.scores(model, batch, task.index), batch)
 
-    def learn(self, logits: Tensor, labels: Tensor, batch: Batch, source: str | None = None) -> dict[str, Tensor]:
+    def learn(self, scores: Scores, labels: Tensor, batch: Batch, source: str | None = None) -> dict[str, Tensor]:
         """l_A and lambda l_G of the rows from one source; None: of all rows."""
-        return self.terms(batch, source, lambda rows, tokens: answer_loss(logits[rows], labels[rows], tokens))
+        return self.terms(batch, source, lambda rows, tokens: answer_loss(scores[rows], labels[rows], tokens))
 
     def distil(
         self,
-        logits: Tensor,
+        scores: Scores,
         labels: Tensor,
         batch: Batch,
         source: str,
@@ -193,8 +194,8 @@ class LAMOL(Method):
         """KD(A) and lambda KD(G) of the rows from one source, or of one view; for the variants with a teacher."""
         chosen = batch.rows(source, view) or [0]  # a micro-batch without such rows: terms of 0
         part = batch.only(chosen)
-        wanted = self.teacher_logits(teacher, part)
-        student, labels = (full[chosen][:, -wanted.shape[1] :] for full in (logits, labels))
+        wanted = self.teacher_scores(teacher, part)
+        student, labels = scores[chosen][:, -wanted.shape[1] :], labels[chosen][:, -wanted.shape[1] :]
         return self.terms(
             part, source, lambda rows, tokens: distillation(student[rows], wanted[rows], labels[rows], tokens, tau)
         )

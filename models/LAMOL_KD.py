@@ -49,11 +49,11 @@ class LAMOL_KD(LAMOL):
         self.teacher = snapshot(self.learning(task)) if self.pseudo else {}
 
     def loss(self, model: Model, batch: Batch, task: Task) -> dict[str, Tensor]:
-        logits, labels = self.outputs(model, batch, task.index)
-        terms = self.learn(logits, labels, batch, "task")
+        scores, labels = self.scores(model, batch, task.index)
+        terms = self.learn(scores, labels, batch, "task")
         if self.teacher:
             w, tau = self.options.LAMOL_KD_distill_weight, self.options.LAMOL_KD_temperature
-            distilled = self.distil(logits, labels, batch, "pseudo", self.teacher, tau)
+            distilled = self.distil(scores, labels, batch, "pseudo", self.teacher, tau)
             terms |= {name: w * term for name, term in distilled.items()}
         return terms
 

@@ -76,12 +76,12 @@ class LFPT5(LAMOL_KD):
         return [Group(list(self.extra.parameters()), lr, self.config.weight_decay)]
 
     def loss(self, model: Model, batch: Batch, task: Task) -> dict[str, Tensor]:
-        logits, labels = self.outputs(model, batch, task.index)
-        learned = self.learn(logits, labels, batch)
+        scores, labels = self.scores(model, batch, task.index)
+        learned = self.learn(scores, labels, batch)
         if not self.teacher:
             return learned
         k, tau = self.options.LAMOL_KD_distill_weight, self.options.LAMOL_KD_temperature
-        distilled = self.distil(logits, labels, batch, "pseudo", self.teacher, tau, "answer")
+        distilled = self.distil(scores, labels, batch, "pseudo", self.teacher, tau, "answer")
         return {name: (1 - k) * term for name, term in learned.items()} | {
             "pseudo answer": k * distilled["pseudo answer"]
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +15,7 @@ from utils.config import Float, OptionGroup, search
 from utils.dataloader import IGNORE, Batch
 from utils.model.architecture import Model
 from utils.model.forward import labelled_states
+from utils.model.head import Scores
 from utils.model.weights import Weights, borrowed, eval_mode, snapshot
 
 
@@ -58,21 +60,24 @@ class LwF(Method):
             self.teacher = snapshot(self.learning(task))  # all other weights are equal
 
     def loss(self, model: Model, batch: Batch, task: Task) -> dict[str, Tensor]:
-        logits, labels = self.outputs(model, batch, task.index)
-        terms = {"answer": answer_loss(logits, labels, batch.tokens["all"])}
+        scores, labels = self.scores(model, batch, task.index)
+        terms = {"answer": answer_loss(scores, labels, batch.tokens["all"])}
         if self.teacher:
             new, tokens = only(labels, batch.rows("task")), batch.tokens.get("task", 1)  # maybe of memory alone
-            pairs = self._pairs(logits, model, batch, task)
+            pairs = self._pairs(scores, model, batch, task)
             tau = self.options.LwF_temperature
-            kl = sum((distillation(own, old, new, tokens, tau) for own, old in pairs), logits.new_zeros(()))
+            nothing = torch.zeros((), device=labels.device)
+            kl = sum((distillation(own, old, new, tokens, tau) for own, old in pairs), nothing)
             terms["distillation"] = self.options.LwF_lambda / tau**2 * kl
         return terms
 
-    def _pairs(self, logits: Tensor, model: Model, batch: Batch, task: Task) -> list[tuple[Tensor, Tensor]]:
-        """Logits (B, K, V) of student and teacher, of all that is distilled together."""
+    def _pairs(
+        self, scores: Scores, model: Model, batch: Batch, task: Task
+    ) -> Sequence[tuple[Scores | Tensor, Scores | Tensor]]:
+        """Scores (B, K, V) of student and teacher, of all that is distilled together."""
         if self.classifier is None or not self.classifier.is_task_known:
-            old = self.teacher_logits(self.teacher, batch, task.index - 1)
-            return [(logits[..., : old.shape[-1]], old)]
+            old = self.teacher_scores(self.teacher, batch, task.index - 1)
+            return [(scores.first(old.width), old)]
         with borrowed(self.named(), self.teacher), eval_mode(self.model, self.extra), torch.no_grad():
             olds = self._old_heads(model, batch, task)
         return list(zip(self._old_heads(model, batch, task), olds, strict=True))

@@ -21,7 +21,8 @@ from utils.config import Config, Count, Float, Int, OptionGroup, search
 from utils.dataloader import IGNORE, Batch, collate
 from utils.dataset import Example, Stream
 from utils.model.architecture import Model
-from utils.model.forward import answer_logits, token_states
+from utils.model.forward import answer_scores, token_states
+from utils.model.head import Scores
 from utils.model.weights import Weights, eval_mode
 from utils.seed import seed_for, seed_torch
 
@@ -147,12 +148,12 @@ class PCLL(LAMOL_KD):
         self.step += 1
 
     def loss(self, model: Model, batch: Batch, task: Task) -> dict[str, Tensor]:
-        logits, labels, kl = self.conditioned(model, batch)
-        terms = self.learn(logits, labels, batch, "task")
+        scores, labels, kl = self.conditioned(model, batch)
+        terms = self.learn(scores, labels, batch, "task")
         if self.teacher:
             k, tau = self.options.PCLL_KD_weight, self.options.PCLL_KD_temperature
-            hard = self.learn(logits, labels, batch, "pseudo")
-            soft = self.distil(logits, labels, batch, "pseudo", self.teacher, tau)
+            hard = self.learn(scores, labels, batch, "pseudo")
+            soft = self.distil(scores, labels, batch, "pseudo", self.teacher, tau)
             terms |= {name: (1 - k) * hard[name] + k * soft[name] for name in hard}
         if self.weights["vae"]:
             weight = self.weights["vae"] * self.options.PCLL_weight_kl
@@ -160,13 +161,13 @@ class PCLL(LAMOL_KD):
             terms["kl"] = weight * kl
         return terms
 
-    def outputs(self, model: Model, batch: Batch, index: int | None) -> tuple[Tensor, Tensor]:
+    def scores(self, model: Model, batch: Batch, index: int | None) -> tuple[Scores, Tensor]:
         return self.conditioned(model, batch)[:2]
 
-    def conditioned(self, model: Model, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits and labels of `answer_logits`, with latents in rows of the view "vae"; and their KL, see `_mean`."""
+    def conditioned(self, model: Model, batch: Batch) -> tuple[Scores, Tensor, Tensor]:
+        """Scores and labels of `answer_scores`, with latents in rows of the view "vae"; and their KL, see `_mean`."""
         if not self.weights["vae"]:
-            return *answer_logits(model, batch), torch.zeros(())
+            return *answer_scores(model, batch), torch.zeros(())
         rows = batch.rows(view="vae")
         part = batch.only(rows or [0])  # without such rows: for the graph alone
         hidden = token_states(self.reader, part)
@@ -177,8 +178,8 @@ class PCLL(LAMOL_KD):
         at = torch.tensor(rows or [0], device=added.device)
         shift = added.new_zeros(len(batch.examples), added.shape[1]).index_copy(0, at, added)
         with shifted(model, shift):
-            logits, labels = answer_logits(model, batch)
-        return logits, labels, self._mean(gaussian_kl(posterior, prior), part) * bool(rows)
+            scores, labels = answer_scores(model, batch)
+        return scores, labels, self._mean(gaussian_kl(posterior, prior), part) * bool(rows)
 
     @staticmethod
     def _mean(kl: Tensor, batch: Batch) -> Tensor:

@@ -23,6 +23,7 @@ from utils.model import adapters
 from utils.model.architecture import Model
 from utils.model.forward import forward, labelled_states
 from utils.model.generation import generate
+from utils.model.head import Scores, as_scores
 from utils.model.weights import Weights
 
 CEILING = "task given"  # version of a router: each question answered by the adapter of its own task
@@ -214,10 +215,10 @@ class AdapterHeads(HeadAnswers):
         super().__init__(answers.backbone, answers.config, answers.stream)
         self.heads = answers.heads
 
-    def outputs(
+    def scores(
         self, model: Model, batch: Batch, index: int | None, prompt: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Logits of the task's own classes alone, and of words O; with index None those of all heads."""
+    ) -> tuple[Scores, Tensor]:
+        """Scores of the task's own classes alone, and of words O; with index None those of all heads."""
         count, classes = self.count(index), self.heads.classes
         parts = [self._one(model, batch, k) for k in (range(count) if index is None else [count - 1])]
         logits, labels = torch.cat([z for z, _ in parts], dim=-1), self.heads.known(parts[0][1], count)
@@ -226,7 +227,7 @@ class AdapterHeads(HeadAnswers):
             if self.stream.is_word_level and count > 1:
                 with torch.no_grad():
                     logits[..., 0] = self._one(model, batch, 0)[0][..., 0]
-        return logits, labels
+        return as_scores(logits), labels
 
     def _one(self, model: Model, batch: Batch, k: int) -> tuple[Tensor, Tensor]:
         """Logits (B, K, C) of head k under its adapter, or under the newest if it has none yet; and labels (B, K)."""

@@ -20,7 +20,7 @@ from utils.distributed.collectives import share, sum_over_processes
 from utils.distributed.modes import ALL
 from utils.model import freeze
 from utils.model.architecture import Model
-from utils.model.forward import answer_logits, labelled_states
+from utils.model.forward import answer_scores, labelled_states
 from utils.model.weights import eval_mode
 
 
@@ -126,7 +126,7 @@ class SEQ(Method):
 
     def loss(self, model: Model, batch: Batch, task: Task) -> dict[str, Tensor]:
         if self.writes:
-            return {"answer": answer_loss(*answer_logits(model, batch), batch.tokens["all"])}
+            return {"answer": answer_loss(*answer_scores(model, batch), batch.tokens["all"])}
         if self.options.SEQ_preallocated_classifier:
             task = replace(task, index=len(self.answers.needed_heads) - 1)
         return super().loss(model, batch, task)

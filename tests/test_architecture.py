@@ -185,6 +185,21 @@ def test_sizes():
         assert len(entries) <= FULLEST_FOLDER, f"{folder}: {len(entries)} entries"
 
 
+SLOW = {"scipy", "sklearn", "matplotlib", "peft", "datasets", "pandas", "wandb", "deepspeed"}  # half a second and more
+
+
+def imports_slowly(file: str) -> Iterator[str]:
+    """Libraries that few runs use are imported where they are used, so that a run starts in seconds."""
+    for node in tree(file).body:
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        yield from (f"line {node.lineno}: {name}" for name in names if name.split(".")[0] in SLOW)
+
+
+def test_slow_libraries_are_imported_where_they_are_used():
+    assert not offences(imports_slowly, "utils/model/bottleneck.py")  # which is imported with peft
+
+
 def acts_on_import(file: str) -> Iterator[str]:
     """At the top of a file there are names, tables and definitions; loops only fill tables."""
     for node in tree(file).body:

@@ -40,7 +40,7 @@ from models.Base import Method, Task
 from utils.backbone import load_backbone
 from utils.classifier import ClassEncoder, Classes
 from utils.config import Config
-from utils.dataloader import Encoder
+from utils.dataloader import Batch, Encoder
 from utils.dataset import Example, Stream, TaskData
 from utils.distributed.modes import make_accelerator
 from utils.factory import load_method
@@ -331,6 +331,17 @@ def make_method(
     encoder.method = method
     method.setup()
     return method
+
+
+def outputs(method: Method, model: torch.nn.Module, batch: Batch, index: int | None) -> tuple[torch.Tensor, ...]:
+    """All logits (B, K, V) of a method's scores, and their labels (B, K)."""
+    scores, labels = method.scores(model, batch, index)
+    return scores.whole(), labels
+
+
+def teacher_logits(method: Method, *given: Any) -> torch.Tensor:
+    """All logits of `Method.teacher_scores`."""
+    return method.teacher_scores(*given).whole()
 
 
 def make_task(index: int = 0, stream: Stream | None = None, epochs: int = 1) -> Task:

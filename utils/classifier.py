@@ -21,8 +21,9 @@ from utils.errors import UserError
 from utils.model import freeze
 from utils.model.adapters import innermost
 from utils.model.architecture import Backbone, Model
-from utils.model.forward import answer_logits, labelled_states
+from utils.model.forward import answer_scores, labelled_states
 from utils.model.generation import generate
+from utils.model.head import Scores, as_scores
 from utils.optimizer import Group
 from utils.scoring import normalise
 from utils.seed import seed_torch
@@ -177,10 +178,10 @@ class WrittenAnswers:
             raise RuntimeError("there is no classifier")
         return self.heads
 
-    def outputs(
+    def scores(
         self, model: Model, batch: Batch, index: int | None, prompt: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Logits (B, K, V) and their labels (B, K).
+    ) -> tuple[Scores, Tensor]:
+        """Scores (B, K, V) and their labels (B, K).
 
         Args:
             model: The language model.
@@ -188,7 +189,7 @@ class WrittenAnswers:
             index: The task being learned; None: as in `predict`.
             prompt: Virtual tokens (P, D) in front of each text.
         """
-        return answer_logits(model, batch, prompt)
+        return answer_scores(model, batch, prompt)
 
     def predict(
         self, rows: Sequence[Encoded], task_id: int | None, max_new_tokens: int, prompt: Tensor | None = None
@@ -234,13 +235,13 @@ class HeadAnswers(WrittenAnswers):
         heads = Heads(kind, width, Classes(self.stream), is_task_known, config.classifier_scale, config.seed)
         return heads.to(model.device)
 
-    def outputs(
+    def scores(
         self, model: Model, batch: Batch, index: int | None, prompt: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Logits (B, K, C) of the classes known after task `index`, and the classes (B, K)."""
+    ) -> tuple[Scores, Tensor]:
+        """Scores (B, K, C) of the classes known after task `index`, and the classes (B, K)."""
         states, labels = labelled_states(model, batch, prompt)
         count, tasks = self.count(index), [example.task for example in batch.examples]
-        return self.heads(states, count, tasks), self.heads.known(labels, count)
+        return as_scores(self.heads(states, count, tasks)), self.heads.known(labels, count)
 
     @torch.no_grad()
     def predict(
@@ -249,8 +250,8 @@ class HeadAnswers(WrittenAnswers):
         """Names of the most likely classes, of each classified position."""
         examples = [Example("", "", task=task_id or 0)] * len(rows)
         batch = collate(rows, examples, self.backbone.pad_id).to(self.backbone.model.device)
-        logits, labels = self.outputs(self.backbone.model, batch, task_id, prompt)
-        chosen = zip(logits.argmax(dim=-1).tolist(), labels.tolist(), strict=True)
+        scores, labels = self.scores(self.backbone.model, batch, task_id, prompt)
+        chosen = zip(scores.whole().argmax(dim=-1).tolist(), labels.tolist(), strict=True)
         names = self.heads.classes.names
         return [" ".join(names[c] for c, y in zip(*row, strict=True) if y != IGNORE) for row in chosen]
 

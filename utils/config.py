@@ -21,7 +21,6 @@ Float = Annotated[float, Strict(), AllowInfNan(False)]
 NAME_PATTERN, NAME_LENGTH = r"^\w[\w.+-]*$", 100
 Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=NAME_LENGTH)]  # of a single folder: no path separators
 
-
 T = TypeVar("T")
 
 
@@ -240,8 +239,10 @@ class FreezeOptions(OptionGroup):
     freeze_from_task: Int = Field(1, ge=0, description="First task (from 0) in which they are frozen.")
     freeze_match: Literal["component", "substring"] = Field(
         "component",
-        description="component: whole parts of names; substring: as in the published code, "
-        "where layers.1 also means layers.10 to layers.19.",
+        description="component: whole parts of names; substring: layers.1 also means layers.10, as in published code.",
+    )
+    keep_frozen_states: Literal["memory", "disk"] | None = Field(
+        None, description="Compute frozen lowest layers once per task and keep their output there; --dry_run: its size."
     )
 
 

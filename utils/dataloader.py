@@ -56,9 +56,9 @@ class Batch:
         return self.labels.shape[1] - int(labelled[0]) if len(labelled) else 1
 
     @cached_property
-    def labelled(self) -> Tensor:
-        """(N, 2): row and column of each label, row by row."""
-        return (self.labels != IGNORE).nonzero()
+    def label_count(self) -> int:
+        """Number of labels; computed on the CPU, see `to`."""
+        return int((self.labels != IGNORE).sum())
 
     def rows(self, source: str | None = None, view: str | None = None) -> list[int]:
         """Places of the rows with this source and this view; None: any."""
@@ -73,12 +73,12 @@ class Batch:
         return Batch(ids, mask, labels, [self.examples[i] for i in rows], self.tokens)
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on a device; its labels are located before, as a GPU would have to be waited for."""
-        length, labelled = self.answer_length, self.labelled
-        tensors = (self.input_ids, self.attention_mask, self.labels, labelled)
-        ids, mask, labels, labelled = (t.to(device, non_blocking=True) for t in tensors)
+        """The same batch on a device; its labels are counted before, as a GPU would have to be waited for."""
+        counted = {"answer_length": self.answer_length, "label_count": self.label_count}
+        tensors = (self.input_ids, self.attention_mask, self.labels)
+        ids, mask, labels = (t.to(device, non_blocking=True) for t in tensors)
         moved = Batch(ids, mask, labels, self.examples, self.tokens)
-        vars(moved).update(answer_length=length, labelled=labelled)  # the cached properties
+        vars(moved).update(counted)  # the cached properties
         return moved
 
 

@@ -13,9 +13,10 @@ from models.common.losses import answer_loss
 from utils.dataloader import Batch
 from utils.dataset import Example
 from utils.distributed.collectives import share, sum_over_processes
+from utils.model.head import Scores
 
 Gradient = dict[str, Tensor]
-Outputs = Callable[[Batch], tuple[Tensor, Tensor]]  # logits (B, K, V) and the labels (B, K) they are about
+Outputs = Callable[[Batch], tuple[Tensor | Scores, Tensor]]  # logits (B, K, V) and the labels (B, K) they are about
 RIDGE = 1e-7  # added to a Gram matrix with 1 on its diagonal: about the rounding of its other elements
 
 

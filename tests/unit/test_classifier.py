@@ -143,9 +143,9 @@ def test_in_cil_logits_are_those_of_all_heads_so_far():
     method = made()
     batch = batch_from(method, 0, 1)
     for index, width in ((0, 3), (1, 6), (2, 9), (3, 9)):  # 3: recovery, after the last task
-        assert method.outputs(method.model, batch, index)[0].shape == (6, 1, width)
+        assert tiny.outputs(method, method.model, batch, index)[0].shape == (6, 1, width)
     states, _ = labelled_states(method.model, batch)
-    logits, labels = method.outputs(method.model, batch, 1)
+    logits, labels = tiny.outputs(method, method.model, batch, 1)
     heads = list(method.classifier)
     assert torch.allclose(logits, torch.cat([heads[0](states), heads[1](states)], dim=-1), atol=1e-6)
     assert labels[:, 0].tolist() == [example.label for example in batch.examples]
@@ -161,7 +161,7 @@ def test_in_til_each_row_is_a_question_to_its_own_head():
     apart = [F.cross_entropy(z, torch.tensor(e.label_in_task)) for z, e in zip(own, batch.examples, strict=True)]
     loss = method.loss(method.model, batch, tiny.make_task(1, method.stream))["answer"]
     assert loss.item() == pytest.approx(sum(apart).item() / 6, rel=1e-5)
-    logits, _ = method.outputs(method.model, batch, 1)
+    logits, _ = tiny.outputs(method, method.model, batch, 1)
     assert (logits[:3, 0, 3:] == MASKED).all() and (logits[3:, 0, :3] == MASKED).all()
 
 
@@ -249,7 +249,7 @@ def test_the_backbone_is_trained_in_the_warm_up_and_then_frozen():
 def test_preallocated_heads_are_in_the_loss_from_the_first_task():
     method = made(SEQ_preallocated_classifier=True)
     batch = batch_from(method, 0)
-    logits, labels = method.outputs(method.model, batch, 2)
+    logits, labels = tiny.outputs(method, method.model, batch, 2)
     loss = method.loss(method.model, batch, tiny.make_task(0, method.stream))["answer"]
     assert loss.item() == pytest.approx(F.cross_entropy(logits[:, 0], labels[:, 0]).item(), rel=1e-5)
     learned(method, 0)
@@ -352,12 +352,12 @@ def test_in_cil_every_adapter_is_asked_with_its_own_head():
     batch = batch_from(method, 0, 1)
     method.model.eval()
     with torch.no_grad():
-        logits, _ = method.outputs(method.model, batch, None)
+        logits, _ = tiny.outputs(method, method.model, batch, None)
         for k in (0, 1):
             with adapters.using(method.model, f"task_{k}"):
                 states, _ = labelled_states(method.model, batch)
             assert torch.equal(logits[..., 3 * k : 3 * k + 3], method.classifier[k](states))
-        alone, _ = method.outputs(method.model, batch, 1)
+        alone, _ = tiny.outputs(method, method.model, batch, 1)
         assert torch.equal(alone[..., 3:], logits[..., 3:]) and (alone[..., :3] == MASKED).all()
     before = tiny.snapshot(method)
     learned(method, 2)
@@ -368,10 +368,10 @@ def test_in_cil_every_adapter_is_asked_with_its_own_head():
 def test_a_label_of_a_masked_class_stops_training():
     method = learned(made("bert_encoder", method="PEFT", options=LORA), 0, 1)
     with torch.no_grad():
-        logits, labels = method.outputs(method.model, batch_from(method, 0, 1), 1)
+        logits, labels = tiny.outputs(method, method.model, batch_from(method, 0, 1), 1)
     assert torch.isinf(answer_loss(logits, labels, 1.0))  # rows of task 0 among the classes of task 1
     with torch.no_grad():
-        logits, labels = method.outputs(method.model, batch_from(method, 1), 1)
+        logits, labels = tiny.outputs(method, method.model, batch_from(method, 1), 1)
     assert torch.isfinite(answer_loss(logits, labels, 1.0))
 
 
@@ -402,7 +402,7 @@ def test_with_adapters_of_words_outside_is_what_the_first_says():
     method = learned(made("bert_encoder", tiny.word_stream(), "PEFT", LORA), 0, 1)
     batch = batch_from(method, 1)
     method.model.eval()
-    logits, labels = method.outputs(method.model, batch, 1)
+    logits, labels = tiny.outputs(method, method.model, batch, 1)
     assert labels[0].tolist() == [0, 3, 4, 0] and (logits[..., 1:3] == MASKED).all()
     with adapters.using(method.model, "task_0"), torch.no_grad():
         states, _ = labelled_states(method.model, batch)
@@ -441,7 +441,7 @@ def test_tags_that_are_not_known_yet_are_outside():
     rows = method.session.encoder([example], None)
     batch = collate(rows, [example], tiny.PAD)
     for index, labels in ((0, [1, 0, 0, 0]), (2, [1, 5, 0, 0])):
-        assert method.outputs(method.model, batch, index)[1].tolist() == [labels]
+        assert tiny.outputs(method, method.model, batch, index)[1].tolist() == [labels]
 
 
 def test_types_that_a_split_is_not_annotated_with_do_not_count():
@@ -513,7 +513,7 @@ def test_a_teacher_with_heads_is_calm_under_dropout():
     method = tiny.make_method(session, tiny.class_stream())
     batch, weights = batch_from(method, 0), tiny.snapshot(method)
     method.model.train()
-    first, second = (method.teacher_logits(weights, batch, 0) for _ in range(2))
+    first, second = (tiny.teacher_logits(method, weights, batch, 0) for _ in range(2))
     assert torch.equal(first, second) and method.model.training
     with eval_mode(method.model), torch.no_grad():
-        assert torch.equal(first, method.outputs(method.model, batch, 0)[0])
+        assert torch.equal(first, tiny.outputs(method, method.model, batch, 0)[0])

@@ -169,9 +169,9 @@ def test_answer_length_covers_every_label():
     batch = collate(rows, EXAMPLES[:2], tiny.PAD)
     assert batch.answer_length == 4
     assert (batch.labels[:, : -batch.answer_length] == IGNORE).all()
-    assert batch.labels[batch.labelled.unbind(dim=1)].tolist() == [9, 0, 9, 9, 9, 0]
+    assert batch.label_count == 6
     nothing = replace(batch, labels=torch.full_like(batch.labels, IGNORE))
-    assert nothing.answer_length == 1 and nothing.labelled.shape == (0, 2)
+    assert nothing.answer_length == 1 and nothing.label_count == 0
 
 
 def test_labels_of_earlier_turns_are_in_their_columns():
@@ -284,10 +284,10 @@ def test_micro_batches_are_the_step_cut_up(world, most, count):
     assert sum(by_source.values()) == pytest.approx(labelled)
 
 
-def test_where_labels_are_is_known_before_a_batch_is_moved():
+def test_labels_are_counted_before_a_batch_is_moved():
     batch = collate(encoded(), EXAMPLES, tiny.PAD)
     moved = batch.to(torch.device("meta"))  # whose values cannot be read
-    assert moved.answer_length == batch.answer_length and moved.labelled.shape == batch.labelled.shape
+    assert moved.answer_length == batch.answer_length and moved.label_count == batch.label_count
 
 
 def test_a_filler_row_has_loss_and_gradient_0():

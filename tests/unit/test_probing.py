@@ -12,8 +12,8 @@ from sklearn.linear_model import LogisticRegression
 from tests import tiny
 from utils import probing
 from utils.errors import UserError
-from utils.model.probes import equal_weights, fit_probes, stratified, weighted_loss
 from utils.options import consistency
+from utils.probing import equal_weights, fit_probes, stratified, weighted_loss
 from utils.report import summary
 from utils.report.probing import PROBES, accuracies
 from utils.storage.files import read_json, read_jsonl

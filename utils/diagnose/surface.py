@@ -78,7 +78,7 @@ def loss(run: Opened, index: int, examples: Sequence[Example]) -> float:
     with eval_mode(method.model, method.extra), torch.no_grad():
         for start in range(0, len(rows), size):
             batch = collate(rows[start : start + size], examples[start : start + size], method.backbone.pad_id)
-            logits, labels = method.outputs(method.model, batch.to(method.model.device), 1)
-            total += answer_loss(logits, labels, 1).item()
+            scores, labels = method.scores(method.model, batch.to(method.model.device), 1)
+            total += answer_loss(scores, labels, 1).item()
             tokens += batch.tokens["all"]
     return total / tokens

@@ -91,6 +91,8 @@ def _check_sharing(config: Config, launched: str) -> list[str]:
     ]
     if config.classifier is not None and launched not in WHOLE_WEIGHTS:
         problems.append(f"classifier: heads are not divided among processes with {launched}; use DDP or ZeRO-2")
+    if config.keep_frozen_states is not None and launched not in WHOLE_WEIGHTS:
+        problems.append(f"keep_frozen_states: layers are divided among processes with {launched}; use DDP or ZeRO-2")
     if launched.startswith("ZeRO") and config.backbone_dtype == "bfloat16":
         problems.append("backbone_dtype: float32 with DeepSpeed, got bfloat16; use mixed_precision: bfloat16")
     return problems

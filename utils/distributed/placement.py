@@ -20,6 +20,7 @@ from utils.distributed import deepspeed_internals, modes
 from utils.errors import UserError
 from utils.model.adapters import innermost
 from utils.model.architecture import Model
+from utils.model.forward import has_plain_head
 from utils.optimizer import Group, make_optimizer
 from utils.session import Session
 from utils.wrapmodel import Objective, Step
@@ -109,11 +110,12 @@ class Replicated:
         """Collect the weights in the method's model, if they are not there."""
 
     def release(self) -> None:
-        """Let go of step and optimizer after a task.
+        """Collect the weights, and let go of step and optimizer, after a task.
 
         In one process they are in no cycle of references; searching all objects of the program for cycles takes longer
         than a short task.
         """
+        self.close()
         if modes.mode() is None:
             deepspeed_internals.forget_prepared(self.accelerator)
         else:
@@ -291,6 +293,7 @@ class Twin:
     def __init__(self, method: Objective):
         assert not list(method.extra.parameters()), "the method's own modules are not divided among processes"
         method.model.train()
+        has_plain_head(innermost(method.model))  # remembered by the twin
         self.pairs = [(w, nn.Parameter(w.detach(), w.requires_grad)) for w in method.model.parameters()]
         known: dict[int, Any] = {id(w): twin for w, twin in self.pairs}
         for module in method.model.modules():  # the hooks of the twin are the same functions, not copies

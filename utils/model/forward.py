@@ -21,16 +21,17 @@ from torch import Tensor, nn
 from utils.dataloader import IGNORE, Batch
 from utils.model import adapters
 from utils.model.architecture import Model, kind_of
+from utils.model.head import Scores, as_scores
 from utils.model.weights import eval_mode
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel  # seconds to import: not for --help
 
 
-def answer_logits(model: Model, batch: Batch, prompt: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Run the model; the head scores only the columns that hold answers.
+def answer_scores(model: Model, batch: Batch, prompt: Tensor | None = None) -> tuple[Scores, Tensor]:
+    """Run the layers; the head is left to the loss, which needs it where there are labels, a piece at a time.
 
-    With a vocabulary of 50,000 and short answers the head would otherwise be most of the work.
+    With a vocabulary of 50,000 the head and its logits would otherwise be most of the work and of the memory.
 
     Args:
         model: Decoder or encoder-decoder.
@@ -38,8 +39,53 @@ def answer_logits(model: Model, batch: Batch, prompt: Tensor | None = None) -> t
         prompt: (P, D) float, embeddings of virtual tokens that the model reads before each text; None: none.
 
     Returns:
-        logits (B, K, V) and the labels (B, K) they predict, those of the last K columns, K = longest answer.
+        Scores (B, K, V) and the labels (B, K) they predict, those of the last K columns, K = longest answer.
     """
+    net = adapters.innermost(model)
+    if not has_plain_head(net):
+        logits, labels = answer_logits(model, batch, prompt)
+        return as_scores(logits), labels
+    length = min(batch.answer_length, batch.labels.shape[1] - (prompt is None))
+    layers, head = cast("PreTrainedModel", net.base_model), cast("nn.Module", net.get_output_embeddings())
+    states = layers(**model_inputs(model, layers, batch, prompt)).last_hidden_state[:, -length - 1 : -1]
+    return Scores(states, head, head.get_parameter("weight").shape[0], head), batch.labels[:, -length:]
+
+
+def has_plain_head(net: PreTrainedModel) -> bool:
+    """True for a decoder whose logits are what its output layer makes of the last hidden states, and nothing else.
+
+    Some models scale or cap logits, or have more layers in their head. A few tokens show it; the model remembers.
+    """
+    if "has_plain_head" not in vars(net):
+        head = net.get_output_embeddings() if kind_of(net.config) == "decoder" else None
+        found: Any = isinstance(head, nn.Linear) and _makes_the_logits(net, head)
+        net.has_plain_head = found
+    return bool(net.has_plain_head)
+
+
+@torch.no_grad()
+def _makes_the_logits(net: PreTrainedModel, head: nn.Module) -> bool:
+    """True if logits of a few tokens are what `head` returns for the last hidden state of the layers."""
+    seen: dict[str, Any] = {}
+    hooks = [
+        net.base_model.register_forward_hook(lambda _, __, output: seen.update(states=output)),
+        head.register_forward_hook(lambda _, given, output: seen.update(read=given[0], written=output)),
+    ]
+    try:
+        with eval_mode(net):
+            words = net.get_input_embeddings().get_parameter("weight")[:8]  # not through hooks of the embedding
+            logits = net(inputs_embeds=words[:, None]).logits
+        states = seen["states"].last_hidden_state
+        return torch.equal(seen["read"], states) and torch.equal(seen["written"].to(logits.dtype), logits)
+    except (KeyError, AttributeError, TypeError):  # the layers, the head or what they return are others
+        return False
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def answer_logits(model: Model, batch: Batch, prompt: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """All logits (B, K, V) of the columns that hold answers, and their labels; arguments as in `answer_scores`."""
     if adapters.innermost(model).config.is_encoder_decoder:
         output, written = _translate(model, batch, prompt)
         order = (written != IGNORE).int().argsort(dim=1, stable=True)  # to the last columns, as in a batch
@@ -88,11 +134,11 @@ def can_read_ahead(net: PreTrainedModel) -> bool:
         kind_of(config) == "decoder"
         and "past_key_values" in inspect.signature(net.forward).parameters
         and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
-        and not (net.training and (_drops_out(net) or net.is_activation_checkpointing))
+        and not (net.training and (drops_out(net) or net.is_activation_checkpointing))
     )
 
 
-def _drops_out(net: PreTrainedModel) -> bool:
+def drops_out(net: PreTrainedModel) -> bool:
     """True if the model uses dropout in training, which differs from row to row."""
     return any(
         (isinstance(part, nn.Dropout) and part.p > 0)

@@ -45,7 +45,7 @@ def check(config: Config) -> list[str]:
         problems.append(f"logger_filename: expected a name that ends with .log or .txt, got {config.logger_filename!r}")
     problems += [
         f"{name}: has no effect without freeze_parts"
-        for name in ("freeze_from_task", "freeze_match")
+        for name in ("freeze_from_task", "freeze_match", "keep_frozen_states")
         if config.is_changed(name) and not config.freeze_parts
     ]
     problems += [

@@ -15,7 +15,10 @@ from utils.config import Config
 from utils.dataloader import parts_of
 from utils.dataset import Example
 from utils.errors import UserError
+from utils.model import adapters
+from utils.model.kept_states import frozen_blocks, size_of
 from utils.report.tables import markdown
+from utils.run.fit import texts_of
 from utils.run.tasks import task_of
 from utils.seed import random_for
 
@@ -24,13 +27,13 @@ REMARK = "What the method makes itself (pseudo-samples, teachers, averages) and 
 
 def text(method: Method, processes: int) -> str:
     """The plan of a run; the method's model may be one without weights (on the meta device)."""
-    config, most = method.config, 0
+    config, most, kept = method.config, 0, 0
     rows = [["task", "train", "dev", "test", "examples", "epochs", "steps", "trainable"]]
     _plan_memory(method)
     for index, data in enumerate(method.stream.tasks):
         task = task_of(method, index)
         examples, steps, learning = _sizes(method, task)
-        most = max(most, sum(learning))
+        most, kept = max(most, sum(learning)), max(kept, _kept_states(method, task) if learning else 0)
         splits = [str(len(getattr(data, split))) for split in ("train", "dev", "test")]
         trained = f"{len(learning):,} / {sum(learning):,}"
         rows.append([f"{index} ({data.name})", *splits, str(examples), str(task.epochs), str(steps), trained])
@@ -41,6 +44,7 @@ def text(method: Method, processes: int) -> str:
         "examples: of an epoch, with memory; steps: of the optimizer, all epochs; trainable: tensors / parameters",
         _batches(config, processes),
         _memory(method, most),
+        *([f"states of frozen layers, {config.keep_frozen_states}: {_readable(kept)}"] if kept else []),
         REMARK,
         f"files: {Path(config.dump_path) / config.run_name}/<time>-seed{config.seed}/ with {_files(config)}",
     ]
@@ -57,6 +61,14 @@ def _sizes(method: Method, task: Task) -> tuple[int, int, list[int]]:
     if not learning:
         raise UserError("freeze_parts: nothing is left to train; freeze less")  # as training would say
     return examples, steps, learning
+
+
+def _kept_states(method: Method, task: Task) -> int:
+    """Bytes of the states of frozen layers that a task keeps."""
+    if method.config.keep_frozen_states is None or not frozen_blocks(method.model, method.learning(task)):
+        return 0
+    net = adapters.innermost(method.model)
+    return size_of(texts_of(method, task, method.train_examples(task)), net.config.hidden_size, net.dtype.itemsize)
 
 
 def _plan_memory(method: Method) -> None:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from models.Base import Method, Task
-from utils.dataloader import Batch, epoch_order, micro_batches
+from utils.dataloader import Batch, Encoded, epoch_order, micro_batches
 from utils.dataset import Example
+from utils.distributed import modes
 from utils.distributed.placement import OptimizerState, Replicated, place
 from utils.errors import UserError
 from utils.logger import Window
 from utils.model.freeze import describe
+from utils.model.kept_states import KeptStates, frozen_blocks
 from utils.model.weights import snapshot
 from utils.optimizer import Group, as_laid_out, set_learning_rate
 from utils.run.cost import peak_memory
@@ -67,6 +71,7 @@ def fit(
     examples = list(method.train_examples(task))
     groups, plan = _set_trainable(method, method.trainable(task)), _Plan(session, method, task, examples)
     _announce(session, method, task, plan)
+    states = _kept_states(method, task, examples)
     placed = place(method, task, groups, session, moments or {})
     placed.step.train()
     title = f"task {task.index}, " if task.index < len(method.stream.tasks) else ""
@@ -75,7 +80,8 @@ def fit(
     placed.before_reading = finite.check
     for progress, batches in plan.walk(start):
         rate = set_learning_rate(placed.stepper, session.config, progress.done - 1, plan.steps * task.epochs)
-        terms = _step(placed, batches, method, task, session, progress)
+        with nullcontext() if states is None else states.used():
+            terms = _step(placed, batches, method, task, session, progress)
         finite.note(terms, progress)
         meter.add(terms, sum(int(batch.attention_mask.sum()) for batch in batches), progress, rate)
         stop = False
@@ -87,7 +93,6 @@ def fit(
     finite.check()
     meter.close()
     kept = placed.moments() if session.config.keep_optimizer_state else {}
-    placed.close()
     placed.release()
     return kept
 
@@ -131,6 +136,26 @@ def _step(
         placed.edited()
     method.after_step(task)
     return total
+
+
+def _kept_states(method: Method, task: Task, examples: list[Example]) -> KeptStates | None:
+    """The states of all texts that are known when the task begins, if they are to be kept and layers are frozen."""
+    config, session = method.config, method.session
+    if config.keep_frozen_states is None or not (count := frozen_blocks(method.model, method.learning(task))):
+        return None
+    rows = texts_of(method, task, examples)
+    states = KeptStates(method.model, count, config.keep_frozen_states, Path(config.dump_path))
+    kind = modes.autocast_type(config)
+    with torch.autocast(session.accelerator.device.type, kind) if kind else nullcontext():
+        states.fill(rows, method.backbone.pad_id, config.batch_size)
+    session.log.info(f"task {task.index}: states that enter layer {count} are kept for {len(states.states)} texts")
+    return states
+
+
+def texts_of(method: Method, task: Task, examples: Sequence[Example]) -> list[Encoded]:
+    """The texts of a task that are known when it begins: its examples and the memory."""
+    remembered = method.memory.rows() if method.memory is not None else []
+    return method.session.encoder([*examples, *remembered], task.max_length)
 
 
 def _trained(method: Method) -> dict[str, nn.Parameter]:

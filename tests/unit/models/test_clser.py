@@ -82,7 +82,7 @@ def test_the_error_is_to_the_chosen_logits_on_remembered_rows_alone(tmp_path):
     errors = []
     for row in old:
         one = batch([row])
-        now, fast, slow = (method.teacher_logits(w, one)[0] for w in ({}, method.fast, method.slow))
+        now, fast, slow = (tiny.teacher_logits(method, w, one)[0] for w in ({}, method.fast, method.slow))
         errors.append((now - better(fast, slow, one.labels[0, -len(now) :])).square())
     assert found == pytest.approx(2 * torch.cat(errors).mean().item(), rel=1e-3)
     assert found > 0

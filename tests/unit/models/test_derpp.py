@@ -79,13 +79,13 @@ def test_logits_are_those_of_the_training_pass_that_brought_the_example(tmp_path
     seen, fresh = {}, []
 
     class Watched(DERpp):
-        def outputs(self, model, batch, index):
-            logits, labels = super().outputs(model, batch, index)
+        def scores(self, model, batch, index):
+            scores, labels = super().scores(model, batch, index)
             assert model.training
-            for z, y, row in zip(logits.detach(), labels, batch.examples, strict=True):
+            for z, y, row in zip(scores.detached().whole().detach(), labels, batch.examples, strict=True):
                 if row.source == "task":
                     seen[id(row)] = z[y != -100]
-            return logits, labels
+            return scores, labels
 
         def after_step(self, task):
             offered, first = self.offered, self.memory.seen + 1
@@ -95,8 +95,8 @@ def test_logits_are_those_of_the_training_pass_that_brought_the_example(tmp_path
                 if row.presentation >= first:
                     values, tokens = self.memory.notes[row.presentation]
                     logits = seen[id(offered[row.presentation - first])]
-                    assert torch.equal(values, logits.gather(-1, tokens.long()))
-                    assert torch.equal(values, logits.topk(64).values)
+                    torch.testing.assert_close(values, logits.gather(-1, tokens.long()))
+                    torch.testing.assert_close(values, logits.topk(64).values)
                     fresh.append(row)
 
     settings = {"backbone": tiny.backbone_folder(dropout=0.1), "is_evaluate_init": False}
@@ -145,7 +145,7 @@ def test_each_term_is_the_mean_over_its_own_rows(tmp_path):
 def full(method, row):
     """All logits at the answer tokens of one example."""
     batch = collate(method.session.encoder([row], 48), [row], tiny.PAD)
-    return method.teacher_logits({}, batch)[0]
+    return tiny.teacher_logits(method, {}, batch)[0]
 
 
 def order(tokens, wanted):
@@ -219,7 +219,7 @@ def test_the_teacher_answers_for_the_classes_of_the_tasks_before(tmp_path, monke
     method = method_of(tmp_path, DERpp_targets="previous_model")
     method.before_task(tiny.make_task(1))
     indices = []
-    teacher_logits = method.teacher_logits
-    monkeypatch.setattr(method, "teacher_logits", lambda *given: indices.append(given[-1]) or teacher_logits(*given))
+    teacher_scores = method.teacher_scores
+    monkeypatch.setattr(method, "teacher_scores", lambda *given: indices.append(given[-1]) or teacher_scores(*given))
     terms(method, batch_of(method, new=2, old=2, dark=4))
     assert indices == [0]

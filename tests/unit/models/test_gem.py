@@ -35,7 +35,7 @@ def prepared(name, options=None, epochs=1, **own):
 
 def reference(method, task, rows, size=100):
     def outputs(batch):
-        return method.outputs(method.model, batch, task.index)
+        return tiny.outputs(method, method.model, batch, task.index)
 
     with eval_mode(method.model):
         return shared_gradient(outputs, method.learning(task), rows, size, lambda x: method.collated(x, task))

@@ -125,7 +125,7 @@ def test_views_and_sources_share_one_pass():
     examples = [*plain[:3], *(replace(e, source="pseudo") for e in plain[3:])]
     examples += [replace(e, view="lm") for e in examples]
     batch = collate(session.encoder(examples, None), examples, method.backbone.pad_id)
-    logits = method.teacher_logits({}, batch)
+    logits = tiny.teacher_logits(method, {}, batch)
     labels = batch.labels[:, -logits.shape[1] :]
     for source, view in (("task", "lm"), ("pseudo", "answer"), ("pseudo", None), (None, "lm")):
         rows = batch.rows(source, view)
@@ -153,10 +153,10 @@ def test_a_teacher_is_not_disturbed_by_dropout_nor_disturbs():
     examples = list(tiny.micro_stream().tasks[0].train[:3])
     batch = collate(session.encoder(examples, None), examples, method.backbone.pad_id)
     before = snapshot(method.named())
-    first, second = (method.teacher_logits(teacher, batch) for _ in range(2))
+    first, second = (tiny.teacher_logits(method, teacher, batch) for _ in range(2))
     assert torch.equal(first, second) and not first.requires_grad
     with borrowed(method.named(), teacher):
-        assert not torch.equal(first, method.teacher_logits(before, batch))
+        assert not torch.equal(first, tiny.teacher_logits(method, before, batch))
     assert tiny.same(before, snapshot(method.named())) and method.model.training
 
 
@@ -168,7 +168,7 @@ def test_passes_and_sizes_are_counted(tmp_path):
         kept = torch.zeros(100)
 
         def loss(self, model, batch, task):
-            self.teacher_logits({}, batch)
+            self.teacher_scores({}, batch)
             return super().loss(model, batch, task)
 
     options = {"training_epochs": 2, "evaluation_mode": "generate"}
