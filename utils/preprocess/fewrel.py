@@ -57,7 +57,8 @@ def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
         relations = read_relations(path, ORIGIN)
     facts = {"PROMPT_TYPE": "relation_classification_state", "MAX_SEQ_LENGTH": 100}
     files = {name: file_sha256(root / name) for name in names}
-    raw = RawClasses("fewrel", str(root / names[0]), relations.labels, **relations.splits, files=files, facts=facts)
+    train, dev, test = (relations.splits[split] for split in SPLITS)
+    raw = RawClasses("fewrel", str(root / names[0]), relations.labels, train, dev, test, files, facts)
     return to_stream(raw, options, seed)
 
 

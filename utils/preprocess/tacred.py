@@ -47,7 +47,8 @@ def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
     facts = {"PROMPT_TYPE": "relation_classification_state", "MAX_SEQ_LENGTH": 128}
     files = {f"{RAW_FILE}{path.suffix}": file_sha256(path)}
     names = [readable(label) for label in relations.labels]
-    raw = RawClasses("tacred", str(path), names, train, dev, relations.splits["test"], files, facts)
+    groups = [label.partition(":")[0] for label in relations.labels]
+    raw = RawClasses("tacred", str(path), names, train, dev, relations.splits["test"], files, facts, groups)
     return to_stream(raw, options, seed)
 
 

@@ -89,7 +89,8 @@ def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
     names = [topic for one in topics for topic in one.names]
     splits = {split: _joined(topics, split) for split in SPLITS}
     facts = {"PROMPT_TYPE": "default", "MAX_SEQ_LENGTH": 256}
-    raw = RawClasses(name, str(root / "topic3datasets"), names, **splits, files=files, facts=facts)
+    groups = [source for source, one in zip(sources, topics, strict=True) for _ in one.names]
+    raw = RawClasses(name, str(root / "topic3datasets"), names, **splits, files=files, facts=facts, groups=groups)
     stream = to_stream(raw, options, seed, _naming(names, options, seed))
     source = stream.config["SOURCE"] | {"dropped_records": sum(one.empty for one in topics)}
     return Stream(stream.name, stream.tasks, stream.config | {"SOURCE": source})

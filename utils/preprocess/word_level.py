@@ -180,8 +180,17 @@ def _task(
     size = options.window
     chosen = {split: (s for s in splits[split] if s.types & seen) for split in ("dev", "test")}
     held = {split: _examples(sentences, seen, k, size) for split, sentences in chosen.items()}
-    places = [i for i, task in enumerate(order.values()) if task == k]
-    return TaskData(f"types {places[0]}-{places[-1]}", train=_examples(train, own, k, size), **held)
+    types = [name for name, task in order.items() if task == k]
+    return TaskData(_task_name(types), train=_examples(train, own, k, size), **held)
+
+
+def _task_name(types: list[str]) -> str:
+    """The types of a task: all of them, or of many the first and the last.
+
+    >>> _task_name(["LOC", "MISC"]), _task_name(["AGE", "CITY", "DATE", "ZIP"])
+    ('LOC, MISC', 'AGE .. ZIP (4 types)')
+    """
+    return ", ".join(types) if len(types) < 4 else f"{types[0]} .. {types[-1]} ({len(types)} types)"
 
 
 def _examples(sentences: Iterable[Sentence], kept: set[str], k: int, longest: int | None) -> tuple[Example, ...]:

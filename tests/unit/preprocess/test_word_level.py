@@ -23,6 +23,7 @@ def tags(examples) -> set[str]:
 def test_conll_stream():
     stream = build("conll2003", base_task_entity=2)
     config = stream.config
+    assert [task.name for task in stream.tasks] == ["LOC, MISC", "ORG", "PER"]
     assert stream.name == "conll2003_task3_base2_inc1" and [s[0] for s in sizes(stream)] == [12, 6, 6]
     assert config["idx2label"] == ["O", "B-LOC", "I-LOC", "B-MISC", "I-MISC", "B-ORG", "I-ORG", "B-PER", "I-PER"]
     assert config["CUR_NUM_CLASS"] == [5, 2, 2] and config["CUR_CLASS"][1] == [5, 6]

@@ -56,6 +56,7 @@ class RawClasses(NamedTuple):
     test: list[Labelled]
     files: dict[str, str]  # name -> sha256
     facts: dict[str, Any]  # PROMPT_TYPE, and MAX_SEQ_LENGTH as one number
+    groups: Sequence[str] = ()  # of each class, what it has in common with others: a data set, a kind
 
 
 class Naming(NamedTuple):
@@ -83,7 +84,8 @@ def to_stream(raw: RawClasses, options: ClassOptions, seed: int, naming: Naming 
     splits = _draw_splits(raw, options, seed)
     facts = {"NUM_TASK": len(sizes)} | class_facts(naming.targets[: sum(sizes)], sizes)
     ids = {position: i for i, position in enumerate(naming.order[: sum(sizes)])}
-    tasks = _tasks(splits, ids, facts)
+    groups = [raw.groups[position] if raw.groups else "" for position in ids]
+    tasks = _tasks(splits, ids, facts, groups)
     longest = max(len(name.encode()) for name in facts["idx2label"])
     source = {"files": raw.files, "options": options.model_dump() | {"seed": seed}, "notes": remarks(tasks)}
     per_task = {
@@ -172,6 +174,17 @@ def check_once(names: Sequence[str], place: object) -> None:
         raise UserError(f"{place}: expected every class once, got {again[0]!r} twice")
 
 
+def _task_name(classes: Sequence[int], groups: Sequence[str]) -> str:
+    """The classes of a task, and what they have in common: at most two groups.
+
+    >>> _task_name([0, 1], ["agnews", "agnews"]), _task_name([0, 1], ["", ""])
+    ('agnews, classes 0-1', 'classes 0-1')
+    """
+    common = [group for group in dict.fromkeys(groups[i] for i in classes) if group]
+    names = f"{' and '.join(common)}, " if 0 < len(common) < 3 else ""
+    return f"{names}classes {classes[0]}-{classes[-1]}"
+
+
 def _draw_splits(raw: RawClasses, options: ClassOptions, seed: int) -> dict[str, list[Labelled]]:
     train, test = options.num_sample_train_per_class, options.num_sample_test_per_class
     splits = {"train": _draw(raw.train, train, f"{seed}:train"), "test": _draw(raw.test, test, f"{seed}:test")}
@@ -195,7 +208,9 @@ def _by_class(rows: list[Labelled]) -> dict[int, list[int]]:
     return places
 
 
-def _tasks(splits: dict[str, list[Labelled]], ids: dict[int, int], facts: dict[str, Any]) -> tuple[TaskData, ...]:
+def _tasks(
+    splits: dict[str, list[Labelled]], ids: dict[int, int], facts: dict[str, Any], groups: Sequence[str]
+) -> tuple[TaskData, ...]:
     """Examples of each task and split; rows of classes without an id are left out."""
     starts, names = facts["PRE_ACCUM_NUM_CLASS"], facts["idx2label"]
     task_of = [k for k, classes in enumerate(facts["CUR_CLASS"]) for _ in classes]
@@ -207,6 +222,6 @@ def _tasks(splits: dict[str, list[Labelled]], ids: dict[int, int], facts: dict[s
                 k = task_of[label]
                 assigned[split][k].append(Example(text, names[label], label, label - starts[k], task=k))
     return tuple(
-        TaskData(f"classes {c[0]}-{c[-1]}", **{split: tuple(assigned[split][k]) for split in splits})
+        TaskData(_task_name(c, groups), **{split: tuple(assigned[split][k]) for split in splits})
         for k, c in enumerate(facts["CUR_CLASS"])
     )
