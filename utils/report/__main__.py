@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from utils.errors import UserError, exit_with
+from utils.report import differences
 from utils.report.compare import compare_text
 from utils.report.results import group
 from utils.report.summary import table, write
@@ -23,11 +24,22 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m utils.report", description=__doc__.split("\n\n")[1])
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="run folder")
+    parser.add_argument("--baseline", metavar="METHOD", help="row that the others are compared with, with intervals")
+    parser.add_argument(
+        "--reference",
+        metavar="METHOD",
+        help="row that learned each task alone, such as Single: adds the transfer to later tasks relative to it",
+    )
     parser.add_argument("--out", type=Path, help="folder for compare.md and compare.json")
     options = parser.parse_args(arguments)
     try:
         runs = [(run, write(run)) for run in options.runs]
         sections = group(runs)
+        by_path = {str(run): results for run, results in runs}
+        if options.reference is not None:
+            differences.add_transfer(sections, by_path, options.reference)
+        if options.baseline is not None:
+            differences.add(sections, by_path, options.baseline)
         text = table(runs[0][1]) if len(runs) == 1 else compare_text(sections)
         if options.out:
             write_json(options.out / "compare.json", sections)

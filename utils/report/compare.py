@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from utils.metric import METRICS
+from utils.report import differences
 from utils.report.tables import MISSING, headline, mark, markdown, percent
 
 SCORES = {
@@ -17,6 +18,8 @@ SCORES = {
     "backward_transfer": "backward transfer",
     "forgetting": "forgetting",
     "recovery": "task 0 after recovery",
+    "order_sensitivity": "order sensitivity",
+    "transfer_to_reference": "transfer to reference",
     "R_train": "training questions",
     "R_locality": "locality",
     "probing": "linear probe",
@@ -32,10 +35,23 @@ COSTS = {  # title, divisor, digits
     "kept_bytes": ("kept MB", 1e6, 2),
     "peak_memory_bytes": ("peak MB", 1e6, 0),
 }
-OPTIONAL = ("recovery", "R_train", "R_locality", "probing", "routing", *COSTS)  # columns shown where a run has them
+OPTIONAL = (
+    "recovery",
+    "order_sensitivity",
+    "transfer_to_reference",
+    "R_train",
+    "R_locality",
+    "probing",
+    "routing",
+    *COSTS,
+)  # columns shown where a run has them
 NOTE = (
-    "Scores after the last task, mean ± sample standard deviation over n runs that differ only by seed. "
+    "Scores after the last task, mean ± sample standard deviation over n runs that differ only by seed or task order. "
     "Positive backward transfer: got better since learned; positive forgetting: got worse since its best."
+)
+ORDERS = (
+    "Task 0 and last task are the first and the last one learned, whichever those are. Order sensitivity: how much the "
+    "last score of a task differs at most between two orders, mean over tasks (AOPD, Yoon et al. 2020)."
 )
 COST_NOTE = (
     "Passes: sequences through the model, for everything a method does, per training example and epoch of a task, and "
@@ -51,6 +67,7 @@ def compare_text(sections: list[dict[str, Any]]) -> str:
 
 def _section_text(section: dict[str, Any]) -> str:
     chance, remarks = section["chance"], [NOTE, *(remark for row in section["rows"] for remark in _remarks(row))]
+    remarks += [ORDERS] if any(len(set(row["orders"])) > 1 for row in section["rows"]) else []
     remarks += [MIXED] if len(set(section["metrics"])) > 1 else []
     marks = {"task_0": mark(section, 0), "last_task": mark(section, -1), "recovery": mark(section, 0)}
     scores = _rows(section, {name: title + marks.get(name, "") for name, title in SCORES.items()})
@@ -58,6 +75,8 @@ def _section_text(section: dict[str, Any]) -> str:
     parts = [headline(section), markdown([*scores, ["chance", "", *guess]]), "\n".join(remarks)]
     if _shown(section, COSTS):
         parts += [markdown(_rows(section, {name: title for name, (title, *_) in COSTS.items()})), COST_NOTE]
+    if section.get("differences"):
+        parts.append(differences.text(section))
     return "\n\n".join(parts) + "\n"
 
 
@@ -76,7 +95,7 @@ def _rows(section: dict[str, Any], titles: dict[str, str]) -> list[list[str]]:
 
 
 def _row_title(row: dict[str, Any]) -> str:
-    return " ".join([row["method"], *(f"{name}={value}" for name, value in row["options"].items())])
+    return differences.title_of(row)
 
 
 def _spread_text(name: str, cell: dict[str, Any], runs: int) -> str:
@@ -96,10 +115,13 @@ def _quantity(name: str, value: float, _sign: str = "") -> str:
 def _remarks(row: dict[str, Any]) -> list[str]:
     """Caveats about the rows."""
     title, remarks = _row_title(row), []
-    twice = [str(seed) for seed, count in Counter(row["seeds"]).items() if count > 1]
+    runs = Counter(zip(row["seeds"], row["orders"], strict=True))
+    twice = [str(seed) for (seed, _), count in runs.items() if count > 1]
     if twice:
         remarks.append(f"{title}: more than one run with seed {', '.join(twice)}; these are not independent.")
     finished = row["columns"]["last_task"]["n"]
+    if row.get("tuning"):
+        remarks.append(f"{title}: chosen by tuning {row['tuning']}.")
     if finished < len(row["seeds"]):
         remarks.append(f"{title}: {len(row['seeds']) - finished} of {len(row['seeds'])} runs not finished.")
     return remarks

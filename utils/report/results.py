@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from utils.config import RunOptions, TrackerOptions
 from utils.errors import UserError
 from utils.metric import Matrix, Row, summary
 from utils.report import probing as probed
+from utils.report.orders import order_sensitivity
 from utils.scoring import aggregate, find, score
 from utils.storage.files import read_json, read_jsonl
 from utils.storage.moment import BASE, RECOVERY, Moment, parse
@@ -59,6 +61,7 @@ def build(run: Path) -> dict[str, Any]:
     return {
         **{key: facts[key] for key in FACTS},
         "identity": facts.get("identity", {}),
+        "tuning": facts.get("tuning"),
         "higher_is_better": higher,
         "group_by_length": bool(_options(run).get("group_by_length")),
         **{name: _options(run).get(name) for name in ("evaluate_schedule", "evaluate_limit")},
@@ -76,19 +79,21 @@ def build(run: Path) -> dict[str, Any]:
 
 
 def group(runs: list[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Group runs by stream and then by everything but the seed; a folder that is given twice counts once.
+    """Group runs by stream and then by everything but seed and task order; a folder that is given twice counts once.
 
     Returns:
-        One dict per stream; each row has the seeds and, per column, {"mean", "std", "n"}: mean and sample
+        One dict per stream; each row has the seeds, the orders and, per column, {"mean", "std", "n"}: mean and sample
         standard deviation over the n runs that have the number (std is None for n = 1).
     """
     streams: dict[str, dict[str, list[Run]]] = {}
     once = {run.resolve(): (run, results) for run, results in runs}.values()
     for run, results in [(run, version) for run, whole in once for version in _with_versions(whole)]:
-        facts = [results[key] for key in ("stream", "il_mode", "task_names", "metrics", "chance")]
+        tasks = zip(results["task_names"], results["metrics"], results["chance"], strict=True)
+        facts: list[Any] = [results["stream"], results["il_mode"], sorted(map(list, tasks), key=str)]  # in any order
         own = dict(results["identity"])  # digests of what the run was made with
         facts.append(own.pop("stream", None))
         options = _options(run) | {f"{name} (digest)": digest for name, digest in own.items()}
+        options.pop("task_order", None)
         setting = json.dumps([results["method"], results["backbone"], options], sort_keys=True, default=str)
         groups = streams.setdefault(json.dumps(facts), {})
         groups.setdefault(setting, []).append((run, results, options))
@@ -113,7 +118,12 @@ def _with_versions(results: dict[str, Any]) -> list[dict[str, Any]]:
     return [results] + [
         results
         | nothing
-        | {"method": f"{results['method']}: {name}", "R": R, "summary": summary(np.array(R, dtype=float), base, higher)}
+        | {
+            "method": f"{results['method']}: {name}",
+            "version": name,
+            "R": R,
+            "summary": summary(np.array(R, dtype=float), base, higher),
+        }
         for name, R in results["versions"].items()
     ]
 
@@ -183,9 +193,37 @@ def _scored(path: Path, metric: str, _stamp: tuple[int, ...]) -> tuple[float, in
     _check(path, rows)
     if not rows:
         return np.nan, 0
-    predictions, targets = [row["prediction"] for row in rows], [row.get("references", row["target"]) for row in rows]
-    scores = score(metric, predictions, targets, [row.get("input", "") for row in rows])
-    return aggregate(metric, scores, predictions, targets), len(rows)
+    predictions, targets = _texts(rows)
+    return aggregate(metric, _each(metric, rows), predictions, targets), len(rows)
+
+
+def _texts(rows: list[dict[str, Any]]) -> tuple[list[str], list[Any]]:
+    return [row["prediction"] for row in rows], [row.get("references", row["target"]) for row in rows]
+
+
+def _each(metric: str, rows: list[dict[str, Any]]) -> list[float]:
+    return score(metric, *_texts(rows), [row.get("input", "") for row in rows])
+
+
+def scores_of(run: Path, learned: int, version: str, task: int, metric: str) -> list[float]:
+    """The score of each question of a task, in the order of the stream.
+
+    Args:
+        run: Its folder.
+        learned: The last task learned, from 0.
+        version: Of the weights; "": those of the method.
+        task: The task asked about, from 0.
+        metric: Of the task.
+    """
+    path = Moment(learned).of(version).predictions(run, f"task_{task}")
+    rows = read_jsonl(path)
+    _check(path, rows)
+    return _each(metric, sorted(rows, key=lambda row: row["index"]))
+
+
+def order_of_run(run: Path) -> str:
+    """The order in which a run learned the tasks, as the option `task_order` says."""
+    return str(_options(run).get("task_order", "stored"))
 
 
 def _check(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -256,12 +294,21 @@ def _section(groups: list[list[Run]]) -> dict[str, Any]:
         **{key: facts[key] for key in keys},
         "digest": facts["identity"].get("stream"),
         "chance": {
-            "task_0": chance[0],
-            "last_task": chance[-1],
+            "task_0": _common([other["chance"][0] for other in _results(groups)]),
+            "last_task": _common([other["chance"][-1] for other in _results(groups)]),
             "average_accuracy": None if no_mean else statistics.fmean(chance),
         },
         "rows": [_row(same, groups) for same in groups],
     }
+
+
+def _results(groups: list[list[Run]]) -> list[dict[str, Any]]:
+    return [results for same in groups for _, results, _ in same]
+
+
+def _common(values: list[float | None]) -> float | None:
+    """The value that all share; None: they differ."""
+    return values[0] if len(set(values)) == 1 else None
 
 
 def _row(same: list[Run], groups: list[list[Run]]) -> dict[str, Any]:
@@ -273,12 +320,17 @@ def _row(same: list[Run], groups: list[list[Run]]) -> dict[str, Any]:
     if len({other["backbone"] for _, other, _ in rivals}) > 1:
         told_apart["backbone"] = results["backbone"]
     columns = [_columns(results) for _, results, _ in same]
+    lasts = [(order_of_run(run), dict(zip(r["task_names"], r["R"][-1], strict=True))) for run, r, _ in same]
     return {
         "method": results["method"],
         "options": told_apart,
         "runs": [str(run) for run, _, _ in same],
+        "version": results.get("version", ""),
+        "tuning": results.get("tuning"),
         "seeds": [results["seed"] for _, results, _ in same],
-        "columns": {name: _spread([values[name] for values in columns]) for name in columns[0]},
+        "orders": [order_of_run(run) for run, _, _ in same],
+        "columns": {name: spread([values[name] for values in columns]) for name in columns[0]}
+        | {"order_sensitivity": spread(order_sensitivity(lasts)), "transfer_to_reference": spread([])},
     }
 
 
@@ -324,7 +376,8 @@ def _last_mean(results: dict[str, Any], name: str) -> float | None:
     return None if None in last or mixed else statistics.fmean(last)
 
 
-def _spread(values: list[float | None]) -> dict[str, float | int | None]:
+def spread(values: Sequence[float | None]) -> dict[str, float | int | None]:
+    """Mean and sample standard deviation of the known values, and their number."""
     known = [value for value in values if value is not None]
     return {
         "mean": statistics.fmean(known) if known else None,
