@@ -34,7 +34,7 @@ class L2KDOptions(LAMOLOptions):
 
 
 class L2KD(LAMOL):
-    """LAMOL that learns each new task from a teacher trained on this task alone::
+    """Distil each new task into LAMOL from a teacher that is trained on this task only::
 
         L = w [T_A + lambda T_G](new rows) + [l_A + lambda l_G](pseudo rows)
 

@@ -25,12 +25,12 @@ class LAMOL_KDOptions(LAMOLOptions):
 
 
 class LAMOL_KD(LAMOL):
-    """LAMOL that learns pseudo-samples by distillation from the model of the previous task::
+    """LAMOL, with pseudo-samples distilled from the model as it was before the task::
 
         L = [l_A + lambda l_G](new rows) + w [KD_tau(A) + lambda KD_tau(G)](pseudo rows)
 
-    KD_tau is tau^2 KL(teacher || student) at the positions that predict the labels. The teacher is the model as it was
-    before the task, in eval mode. Each term is a mean over the tokens of its rows. The first task is LAMOL.
+    KD_tau is tau^2 KL(teacher || student) at the positions that predict the labels. The teacher is in eval mode.
+    Each term is a mean over the tokens of its rows. The first task is LAMOL.
 
     Deviation: the published code reads the teacher one position late and with dropout.
     """

@@ -26,7 +26,7 @@ from utils.model.generation import generate
 from utils.model.head import Scores, as_scores
 from utils.model.weights import Weights
 
-CEILING = "task given"  # version of a router: each question answered by the adapter of its own task
+CEILING = "task given"  # the upper bound of a router: it is given the task of each question
 
 
 class PEFTOptions(OptionGroup):
