@@ -26,7 +26,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(name, family, tmp_path):
     if family not in ("neox",) and "encoder" not in load_method(name).backbones:
         pytest.skip("refused before")
     folders = [tmp_path / "whole", tmp_path / "cut"]
-    config = config_of(name, family, save_llm_ckpt_step_interval=2)
+    config = config_of(name, family, training_epochs=1, save_llm_ckpt_step_interval=2)
     whole = tiny.run(folders[0], config, tiny.class_stream(), cuts={"task_1_epoch_0_step_2": folders[1]})
     torch.manual_seed(999)
     resumed = tiny.run(folders[1], config, tiny.class_stream())

@@ -86,6 +86,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(hub, tmp_path, capsys)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.slow
 def test_without_a_network_one_sentence(tmp_path):
     """As a user starts it; HF_HUB_OFFLINE is set for all tests."""
     command = [

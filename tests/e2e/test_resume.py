@@ -170,7 +170,8 @@ def test_sigterm_in_preprocessing(tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     out, errors = process.communicate(timeout=60)
-    assert process.returncode == 143 and out == ""
+    assert process.returncode == 143
+    assert all("writing raw files" in line for line in out.splitlines())  # after 10 s, on a busy machine
     assert errors == "interrupted; no incomplete file was written, run the same command again\n"
     assert not list(tmp_path.rglob(".*.tmp"))
 

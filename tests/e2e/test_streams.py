@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from seqeval.metrics import f1_score
 
 from tests.e2e.test_cli import run
 from tests.unit.preprocess.raw_data import FIXTURES, REAL, real
@@ -55,6 +54,8 @@ def check_scores(folder: Path, stream: Stream) -> None:
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in ("i2b2", "ontonotes5")])
 def test_entities_are_scored_by_macro_span_f1(name, tmp_path):
+    from seqeval.metrics import f1_score  # imports scikit-learn
+
     raw = tmp_path / "raw"
     shutil.copytree(FIXTURES / name, raw / name)
     shutil.copy(raw / name / "train.txt", raw / name / "test.txt")  # so few sentences can be remembered, not understood

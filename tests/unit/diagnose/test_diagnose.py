@@ -119,7 +119,7 @@ def rows(folder, what):
         return list(csv.DictReader(file))
 
 
-SHORT = {"recovery": ["--every", "4"], "shift": [], "angles": [], "surface": ["--points", "4"]}
+SHORT = {"recovery": ["--every", "8"], "shift": [], "angles": [], "surface": ["--points", "4"]}
 
 
 @pytest.mark.parametrize("what", SHORT)
@@ -226,6 +226,7 @@ def test_the_command_line_reports_wrong_options(words):
     assert error.value.code == 2
 
 
+@pytest.mark.slow
 def test_heads_are_diagnosed_too(small, tmp_path):  # noqa: F811
     options = "--dataset classes --il_mode CIL --classifier Linear --batch_size 12"
     options += " --save_llm_ckpt true --save_llm_ckpt_step_interval 1"

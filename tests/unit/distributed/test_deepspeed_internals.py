@@ -48,6 +48,7 @@ print("as described")
 """
 
 
+@pytest.mark.slow
 def test_pieces_and_moments_of_deepspeed():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
