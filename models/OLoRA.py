@@ -56,17 +56,23 @@ class OLoRA(PEFT):
     def setup(self) -> None:
         adapters.refuse_experts(self.model, type(self).__name__)
         super().setup()
+        self._activate()
+
+    def _activate(self) -> None:
+        super()._activate()
+        *earlier, newest = adapters.names(self.model)
+        self.new_a, self.new_b = (adapters.factors(self.model, side, newest) for side in "AB")
+        old = [adapters.factors(self.model, "A", name) for name in earlier]
+        # Earlier adapters are frozen, so their rows are joined once a task, not once a step.
+        self.spanned = {layer: torch.cat([a[layer].detach() for a in old]) for layer in self.new_a if old}
 
     def loss(self, model: Model, batch: Batch, task: Task) -> dict[str, Tensor]:
         terms = super().loss(model, batch, task)
-        *earlier, newest = adapters.names(self.model)
-        new_a, new_b = (adapters.factors(self.model, side, newest) for side in "AB")
-        if earlier:
-            old = [adapters.factors(self.model, "A", name) for name in earlier]
-            overlaps = [overlap(torch.cat([a[layer] for a in old]), new_a[layer]) for layer in new_a]
+        if self.spanned:
+            overlaps = [overlap(old, self.new_a[layer]) for layer, old in self.spanned.items()]
             terms["orthogonal"] = self.options.OLoRA_lambda_1 * torch.stack(overlaps).sum()
         if self.options.OLoRA_lambda_2:
-            norms = [w.norm() for w in (*new_a.values(), *new_b.values())]
+            norms = [w.norm() for w in (*self.new_a.values(), *self.new_b.values())]
             terms["norm"] = self.options.OLoRA_lambda_2 * torch.stack(norms).sum()
         return terms
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from models.AdapterCL import AdapterCL
+from models.common import frozen_sum
 from models.InfLoRA import design, extend
 from models.OLoRA import overlap
 from models.PEFT import PEFT, surprise
@@ -40,6 +41,7 @@ def three_adapters(method="PEFT", kind="LoRA", **options):
     for name, w in made.model.named_parameters():
         if adapters.owner(name):
             w.data += 0.5 * torch.randn_like(w)
+    made.load_state_dict(made.state_dict())  # earlier adapters are not expected to change
     made.model.eval()
     return made
 
@@ -123,6 +125,47 @@ def test_the_sum_is_the_base_plus_all_products():
             weight = plain.get_submodule(layer.removeprefix("base_model.model.")).weight
             weight.data += 2 * (b[layer] @ a[layer]).T  # alpha / r is 2; GPT-2 keeps its weights transposed
     assert torch.allclose(summed, forward(plain, batch), atol=1e-4)
+
+
+def test_earlier_adapters_of_a_sum_are_read_at_once():
+    """As factors and as their product; the outputs are those of adapters that are read one by one."""
+    for rank, count in ((2, 2), (24, 1)):  # two of rank 24 are more work than a matrix of 32 columns
+        config = tiny.make_config("PEFT", **LORA, PEFT_lora_r=rank)
+        made = tiny.make_method(tiny.make_session(config), PEFT_inference="sum")
+        for index in range(3):
+            made.before_task(tiny.make_task(index))
+        torch.manual_seed(5)
+        for name, w in made.model.named_parameters():
+            if adapters.owner(name):
+                w.data += 0.3 * torch.randn_like(w)
+        made.load_state_dict(made.state_dict())
+        *earlier, newest = adapters.names(made.model)
+        layer = next(part for part in made.model.modules() if hasattr(part, "lora_A"))
+        assert len(frozen_sum._factors(layer, earlier)) == count
+        batch = collate(ROWS, [Example("", "")] * 4, tiny.PAD)
+        at_once = forward(made.model.eval(), batch)
+        assert adapters.active(made.model) == [newest]
+        assert made.earlier.set(made.model, [])
+        with adapters.using(made.model, *earlier, newest):
+            torch.testing.assert_close(at_once, forward(made.model, batch), rtol=1e-4, atol=1e-4)
+
+
+def test_an_adapter_reads_a_question_once(tmp_path):
+    """An adapter that is no longer trained, over all evaluations of a run; also when tasks are evaluated inside."""
+    read = []
+
+    class Watched(AdapterCL):
+        def _surprises(self, rows):
+            read.extend((adapters.active(self.model)[0], tuple(row.prompt)) for row in rows)
+            return super()._surprises(rows)
+
+    config = tiny.make_config("AdapterCL", training_epochs=1, is_evaluate_init=False)
+    whole = tiny.run(tmp_path / "whole", config, method_class=Watched, cuts={"task_1": tmp_path / "cut"})
+    assert len(read) == len(set(read)) == 3 * sum(len(task.test) for task in tiny.micro_stream().tasks)
+    for name, more in (("cut", {}), ("inside", {"evaluate_interval": 1})):
+        assert (
+            tiny.run(tmp_path / name, config.updated(**more), method_class=Watched).results["R"] == whole.results["R"]
+        )
 
 
 def slow_route(made, row):
