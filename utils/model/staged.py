@@ -21,8 +21,8 @@ from torch import Tensor
 from utils.dataloader import Encoded, collate
 from utils.dataset import Example
 from utils.model import adapters
-from utils.model.architecture import Backbone, Model
-from utils.model.forward import can_read_ahead, model_inputs
+from utils.model.architecture import Backbone, Model, kind_of
+from utils.model.forward import model_inputs
 from utils.model.generation import Answer, cannot_be, decide, decode
 from utils.scoring import normalise
 
@@ -33,16 +33,23 @@ if TYPE_CHECKING:
 # before more is read; on a GPU a pass over a few tokens takes as long as one over a single token.
 STAGES = {"cpu": (0, 2, 4, 8, 16), "other": (8, 16)}
 
+KEPT = {"full_attention", "sliding_attention"}  # kinds of layers
+
 
 def can_answer(model: Model) -> bool:
-    """True if the model keeps keys and values of everything it has read, in the same form in all layers."""
+    """True if all that a model keeps of what it has read are keys and values of each token, in all layers.
+
+    A layer with a sliding window keeps all of them here, and masks them: rows that leave their targets lose columns.
+    """
     from transformers import DynamicCache  # seconds to import: not for --help
-    from transformers.cache_utils import DynamicLayer
 
     net = adapters.innermost(model)
-    if not can_read_ahead(net) or getattr(net, "_is_stateful", False):
+    kinds = getattr(net.config, "layer_types", None) or ["full_attention"]
+    if kind_of(net.config) != "decoder" or not KEPT.issuperset(kinds) or getattr(net, "_is_stateful", False):
         return False
-    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=net.config).layers)
+    layers = DynamicCache(config=net.config).layers
+    keeps = all(type(layer).__name__ in ("DynamicLayer", "DynamicSlidingWindowLayer") for layer in layers)
+    return keeps and "past_key_values" in inspect.signature(net.forward).parameters
 
 
 @torch.no_grad()

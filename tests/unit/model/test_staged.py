@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from transformers import MistralConfig, MistralForCausalLM
 
 from tests import tiny
+from utils.backbone import _make_greedy
 from utils.dataloader import Encoded, Encoder
 from utils.dataset import Example
 from utils.model import staged
+from utils.model.architecture import Backbone
 from utils.model.generation import continuations, decode
 
 
@@ -31,6 +34,18 @@ def test_rows_that_leave_their_targets_are_written_to_the_end(family):
         assert [answer.text for answer in found] == plain
         assert {answer.decided for answer in found} == {"verified", "generated"}
         assert len(set(plain)) > 3, "a test of equal answers"
+
+
+def test_layers_with_a_sliding_window():
+    shape = tiny.shape("llama").to_dict() | {"sliding_window": 4, "model_type": "mistral", "initializer_range": 0.6}
+    torch.manual_seed(0)
+    model = MistralForCausalLM(MistralConfig(**shape)).eval()
+    _make_greedy(model, tiny.PAD, [tiny.EOS])
+    backbone = Backbone(model, tiny.tokenizer(), tiny.PAD, [tiny.EOS])
+    assert staged.can_answer(model)
+    plain, found = plain_and_staged(backbone)
+    assert [answer.text for answer in found] == plain
+    assert len(set(plain)) > 3
 
 
 @pytest.mark.parametrize("kind", ["LoRA", "PromptTuning", "PrefixTuning", "IA3", "Bottleneck"])
