@@ -337,9 +337,9 @@ class ClassEncoder:
         """Tokens of each example, before anything is cut."""
         return [len(ids) for ids, _ in self._prompts(examples, None)]
 
-    def forget(self) -> None:
-        """Drop the cached token ids."""
-        self.plain.forget()
+    def forget(self, most: int = 0) -> None:
+        """Drop the cached token ids if they take more than `most` bytes."""
+        self.plain.forget(most)
         self._words.clear()
 
     def _prompts(self, examples: Sequence[Example], max_length: int | None) -> list[tuple[list[int], list[int]]]:

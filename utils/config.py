@@ -323,18 +323,16 @@ class EvaluateOptions(OptionGroup):
     evaluation_mode: Literal["verify", "generate"] = Field(
         "verify", description="verify: decide exact match along the target where possible; same scores as generate."
     )
+    evaluate_autocast: bool = Field(
+        True, description="Evaluate in the autocast of training (mixed_precision); False: in the type of the weights."
+    )
     is_evaluate_init: bool = Field(True, description="Also evaluate all tasks before any training.")
     evaluate_unseen: bool = Field(False, description="After each task also evaluate tasks not yet learned.")
     evaluate_schedule: Annotated[str, Field(pattern=r"^(every|last|every_[1-9]\d*)$")] = Field(
-        "every",
-        description="Tasks after which a run is evaluated: every, every_<n> (each n-th and the last), or last. Metrics "
-        "that need scores of other tasks are left out.",
+        "every", description="Evaluate after every task, after the last alone, or every_<n>: each n-th and the last."
     )
     evaluate_limit: Int | None = Field(
-        None,
-        ge=1,
-        description="Most questions of a split that are scored: a sample, the same at all evaluations, for all methods "
-        "and seeds; None: all.",
+        None, ge=1, description="Score a sample of at most n questions of a split, the same in all runs; None: all."
     )
     evaluate_interval: Int = Field(
         -1, ge=-1, description="Evaluate during a task, every n epochs; -1: only at its end."

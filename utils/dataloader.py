@@ -24,6 +24,7 @@ from torch import Tensor
 from utils.dataset import CUT_SIDES, Example
 from utils.prompt import DEFAULT_DAY, ChatTemplate, SpecialTexts, render
 
+OVERHEAD = 200  # bytes of an entry of the cache of token ids, besides its text and ids
 IGNORE = -100  # label of a position without a loss
 
 
@@ -154,10 +155,13 @@ class Encoder:
         template = partial(render, prompt_type=self.prompt_type, strip=self.strip)
         return template(example) if self.method is None else self.method.render(example, template)
 
-    def forget(self) -> None:
-        """Drop the cached token ids."""
-        self._ids.clear()
-        self._chats.clear()
+    def forget(self, most: int = 0) -> None:
+        """Drop the cached token ids if they take more than `most` bytes; a task's test questions come back after it."""
+        texts = sum(len(text) + 4 * len(ids) for text, ids in self._ids.items())
+        chats = sum(64 * (len(row.prompt) + len(row.answer)) for row in self._chats.values())
+        if texts + chats + OVERHEAD * (len(self._ids) + len(self._chats)) > most:
+            self._ids.clear()
+            self._chats.clear()
 
     @property
     def special(self) -> SpecialTexts:

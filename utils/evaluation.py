@@ -5,7 +5,9 @@ Predictions are gathered over the processes together with their targets; every e
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +19,7 @@ from utils.config import Config, per_task
 from utils.dataloader import Encoded
 from utils.dataset import Example, Stream
 from utils.distributed.collectives import gather, share
+from utils.distributed.modes import autocast_type
 from utils.errors import UserError
 from utils.model import staged
 from utils.model.generation import Answer, verify
@@ -25,6 +28,7 @@ from utils.scoring import aggregate, find, score
 from utils.session import Session
 from utils.storage.files import read_jsonl, write_jsonl
 
+POOL = 4  # batches of questions that are answered before their predictions are written
 COLUMNS = {"score", "prediction", "target"}
 
 
@@ -71,6 +75,44 @@ def evaluate(method: Method, session: Session, cell: Cell) -> float:
     return aggregate(cell.metric, scores, predictions, [example.accepted for example in cell.examples])
 
 
+def predict_ahead(method: Method, session: Session, cells: Sequence[Cell]) -> None:
+    """Write the predictions of cells whose questions can share batches: small test sets would fill none.
+
+    Only where an answer does not depend on the task of its question; other cells are left to `evaluate`.
+    """
+    if session.config.il_mode == "TIL" or method.is_task_given or not method.is_plain:
+        return
+    missing = [cell for cell in cells if not cell.file.exists()]
+    for together in _pools(missing, POOL * session.config.evaluate_batch_size):
+        rows = iter(predict(method, session, _joined(together)))
+        for cell in together:
+            own = list(islice(rows, len(cell.examples)))
+            if session.accelerator.is_main_process:
+                write_jsonl(cell.file, own)
+    session.accelerator.wait_for_everyone()
+
+
+def _pools(cells: Sequence[Cell], most: int) -> Iterator[list[Cell]]:
+    """Groups of at least two neighbours that are answered and scored alike, of at most so many questions."""
+    for _, alike in groupby(cells, lambda cell: (cell.metric, cell.max_length, cell.max_new_tokens, cell.in_full)):
+        pool: list[Cell] = []
+        for cell in [*alike, None]:
+            if cell is None or sum(len(one.examples) for one in [*pool, cell]) > most:
+                if len(pool) > 1:
+                    yield pool
+                pool = []
+            pool += [] if cell is None else [cell]
+
+
+def _joined(cells: Sequence[Cell]) -> Cell:
+    """All their questions, under the name of the first and the last."""
+    first, last = cells[0], cells[-1]
+    places = [place for cell in cells for place in (cell.places or range(len(cell.examples)))]
+    examples = [example for cell in cells for example in cell.examples]
+    file = first.file.with_name(f"{first.file.stem} to {last.file.stem}.jsonl")
+    return first._replace(file=file, examples=examples, places=places)
+
+
 def _read(cell: Cell) -> list[dict[str, Any]]:
     """The saved rows of a cell, which an interrupted run may have left here."""
     rows = read_jsonl(cell.file)
@@ -95,7 +137,7 @@ def _wanted(row: dict[str, Any]) -> tuple[Any, Any]:
 
 def predict(method: Method, session: Session, cell: Cell) -> list[dict[str, Any]]:
     """The rows of predictions.jsonl, in the order of the examples, on every process."""
-    with eval_mode(method.model, method.extra):
+    with eval_mode(method.model, method.extra), _autocast(session):
         answers = _answer(method, session, cell, [cell.examples[i] for i in share(len(cell.examples))])
     method.after_evaluation(cell.task)
     found = [Answer(*answer) for answer in gather([tuple(answer) for answer in answers], len(cell.examples))]
@@ -117,6 +159,12 @@ def predict(method: Method, session: Session, cell: Cell) -> list[dict[str, Any]
         }
         for i, example in enumerate(cell.examples)
     ]
+
+
+def _autocast(session: Session) -> AbstractContextManager[Any]:
+    """The autocast of training, unless the options ask for the type of the weights."""
+    kind = autocast_type(session.config) if session.config.evaluate_autocast else None
+    return nullcontext() if kind is None else torch.autocast(session.accelerator.device.type, kind)
 
 
 def annotated(tags: str, classes: Classes, task: int) -> str:

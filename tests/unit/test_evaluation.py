@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import cache
 
 import pytest
+import torch
 
 from models.Base import Method
 from tests import tiny
@@ -124,6 +125,21 @@ def test_the_mode_of_the_model_is_restored(parts, training, mode):
     assert set(seen) == {(False, False)}
     assert tiny.same(before, tiny.snapshot(method))
     assert all(w.grad is None for w in method.model.parameters())
+
+
+@pytest.mark.parametrize("mode", ["verify", "generate"])
+def test_the_model_computes_as_in_training(parts, mode):
+    for options, expected in (
+        ({}, {torch.float32}),
+        ({"mixed_precision": "bfloat16"}, {torch.bfloat16}),
+        ({"mixed_precision": "bfloat16", "evaluate_autocast": False}, {torch.float32}),
+    ):
+        method, session, cell = parts(evaluation_mode=mode, **options)
+        seen = set()
+        layer = method.model.base_model.layers[0].attention.query_key_value
+        layer.register_forward_hook(lambda _layer, _args, output, seen=seen: seen.add(output.dtype))
+        predict(method, session, cell)
+        assert seen == expected, options
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from models.Base import Method, Task
 from utils.distributed.collectives import agree, first_difference
 from utils.distributed.placement import OptimizerState, Replicated
 from utils.errors import UserError
-from utils.evaluation import check_finite, evaluate
+from utils.evaluation import Cell, check_finite, evaluate, predict_ahead
 from utils.logger import Window
 from utils.model import adapters
 from utils.model.weights import assign, borrowed
@@ -31,6 +31,7 @@ from utils.session import Progress
 from utils.storage.files import read_jsonl, write_json
 from utils.storage.moment import BASE, RECOVERY, Moment
 
+TOKENS_KEPT = 2**27  # bytes of token ids that may stay from task to task, so that test sets are tokenised once
 TRAIN_SCORED = ("IIL", "CKE")  # scenarios that also score the questions that were trained on
 
 
@@ -127,7 +128,7 @@ class Trainer:
             self.session.log.info(
                 f"task {task.index}: not evaluated (evaluate_schedule {self.config.evaluate_schedule})"
             )
-        self.session.encoder.forget()  # the next task has other texts; memory must not grow with the stream
+        self.session.encoder.forget(TOKENS_KEPT)  # memory must not grow with the stream
         self._report(plots=False)
 
     def _learn(self, task: Task, inside: Place | None) -> None:
@@ -194,16 +195,29 @@ class Trainer:
         with self.cost.evaluating(learned):
             for version, weights in self.method.versions().items():
                 with borrowed(self.method.named(), weights or {}), self.method.answering(version):
+                    predict_ahead(self.method, self.session, self._cells(moment.of(version), tasks))
                     for index in tasks:
                         self._evaluate_task(moment.of(version), index)
 
     def _evaluate_task(self, moment: Moment, index: int) -> None:
-        """Score one task: its test split and, where the scenario asks for it, its training split."""
+        """Score one task."""
+        for name, questions in self._questions(index):
+            self._score(moment, name, index, questions)
+            self.cost.scored(len(questions.examples))
+
+    def _questions(self, index: int) -> Iterator[tuple[str, Questions]]:
+        """What is scored of a task: its test split and, where the scenario asks for it, its training split."""
         for prefix, split in (("", "test"), ("train_", "train")):
             if split == "test" or self.config.il_mode in TRAIN_SCORED:
-                questions = questions_of(self.method, index, split)
-                self._score(moment, f"{prefix}task_{index}", index, questions)
-                self.cost.scored(len(questions.examples))
+                yield f"{prefix}task_{index}", questions_of(self.method, index, split)
+
+    def _cells(self, moment: Moment, tasks: Iterable[int]) -> list[Cell]:
+        """What is scored of these tasks at one moment."""
+        return [
+            cell_of(self.method, index, moment.predictions(self.folder, name), questions)
+            for index in tasks
+            for name, questions in self._questions(index)
+        ]
 
     def _evaluate_locality(self, moment: Moment, tasks: Iterable[int]) -> None:
         """Ask what no edit is about; right is what the model itself answered before any training, at moment BASE."""

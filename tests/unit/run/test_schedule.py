@@ -6,6 +6,7 @@ import yaml
 from tests import tiny
 from utils.config import Config
 from utils.dataset import Stream, TaskData
+from utils.model import staged
 from utils.report.summary import table
 from utils.run.tasks import questions_of
 from utils.storage.files import read_jsonl, write_text
@@ -86,3 +87,27 @@ def test_locality_compares_the_same_sample(tmp_path):
     results = tiny.run(tmp_path, config, stream).results
     assert results["R_locality"][2] == [1.0] * 3, "nothing was learned, so everything is answered as before"
     assert len(read_jsonl(tmp_path / "predictions/base/locality_task_0.jsonl")) == 3
+
+
+def test_small_test_sets_of_several_tasks_share_batches(tmp_path, monkeypatch):
+    calls = []
+    answer = staged.answer
+    monkeypatch.setattr(staged, "answer", lambda *args: calls.append(len(args[1])) or answer(*args))
+    tables = {}
+    for name, size in (("together", 16), ("apart", 4)):  # at most 64 questions before they are written, or 16
+        calls.clear()
+        config = tiny.make_config(**SHORT, evaluate_batch_size=size, il_mode="IIL", evaluate_limit=9)
+        results = tiny.run(tmp_path / name, config).results
+        files = sorted((tmp_path / name / "predictions").rglob("*.jsonl"))
+        tables[name] = {file.relative_to(tmp_path / name): read_jsonl(file) for file in files}
+        assert results["cost"]["evaluate_examples"] == [15, 27, 41]
+        if name == "together":
+            assert calls == [15, 16, 11, 16, 16, 9]
+    assert tables["together"] == tables["apart"]
+    assert len(tables["together"]) == 12
+
+
+def test_questions_whose_task_is_told_are_answered_task_by_task(tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.evaluation._joined", lambda *_: 1 / 0)
+    for options in ({"il_mode": "TIL"}, {"evaluate_batch_size": 1}):
+        tiny.run(tmp_path / str(options), tiny.make_config(**SHORT, **options))
