@@ -420,6 +420,13 @@ def test_the_basis_holds_the_share_with_as_few_directions_as_possible(wanted):
         assert torch.trace(fewer.T @ second @ fewer) / second.trace() < wanted
 
 
+def test_a_share_that_is_reached_exactly_needs_no_further_direction():
+    """Two of four equal directions hold half of the inputs."""
+    for power in (2, 4):
+        covariance = torch.eye(4, dtype=torch.float64)
+        assert extend(covariance[:, :0], covariance, 0.5, power).shape == (4, 2), power
+
+
 def test_the_share_of_fourth_powers_needs_fewer_directions():
     """`InfLoRA_share_of: fourths`: singular values 3, 2, 1 have 9, 4, 1 and 81, 16, 1."""
     covariance = torch.diag(torch.tensor([9.0, 4.0, 1.0], dtype=torch.float64))
