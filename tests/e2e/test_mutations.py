@@ -39,3 +39,10 @@ def test_outcomes_are_kept_and_survivors_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(mutations, "outcome", lambda *_: 1 / 0)
     assert mutations.main(argv) == 1  # all from the file
     assert capsys.readouterr().out.count("\n  ") == 3
+
+
+def test_each_mutation_without_effect_is_one_of_the_code_as_it_is():
+    listed = mutations.equivalents()
+    found = [m.key for file in {key[0] for key in listed} for m in mutations.mutations(ROOT / file)]
+    for key, reason in listed.items():
+        assert found.count(key) == 1 and reason, key

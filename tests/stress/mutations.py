@@ -67,7 +67,8 @@ class Mutation(NamedTuple):
     before: str
     after: str
     place: int  # among those of the file
-    code: str  # the line of source
+    code: str  # the line of source, without its indent
+    indent: int
 
     @property
     def name(self) -> str:
@@ -75,8 +76,9 @@ class Mutation(NamedTuple):
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What a change elsewhere in the file does not move."""
-        return self.file, self.code, f"{self.before} -> {self.after}"
+        """File, line with the place marked, and change: an edit elsewhere in the file moves none of them."""
+        at = self.column - self.indent
+        return self.file, f"{self.code[:at]}>>>{self.code[at:]}", f"{self.before} -> {self.after}"
 
 
 class Outcome(NamedTuple):
@@ -103,8 +105,9 @@ def mutations(path: Path) -> Iterator[Mutation]:
     for place, node in enumerate(_places(ast.parse(source))):
         after = copy.deepcopy(node)
         _change(after)
-        where = (str(path.relative_to(ROOT)), node.lineno, node.col_offset)
-        yield Mutation(*where, ast.unparse(node), ast.unparse(after), place, lines[node.lineno - 1].strip())
+        where, line = (str(path.relative_to(ROOT)), node.lineno, node.col_offset), lines[node.lineno - 1]
+        code = line.lstrip()
+        yield Mutation(*where, ast.unparse(node), ast.unparse(after), place, code, len(line) - len(code))
 
 
 def changed(mutation: Mutation) -> str:

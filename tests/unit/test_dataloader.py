@@ -341,3 +341,12 @@ def test_labels_that_nothing_can_predict_are_left_out():
     assert encoder(True)._cut(row, None, 1).labelled == [1, 2, 3, 4]  # here BOS does
     assert encoder(False)._cut(row, 3, 1) == Encoded([7, 8], [9], [1])
     assert encoder(True)._cut(row, 4, 1).labelled == [1, 2]
+
+
+def test_no_token_of_a_chat_crosses_the_border_of_an_answer():
+    """The tokenizer would write each word as one token."""
+    encoder, text, cuts = Encoder(tiny.tokenizer(), "none"), "wuff wuff", (2, 7, 9)
+    ids, places = encoder._ids_at(text, cuts)
+    assert [encoder.tokenizer.decode(ids[:place]) for place in places] == [text[:cut] for cut in cuts]
+    assert len(ids) > len(encoder.special.encode([text])[0])
+    assert encoder._ids_at(text, (4, 9)) == (encoder.special.encode([text])[0], [1, 2])

@@ -93,6 +93,13 @@ def test_only_tasks_seen_so_far_are_shown():
     assert method.demonstrations(stream.tasks[1].test[0]) == []  # its concept is not known yet
 
 
+def test_a_state_from_before_the_first_task_has_no_demonstrations():
+    method, question = method_of(seen=2), questions(concepts())[0]
+    assert method.demonstrations(question)
+    method.load_state_dict(method_of(seen=0).state_dict())
+    assert method.demonstrations(question) == []
+
+
 def test_draws_depend_on_seed_and_question_alone():
     first, again, other = (
         [m.demonstrations(x) for x in questions(m.stream)] for m in (method_of(n_shot=2, seed=s) for s in (1, 1, 2))

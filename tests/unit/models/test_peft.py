@@ -403,8 +403,10 @@ def test_the_designed_projection_spans_the_inputs_off_the_basis():
     off = torch.eye(12, dtype=torch.float64) - basis @ basis.T
     left, _, _ = torch.linalg.svd(off @ torch.linalg.cholesky(second + 1e-12 * torch.eye(12)))
     assert torch.allclose(a.T @ a * 3, left[:, :2] @ left[:, :2].T, atol=1e-6)
-    nothing_left = design(first, basis, 2)
-    assert torch.equal(nothing_left, torch.zeros_like(nothing_left))
+    for scale in (1e-9, 1, 1e9):  # whatever the size of the inputs
+        nothing_left = design(scale * first, basis, 2)
+        assert torch.equal(nothing_left, torch.zeros_like(nothing_left)), scale
+        assert torch.allclose(design(scale * second, basis, 2), a), scale
 
 
 @pytest.mark.parametrize("wanted", [0.5, 0.9, 0.99, 1.0])
