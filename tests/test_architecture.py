@@ -30,6 +30,7 @@ LAYERS = [
     ["utils.jobs"],
     ["main_CL", "utils.sweep", "utils.download_backbones", "utils.diagnose", "utils.pretrain"],
     ["utils.tune"],
+    ["utils.study"],
 ]
 FAMILIES = {  # methods that extend another one
     "LAMOL_KD": "LAMOL", "L2KD": "LAMOL", "LFPT5": "LAMOL_KD", "PCLL": "LAMOL_KD", "AdapterCL": "PEFT",

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.errors import UserError, exit_code, exit_with, termination_interrupts
+from utils.factory import describe
 from utils.jobs import choice, times
 from utils.jobs.runs import Job, alone, check_all, is_finished, run_all
 from utils.options.parse import ConfigError, fail
@@ -74,7 +75,7 @@ def run(jobs: list[Job], workers: int, baseline: str | None = None, dry: bool = 
         todo = [job for job in jobs if not is_finished(job.folder())]
         plans = check_all(jobs if baseline is not None else todo)
         if baseline is not None:
-            _check_comparable(list(plans.values()))
+            check_comparable(list(plans.values()), baseline)
         if dry:
             ahead = times.in_words(jobs[0].root, [plans[job] for job in todo], workers)
             print(f"{len(jobs)} runs, {len(todo)} to do: {ahead}")
@@ -87,11 +88,11 @@ def run(jobs: list[Job], workers: int, baseline: str | None = None, dry: bool = 
     return 1 if failed else 0
 
 
-def _check_comparable(plans: list[Plan]) -> None:
+def check_comparable(plans: Sequence[Plan], baseline: str) -> None:
     """Differences to a baseline need the same questions and scores in all runs.
 
     Raises:
-        UserError: the streams or metrics differ.
+        UserError: the streams or metrics differ, or no run is of the baseline.
     """
     from utils.options.checks import metrics_of
 
@@ -99,6 +100,9 @@ def _check_comparable(plans: list[Plan]) -> None:
     if len(kinds) > 1:
         shown = "; ".join(f"{name} with {', '.join(dict.fromkeys(metrics))}" for _, name, metrics in sorted(kinds))
         raise UserError(f"baseline: runs of different streams or metrics cannot be compared: {shown}")
+    titles = list(dict.fromkeys(describe(plan.config) for plan in plans))
+    if not any(title.startswith(baseline) for title in titles):
+        raise UserError(f"baseline: {baseline!r}: there is no such row; expected one of {'; '.join(titles)}")
 
 
 def _parser() -> argparse.ArgumentParser:

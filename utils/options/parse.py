@@ -111,7 +111,7 @@ def resolve(argv: list[str]) -> Resolved:
         for name, item in given.items()
         if name not in (*Config.model_fields, *schema.model_fields)
     ]
-    config, options = _validate(Config, given, problems), _validate(schema, given, problems)
+    config, options = validate(Config, given, problems), validate(schema, given, problems)
     if config is None or options is None or problems:  # otherwise the checks of the whole plan report it
         raise ConfigError(problems + (consistency.check(config) if config is not None else []))
     if config.wandb_name is None:
@@ -184,8 +184,14 @@ def option_table(*schemas: type[OptionGroup]) -> str:
     return "\n".join(rows)
 
 
-def _validate(schema: type[Group], given: dict[str, Given], problems: list[str]) -> Group | None:
-    """An instance, or None with the problems appended."""
+def validate(schema: type[Group], given: dict[str, Given], problems: list[str]) -> Group | None:
+    """An instance, or None with the problems appended.
+
+    Args:
+        schema: Of the options.
+        given: Values by name; names that the schema does not have are left alone.
+        problems: Gets a sentence for each wrong value.
+    """
     try:
         return schema(**{name: given[name].value for name in schema.model_fields if name in given})
     except ValidationError as error:

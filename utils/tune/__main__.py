@@ -35,6 +35,8 @@ from utils.tune.proposals import SAMPLERS, Proposals, check_sampler, proposals
 from utils.tune.space import Space, check_names, ends, label_of, space_of
 from utils.tune.trials import Trial, Where, best, describe, is_higher_better, trial_of, write_chosen, write_tables
 
+TRIES = 6  # of each method
+
 
 class Budget(NamedTuple):
     """What each method may spend: one of the two."""
@@ -222,7 +224,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m utils.tune", description=__doc__.split("\n\n")[1])
     choice.add_words(parser, "tune")
     spent = parser.add_mutually_exclusive_group()
-    spent.add_argument("--tries", type=choice.count, help="tries of each method (default: 6)")
+    spent.add_argument("--tries", type=choice.count, help=f"tries of each method (default: {TRIES})")
     spent.add_argument("--passes", type=choice.count, help="sequences of each method through the model in training")
     parser.add_argument("--first_k", default="2", metavar="N", help="tune on the first N tasks (default: 2), or all")
     parser.add_argument("--space", help="YAML, as text or file: option: [values], or method: {option: [values]}")
@@ -253,7 +255,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _main(given: argparse.Namespace) -> int:
     rows = choice.entries(given.cfg, given.methods, given.set)
     where = Where(given.prefix, given.dump_path, given.seed, first_tasks(given.first_k), choice.launcher(given))
-    budget = Budget(None, given.passes) if given.passes is not None else Budget(given.tries or 6)
+    budget = Budget(None, given.passes) if given.passes is not None else Budget(given.tries or TRIES)
     files = run(rows, read_space(given.space), given.sampler, budget, where, given.jobs, given.dry_run)
     return 0 if given.dry_run or files is not None else 1
 

@@ -121,7 +121,7 @@ def write_tables(rows: Sequence[tuple[Sequence[Trial], Trial | None]], head: str
     content: list[dict[str, Any]] = []
     parts = [head]
     for trials, chosen in rows:
-        content += [_row(trial, trial is chosen) for trial in trials]
+        content += [_row(trial, trial == chosen) for trial in trials]
         parts += [f"## {trials[0].entry.name}", _table(trials, chosen)] if trials else []
     write_json(folder / "trials.json", content)
     write_text(folder / "trials.md", "\n\n".join(parts) + "\n")
@@ -144,7 +144,7 @@ def _table(trials: Sequence[Trial], chosen: Trial | None) -> str:
     names = columns([trial.point for trial in trials])
     lines = [[*names, "score", "passes", ""]]
     for trial in trials:
-        state = "chosen" if trial is chosen else "diverged" if trial.diverged else "not done" if trial.is_open else ""
+        state = "chosen" if trial == chosen else "diverged" if trial.diverged else "not done" if trial.is_open else ""
         passes = trial.passes()
         values = [text_of(trial.point[name]) if name in trial.point else MISSING for name in names]
         lines.append([*values, percent(trial.score()), MISSING if passes is None else f"{passes:,}", state])

@@ -1,0 +1,192 @@
+"""The search for values: spaces, budgets, proposals, what is chosen, and what is refused before a run starts."""
+
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+from utils import study
+from utils.dataset import save_stream
+from utils.jobs.choice import Entry, entries
+from utils.options.checks import check
+from utils.options.parse import read_yaml, resolve
+from utils.storage.files import read_json, write_json, write_text
+from utils.tune import __main__ as tune
+from utils.tune import trials
+from utils.tune.proposals import Sampled
+from utils.tune.space import declared, grid, label_of, space_of, words_of
+
+DEMO = Path("config/biography_demo_task2")
+
+
+def plan(*words):
+    return check(resolve([*words]))
+
+
+def test_spaces_are_declared_next_to_the_options():
+    seq, ewc = (declared(plan("--method", name)) for name in ("SEQ", "EWC"))
+    assert list(seq) == ["lr"] and list(ewc) == ["lr", "EWC_lambda"] and ewc["lr"] == seq["lr"]
+    lora = declared(plan("--PEFT_type", "LoRA"))
+    assert list(lora) == ["lr", "PEFT_lora_r", "PEFT_lora_alpha"] and lora["lr"] == pytest.approx(
+        [10 * lr for lr in seq["lr"]]
+    )
+    assert "Replay_buffer_ratio" in declared(plan("--is_replay"))
+    assert "Replay_buffer_ratio" not in declared(plan("--is_replay", "--Replay_buffer_size", "5"))
+    assert list(declared(plan("--method", "ICL"))) == ["ICL_n_shot"]
+
+
+def test_a_given_space_replaces_options_of_all_rows_or_of_one():
+    row = Entry(DEMO / "EWC.yaml", "", ())
+    ewc = plan("--cfg", str(row.cfg))
+    given = {"lr": [1e-3], "EWC": {"EWC_lambda": [5.0, 6.0]}, "LwF_lambda": [1]}
+    assert space_of(row, ewc, given) == {"lr": [1e-3], "EWC_lambda": [5.0, 6.0]}
+    assert space_of(row, ewc, {"lr": None})["EWC_lambda"] and "lr" not in space_of(row, ewc, {"lr": None})
+
+
+def test_a_grid_is_enumerated_and_drawn_from_if_too_large():
+    space = {"lr": [1, 2, 3], "r": [4, 5]}
+    whole = grid(space, 6, "SEQ")
+    assert whole[:2] == [{"lr": 1, "r": 4}, {"lr": 1, "r": 5}] and len(whole) == 6 == len(grid(space, 99, "SEQ"))
+    part = grid(space, 3, "SEQ")
+    assert part == grid(space, 3, "SEQ") and [point for point in whole if point in part] == part and len(part) == 3
+    assert sorted(map(str, grid(space, None, "SEQ"))) == sorted(map(str, whole))
+
+
+def test_one_learning_rate_replaces_a_list():
+    config = plan("--cfg", str(DEMO / "SEQ.yaml")).resolved.config
+    assert words_of({"lr": 3e-4}, config) == ("--lr", "0.0003", "--lr_list", "None")
+    assert resolve(["--cfg", str(DEMO / "SEQ.yaml"), *words_of({"lr": 3e-5}, config)]).config.lr == 3e-5
+    assert label_of({"lr": 3e-5, "PEFT_type": "LoRA"}) == "lr=3e-05-PEFT_type=LoRA"
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_optuna_keeps_what_it_asked(tmp_path, sampler):
+    space = {"lr": [1e-5, 1e-2], "r": [4, 32], "kind": ["a", "b"]}
+    first = Sampled(space, sampler, True, "SEQ", tmp_path)
+    first.more(3)
+    again = Sampled(space, sampler, True, "SEQ", tmp_path)  # as after kill -9: the tries are still to be scored
+    assert again.points() == first.points() and len(again.points()) == 3
+    again.more(2)
+    points = again.points()
+    assert len(points) == 5 and len({str(point) for point in points}) > 3  # a resumed one draws others
+    assert all(1e-5 <= p["lr"] <= 1e-2 and 4 <= p["r"] <= 32 and p["kind"] in "ab" for p in points)
+    assert Sampled(space | {"r": [4, 8]}, sampler, True, "SEQ", tmp_path).points() == []
+
+
+@pytest.fixture
+def base(tmp_path):
+    """A YAML file of a small stream with a dev split."""
+    streams = save_stream(tiny.micro_stream(), tmp_path / "data").parent
+    text = f"dataset: micro\ndataset_path: {streams}\nbackbone: {tiny.backbone_folder()}\nlr_list: [1e-3, 1e-3, 1e-3]\n"
+    write_text(tmp_path / "c/SEQ.yaml", text)
+    return tmp_path / "c/SEQ.yaml"
+
+
+def finish(job, score, passes=100):
+    """What a run of this job leaves."""
+    from utils.jobs.runs import _identity
+
+    run = job.root / job.name / f"2026-01-01-00-00-00-seed{job.seed}"
+    write_text(run / "config.yaml", "seed: 1\n")
+    facts = {
+        "name": "x",
+        "stream": "x",
+        "method": "x",
+        "seed": 1,
+        "il_mode": "CIT",
+        "backbone": "x",
+        "task_names": ["a"],
+    }
+    write_json(run / "facts.json", facts | {"metrics": ["exact_match"], "chance": [0.0]} | _identity(job))
+    write_json(run / "results.json", {"R": [[score]], "summary": {"average_accuracy": score}})
+    write_json(run / "cost.json", {"train_sequences": [passes]})
+
+
+def searching(monkeypatch, base, tmp_path, scores, *words):
+    """The command with runs that are finished at once; returns the learning rates that were tried."""
+    tried = []
+
+    def run_all(jobs, workers, plans):
+        for job in jobs:
+            lr = float(job.options[job.options.index("--lr") + 1])
+            tried.append(lr)
+            if scores(lr) is None:
+                write_text(job.output, f"error: {trials.DIVERGED} in task 0\n")
+            else:
+                finish(job, scores(lr))
+        return []
+
+    monkeypatch.setattr(tune, "run_all", run_all)
+    code = tune.main([str(base), "--dump_path", str(tmp_path / "runs"), "--space", "lr: [1e-4, 1e-3, 1e-2]", *words])
+    return code, tried
+
+
+def test_the_best_try_is_written_and_nothing_is_tried_twice(monkeypatch, base, tmp_path, capsys):
+    scores = {1e-4: 0.5, 1e-3: 0.75, 1e-2: 0.75}.get
+    code, tried = searching(monkeypatch, base, tmp_path, scores, "--tries", "3")
+    assert code == 0 and tried == [1e-4, 1e-3, 1e-2]
+    chosen = read_yaml(tmp_path / "runs/tune/chosen/SEQ.yaml")
+    assert (
+        chosen["lr"] == 1e-3 and "lr_list" not in chosen and not chosen.keys() & {"score_split", "first_tasks", "seed"}
+    )
+    assert chosen["tuning"] == "lr: 3 tries on dev of the first 2 of 3 tasks"
+    assert plan("--cfg", str(tmp_path / "runs/tune/chosen/SEQ.yaml")).stream.name == "micro"
+    assert [row["chosen"] for row in read_json(tmp_path / "runs/tune/trials.json")] == [False, True, False]
+    assert searching(monkeypatch, base, tmp_path, scores, "--tries", "3") == (0, [])
+    assert searching(monkeypatch, base, tmp_path, scores, "--tries", "9") == (0, [])
+    assert "a part of the budget is not spent" in (tmp_path / "runs/tune/trials.md").read_text(encoding="utf-8")
+
+
+def test_passes_are_a_budget(monkeypatch, base, tmp_path):
+    least = plan("--cfg", str(base), *trials.Where("p", tmp_path, 1, 2).words)
+    from utils.jobs.times import training_work
+
+    assert training_work(least) > 100  # a try costs 100 passes below
+    code, tried = searching(monkeypatch, base, tmp_path, lambda lr: 0.5, "--passes", str(training_work(least)))
+    assert code == 0 and len(tried) == min(3, training_work(least) // 100)
+
+
+def test_a_search_on_all_tasks_is_an_oracle(monkeypatch, base, tmp_path):
+    assert searching(monkeypatch, base, tmp_path, lambda lr: lr, "--first_k", "all", "--tries", "1")[0] == 0
+    assert "all 3 tasks (an oracle" in read_yaml(tmp_path / "runs/tune/chosen/SEQ.yaml")["tuning"]
+
+
+def test_problems_are_reported_before_anything_runs(base, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tune, "run_all", lambda *_: pytest.fail("started"))
+    for words, problem in (
+        (["--space", "lr: []"], "space: lr: expected a list of values or null, got []"),
+        (["--space", "lr: [1, 1]"], "space: lr: a value is there twice: [1, 1]"),
+        (["--space", "lr: null"], "space: nothing to try for SEQ"),
+        (["--space", "EWC: {lr: [1]}"], "space: EWC: expected one of SEQ"),
+        (["--space", "lrr: [1]"], "space: lrr: expected an option of a method"),
+        (["--space", "[1"], "space: [1 is not YAML"),
+        (["--space", "lr: [fast]"], "lr: expected a valid number, got 'fast'"),
+        (["--passes", "3"], "passes: one try of SEQ needs at least"),
+        (["--first_k", "4"], "first_tasks: expected at most the 3 tasks of micro (dev), got 4"),
+        (["--first_k", "two"], "first_k: expected a number of tasks or all, got 'two'"),
+        (["--set", "il_mode=CIL", "classifier=Linear"], "classifier: 6 classes of micro (dev), first 2 tasks"),
+        (["--set", "metric_for_each_task=[exact_match, jailbreak_rate, acc]"], "no mean decides"),
+    ):
+        assert tune.main([str(base), "--dump_path", str(tmp_path / "runs"), *words]) == 2, words
+        assert problem in capsys.readouterr().err, words
+
+
+def test_a_study_is_checked_as_a_whole(base, tmp_path, capsys, monkeypatch):
+    file, good = tmp_path / "s.yaml", f"files: [{base}]\ndump_path: {tmp_path / 'runs'}\nseeds: [1]\n"
+    for text, problem in (
+        ("metods: [SEQ]\n", "metods: unknown entry; expected one of files, methods"),
+        ("tries: 0\n", "tries: expected greater than or equal to 1, got 0"),
+        ("tries: 1\npasses: 9\n", "tries, passes: expected one of them, got both"),
+        ("orders: [sideways]\n", "task_order: expected stored, reversed"),
+        ("methods: [Lora]\n", "methods: expected one of"),
+        ("baseline: Joint\n", "baseline: 'Joint': there is no such row; expected one of SEQ"),
+        ("space: {lr: []}\n", "space: lr: expected a list"),
+    ):
+        write_text(file, good + text)
+        assert study.main([str(file)]) == 2, text
+        assert problem in capsys.readouterr().err, text
+    write_text(file, good + "tries: 2\norders: [stored, reversed]\n")
+    assert study.main([str(file), "--dry_run"]) == 0
+    told = capsys.readouterr().out
+    assert "on test: 2 runs, time not known yet" in told and "2 runs at most" in told
+    assert [row.name for row in entries([base], [], [])] == ["SEQ"]

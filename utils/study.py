@@ -1,0 +1,118 @@
+"""A whole comparison from one file: `python -m utils.study study.yaml` tunes, sweeps and reports.
+
+The three parts are the commands utils.tune, utils.sweep and utils.report; each starts where an interrupted one stopped.
+The values of every method are chosen on dev with one budget, then all methods run with all seeds and orders on test.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from utils.config import Count, Int, Name, OptionGroup
+from utils.errors import exit_with
+from utils.jobs import choice, times
+from utils.jobs.runs import check_all
+from utils.options.parse import ConfigError, Given, clean_name, read_yaml, validate
+from utils.progress import say
+from utils.sweep import check_comparable, interruptible, jobs_of
+from utils.sweep import run as sweep
+from utils.tune.__main__ import TRIES, Budget
+from utils.tune.__main__ import run as tune
+from utils.tune.space import text_of
+from utils.tune.trials import Where
+
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Study(OptionGroup):
+    """A comparison. `set`, `space` and the words are those of utils.tune and utils.sweep."""
+
+    files: tuple[Text, ...] = Field((), description="YAML files of runs.")
+    methods: tuple[Text, ...] = Field((), description="Methods, run with the options of each file; see utils.sweep.")
+    set: dict[str, Any] = Field({}, description="Options of all runs.")
+    seeds: tuple[Annotated[Int, Field(ge=0)], ...] = Field((1, 2, 3), min_length=1, description="Seeds on test.")
+    orders: tuple[Text, ...] = Field(("stored",), min_length=1, description="Task orders on test, see utils.sweep.")
+    baseline: str | None = Field(None, description="Row that the others are compared with, with intervals.")
+    tries: Count | None = Field(None, description="Tries of each method; None: 6, unless passes is given.")
+    passes: Count | None = Field(None, description="Sequences of each method through the model; replaces tries.")
+    first_k: Count | Literal["all"] = Field(2, description="Tasks that are tuned on, or all (an oracle).")
+    sampler: Literal["grid", "random", "tpe"] = Field("grid", description="How values are proposed.")
+    space: dict[str, Any] = Field({}, description="Replaces declared values, see utils.tune.")
+    tune_seed: Int = Field(1, ge=0, description="Seed of the runs that are tuned on.")
+    jobs: Count = Field(1, description="Runs at a time.")
+    prefix: Name | None = Field(None, description="First part of the names of the runs; None: name of the file.")
+    dump_path: Text = Field("experiments", description="Folder of the runs.")
+
+
+def read_study(file: Path) -> Study:
+    """The study in a file, checked.
+
+    Raises:
+        ConfigError: with all problems.
+    """
+    content = {name: Given(value, str(file)) for name, value in read_yaml(file).items()}
+    problems = [
+        f"{name}: unknown entry; expected one of {', '.join(Study.model_fields)}  ({file})"
+        for name in content
+        if name not in Study.model_fields
+    ]
+    study = validate(Study, content, problems)
+    if study is not None and study.tries is not None and study.passes is not None:
+        problems.append(f"tries, passes: expected one of them, got both  ({file})")
+    if study is None or problems:
+        raise ConfigError(problems)
+    return study
+
+
+def run(study: Study, prefix: str, dry: bool) -> int:
+    """Tune, sweep and report; returns the exit code.
+
+    Args:
+        study: What to do.
+        prefix: First part of the names of the runs.
+        dry: Check everything and print how long it will take.
+
+    Raises:
+        UserError: something is wrong, before anything runs; or no try of a method came to an end.
+    """
+    rows = choice.entries(list(map(Path, study.files)), study.methods, [(n, text_of(v)) for n, v in study.set.items()])
+    root = Path(study.dump_path)
+    jobs = jobs_of(rows, study.seeds, study.orders, prefix, root)
+    plans = check_all(jobs)
+    if study.baseline is not None:
+        check_comparable(list(plans.values()), study.baseline)
+    say(f"on test: {len(jobs)} runs, {times.in_words(root, list(plans.values()), study.jobs)}; before that on dev:")
+    budget = Budget(None, study.passes) if study.passes is not None else Budget(study.tries or TRIES)
+    where = Where(f"{prefix}-tune", root, study.tune_seed, None if study.first_k == "all" else study.first_k)
+    files = tune(rows, study.space, study.sampler, budget, where, study.jobs, dry)
+    if files is None:
+        return 0 if dry else 1
+    chosen = choice.entries(files, [], [])
+    return sweep(jobs_of(chosen, study.seeds, study.orders, prefix, root), study.jobs, study.baseline)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns 0 if all is done, 130 or 143 if interrupted."""
+    entries = "; ".join(f"{name}: {field.description}" for name, field in Study.model_fields.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m utils.study",
+        description=__doc__.split("\n\n")[1],
+        epilog=f"Entries of the file: {entries}".replace("%", "%%"),
+    )
+    parser.add_argument("study", type=Path, help="YAML file")
+    parser.add_argument("--dry_run", action="store_true", help="check everything, print the forecast, and stop")
+    given = parser.parse_args(arguments)
+    return interruptible(lambda: _main(given.study, given.dry_run))
+
+
+def _main(file: Path, dry: bool) -> int:
+    study = read_study(file)
+    return run(study, study.prefix or clean_name(file.stem), dry)
+
+
+if __name__ == "__main__":
+    exit_with(main)
