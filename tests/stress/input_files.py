@@ -275,17 +275,22 @@ def own_files(draw: Any, world: World) -> Case:
     return Case(f"{'chats' if chats else 'records'}: {what} {paths}", call, how != "spoilt")
 
 
+def raw_folder(name: str) -> Path:
+    """A few raw records of a data set; three data sets are of one benchmark."""
+    return FIXTURES / name if (FIXTURES / name).is_dir() else FIXTURES / "cl_benchmark"
+
+
 @st.composite
 def raw_files(draw: Any, world: World) -> Case:
     """The raw files of a data set."""
     name = draw(st.sampled_from(RAW))
-    file = draw(st.sampled_from(sorted(p for p in (FIXTURES / name).rglob("*") if p.is_file())))
+    folder = raw_folder(name)
+    file = draw(st.sampled_from(sorted(p for p in folder.rglob("*") if p.is_file())))
     how = draw(st.sampled_from(["spoilt", "spoilt", "spoilt", "absent", "other bytes", "a folder"]))
     content = draw(spoilt_file(file.read_bytes(), file.suffix)) if how == "spoilt" else b"\xff\xfe\x00\x01"
 
     def call() -> Any:
-        raw = shutil.copytree(FIXTURES / name, world.case / "raw" / name)
-        path = raw / file.relative_to(FIXTURES / name)
+        path = shutil.copytree(folder, world.case / "raw" / folder.name) / file.relative_to(folder)
         path.unlink()
         if how == "a folder":
             path.mkdir()
@@ -295,4 +300,4 @@ def raw_files(draw: Any, world: World) -> Case:
         return dataformat_preprocess.main(["--dataset", name, *folders, "--force"])
 
     # A stream may be made without some of its files; these are then named in the output.
-    return Case(f"{name}: {file.relative_to(FIXTURES / name)} {how}", call, how in ("other bytes", "a folder"))
+    return Case(f"{name}: {file.relative_to(folder)} {how}", call, how in ("other bytes", "a folder"))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import main_CL
 from main_CL import read_options
 from tests import tiny
+from tests.stress.input_files import raw_folder
 from tests.stress.spoilt_inputs import YAML_VALUES, holds, names, spoilt_file, spoilt_json, yaml_texts
 from utils import dataformat_preprocess
 from utils.backbone import load_backbone
@@ -108,7 +109,7 @@ def begin(root: Path) -> None:
 @pytest.mark.parametrize("name", [n for n in PREPROCESSORS if n not in ("biography_qa", "jsonl")])
 @few_and_many(3, 400)
 def test_raw_files(tmp_path, name, examples, capsys):
-    shutil.copytree(FIXTURES / name, tmp_path / "raw" / name)
+    shutil.copytree(raw_folder(name), tmp_path / "raw" / raw_folder(name).name)
     files = sorted(p for p in (tmp_path / "raw").rglob("*") if p.is_file())
     contents = {file: file.read_bytes() for file in files}
     argv = ["--dataset", name, "--raw-dir", str(tmp_path / "raw"), "--out-dir", str(tmp_path / "out"), "--force"]
