@@ -55,6 +55,19 @@ def frozen_blocks(model: Model, learning: Mapping[str, nn.Parameter]) -> int:
     return trained[0] if trained else len(blocks(net))
 
 
+def needs_frozen_blocks(model: Model, learning: Mapping[str, nn.Parameter]) -> None:
+    """Check that states can be kept; arguments as in `frozen_blocks`.
+
+    Raises:
+        UserError: they cannot, or no block is frozen together with all below it.
+    """
+    if not frozen_blocks(model, learning):
+        raise UserError(
+            "keep_frozen_states: has no effect, as the embeddings or the lowest layer are trainable; "
+            "set freeze_parts: [embeddings, layers 0-N]"
+        )
+
+
 class KeptStates:
     """The states of texts, by their token ids.
 

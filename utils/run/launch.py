@@ -25,6 +25,7 @@ from utils.factory import describe
 from utils.logger import RunLog, make_run_folder, write_environment
 from utils.model import freeze
 from utils.model.architecture import Backbone
+from utils.model.kept_states import needs_frozen_blocks
 from utils.model.self_test import self_test
 from utils.options.checks import Plan
 from utils.options.parse import flatten, origin, to_yaml
@@ -33,6 +34,7 @@ from utils.report import data, summary
 from utils.run import dry_run, identity
 from utils.run.failures import explained, how_to_resume
 from utils.run.fit import fit
+from utils.run.tasks import task_of
 from utils.run.trackers import start_tracker
 from utils.run.trainer import Trainer
 from utils.session import Session
@@ -143,6 +145,8 @@ def assemble(plan: Plan, backbone: Backbone, accelerator: Accelerator, log: RunL
     plain.method = method
     method.setup()
     freeze.select(method.model, config.freeze_parts, config.freeze_match)  # not first in the task that needs it
+    if config.keep_frozen_states is not None and method.takes_steps(task := task_of(method, config.freeze_from_task)):
+        needs_frozen_blocks(method.model, method.learning(task))
     return method
 
 

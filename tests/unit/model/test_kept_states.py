@@ -7,7 +7,7 @@ from tests import tiny
 from utils.errors import UserError
 from utils.model.forward import has_plain_head
 from utils.model.freeze import blocks
-from utils.model.kept_states import KeptStates, frozen_blocks
+from utils.model.kept_states import KeptStates, frozen_blocks, needs_frozen_blocks
 from utils.run import dry_run
 from utils.run.fit import fit
 
@@ -74,5 +74,7 @@ def test_what_differs_from_epoch_to_epoch_is_refused():
     method = tiny.make_method(tiny.make_session(tiny.make_config(**FROZEN)))
     with pytest.raises(UserError, match="modules of its own"):
         frozen_blocks(method.model, {"extra.prior.weight": torch.nn.Parameter(torch.ones(1))})
-    everything = {name: w for name, w in method.named().items()}
+    everything = method.named()
     assert frozen_blocks(method.model, everything) == 0
+    with pytest.raises(UserError, match="has no effect"):
+        needs_frozen_blocks(method.model, everything)
