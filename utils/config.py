@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AllowInfNan, BaseModel, ConfigDict, Field, Strict
+from pydantic import AfterValidator, AllowInfNan, BaseModel, ConfigDict, Field, Strict
 
 EMBEDDED_BACKBONE = "dataset/biography_demo_backbone"
 ADAPTER_LR = 10  # adapters are tuned at learning rates higher by this factor
+OWN_FILES = ("task_names", "fields", "fields_join")  # options of dataset_files
 WATCHING = ("keep_best", "early_stop_accuracy", "early_stop_patience")  # they score a split during training
 # Strict: `true` is not the number 1 and 2.5 is not a number of epochs.
 Int = Annotated[int, Strict()]
@@ -20,6 +21,7 @@ Count = Annotated[int, Strict(), Field(ge=1)]
 Float = Annotated[float, Strict(), AllowInfNan(False)]
 NAME_PATTERN, NAME_LENGTH = r"^\w[\w.+-]*$", 100
 Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=NAME_LENGTH)]  # of a single folder: no path separators
+Joint = Annotated[str, AfterValidator(lambda text: text.replace("\\n", "\n").replace("\\t", "\t"))]
 
 T = TypeVar("T")
 
@@ -72,7 +74,7 @@ class RunOptions(OptionGroup):
         None, ge=1, description="With save_llm_ckpt, keep only the newest n checkpoints; None: all."
     )
     save_llm_ckpt_epoch_interval: Int = Field(
-        -1, ge=-1, description="Also write a checkpoint every n epochs; -1: never."
+        -1, ge=-1, description="Write a checkpoint every n epochs, too; -1: never."
     )
     save_llm_ckpt_step_interval: Int = Field(
         -1, ge=-1, description="Also write a checkpoint every n optimizer steps; -1: never."
@@ -103,13 +105,16 @@ class StreamOptions(OptionGroup):
     dataset: Name = Field("biography_demo_task2", description="Stream to train on: a folder in dataset_path.")
     dataset_path: str = Field("dataset", description="Folder that holds the streams.")
     dataset_files: tuple[str, ...] | None = Field(
-        None, description="Your own files, one per task (JSON lines with input and target); replaces dataset."
+        None, description="Your own files or folders, one per task; replaces dataset. See docs/own-data.md."
     )
     task_order: str = Field(
         "stored", description="Order of the tasks: stored, reversed, random:<seed>, or their numbers, such as 2,0,1."
     )
     first_tasks: Int | None = Field(None, ge=1, description="Use only the first n tasks in that order; None: all.")
     score_split: Literal["test", "dev"] = Field("test", description="Split that is scored; dev: to tune, without test.")
+    task_names: tuple[str, ...] | None = Field(None, description="With dataset_files: other names of the tasks.")
+    fields: str | None = Field(None, description="Fields of your records: a preset or ROLE=FIELD,...; see own-data.md.")
+    fields_join: Joint = Field("\n", description="Text between the fields of a role, \\n is a line end.")
     il_mode: Literal["CIL", "TIL", "IIL", "CIT", "CKE"] = Field(
         "CIT",
         description="Scenario: class-, task-, instance-incremental, instruction tuning, knowledge editing.",
@@ -135,18 +140,12 @@ class StreamOptions(OptionGroup):
     max_seq_length: Int = Field(
         -1, ge=-1, description="Maximum tokens of prompt and answer together; -1: as the stream declares."
     )
-    max_seq_length_list: tuple[Count, ...] | None = Field(
-        None, description="The same for each task; replaces max_seq_length."
-    )
+    max_seq_length_list: tuple[Count, ...] | None = Field(None, description="Per task; replaces max_seq_length.")
     cut_side: Literal["auto", "left", "right", "middle"] = Field(
-        "auto",
-        description="Where an over-long prompt loses tokens; auto: as the stream declares, otherwise left. An answer "
-        "loses none.",
+        "auto", description="Where an over-long prompt loses tokens; auto: as the stream declares, otherwise left."
     )
     strip: bool | None = Field(
-        None,
-        description="Remove white space around questions and answers and put a space between them; False: keep both as "
-        "they are, for code; None: as the stream declares, otherwise True.",
+        None, description="False, for code: keep white space around question and answer; None: as the stream declares."
     )
     parse_special_tokens: bool = Field(
         False, description="Parse special tokens (</s>) that occur in the data's text; False: they are plain text."
@@ -334,9 +333,7 @@ class EvaluateOptions(OptionGroup):
     evaluate_limit: Int | None = Field(
         None, ge=1, description="Score a sample of at most n questions of a split, the same in all runs; None: all."
     )
-    evaluate_interval: Int = Field(
-        -1, ge=-1, description="Evaluate during a task, every n epochs; -1: only at its end."
-    )
+    evaluate_interval: Int = Field(-1, ge=-1, description="Evaluate during a task every n epochs; -1: only at its end.")
     keep_best: bool = Field(
         False,
         description="End a task with its best weights on dev, which is scored every evaluate_interval epochs.",

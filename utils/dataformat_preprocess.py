@@ -151,7 +151,7 @@ def _as_option(value: object) -> str:
     """Format a value as it is written on the command line."""
     if isinstance(value, list | tuple):
         return ",".join(map(str, value))
-    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value).replace("\n", "\\n")
 
 
 def _dashed(word: str) -> str:

@@ -22,7 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from utils.config import Config
+from utils.config import OWN_FILES, Config
 from utils.dataset import Stream
 from utils.errors import UserError
 from utils.jobs import times
@@ -134,7 +134,7 @@ def _identity(job: Job) -> dict[str, Any]:
 
 
 def _place(config: Config) -> tuple[Any, ...]:
-    return config.dataset, config.dataset_path, config.dataset_files
+    return tuple(getattr(config, name) for name in ("dataset", "dataset_path", "dataset_files", *OWN_FILES))
 
 
 def _read(config: Config) -> Stream:

@@ -17,7 +17,7 @@ from models.Base import Method
 from utils import buffer, probing
 from utils.backbone import find_source, kind
 from utils.classifier import Classes
-from utils.config import WATCHING, Config, OptionGroup
+from utils.config import OWN_FILES, WATCHING, Config, OptionGroup
 from utils.dataset import LEVELS, Stream, load_stream
 from utils.distributed.modes import check_parallel, mode
 from utils.errors import UserError
@@ -33,7 +33,8 @@ def read_stream(config: Config) -> Stream:
     """The stored stream that the options name, or one made from their files; its splits do not depend on the seed."""
     if config.dataset_files is None:
         return load_stream(config.dataset, Path(config.dataset_path))
-    return jsonl.read_tasks([Path(name) for name in config.dataset_files], jsonl.Options(), seed=1)
+    own = jsonl.Options(**{name: getattr(config, name) for name in OWN_FILES})
+    return jsonl.read_tasks(config.dataset_files, own, seed=1)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from utils.config import WATCHING, Config
+from utils.config import OWN_FILES, WATCHING, Config
 
 # The kinds of adapter that an option applies to, by the beginning of its name.
 PEFT_KINDS = {
@@ -33,6 +33,11 @@ def check(config: Config) -> list[str]:
         for name in Config.model_fields
         for prefix, switch in SWITCHES
         if name.startswith(prefix) and name != "wandb_name" and config.is_changed(name) and not getattr(config, switch)
+    ]
+    problems += [
+        f"{name}: has no effect without dataset_files"
+        for name in OWN_FILES
+        if config.is_changed(name) and config.dataset_files is None
     ]
     if config.is_changed("Replay_buffer_ratio") and config.is_changed("Replay_buffer_size"):
         problems.append("Replay_buffer_ratio, Replay_buffer_size: expected one of them, got both")

@@ -180,7 +180,8 @@ def option_table(*schemas: type[OptionGroup]) -> str:
             tried = extra.get("search") if isinstance(extra, dict) else None
             meaning = f"{field.description} Tuned over {tried}." if tried else field.description
             cells = (f"`{name}`", _type_text(field), f"`{field.default}`", meaning)
-            rows.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
+            texts = (str(cell).replace("|", "\\|").replace("\n", "\\n") for cell in cells)
+            rows.append("| " + " | ".join(texts) + " |")
     return "\n".join(rows)
 
 
@@ -253,9 +254,10 @@ def _parser(schemas: list[type[OptionGroup]], add_help: bool) -> argparse.Argume
             section = parser.add_argument_group((schema.__doc__ or "").strip().rstrip("."))
             for name, field in schema.model_fields.items():
                 is_flag = field.annotation is bool  # `--recovery` alone means true
+                is_list = get_origin(_kind(field.annotation)) is tuple  # `[a, b]`, or the words a b
                 section.add_argument(
                     f"--{name}",
-                    nargs="?" if is_flag else None,
+                    nargs="?" if is_flag else "+" if is_list else None,
                     const="true" if is_flag else None,
                     metavar=_type_text(field),
                     help=f"{field.description} Default: {field.default}".replace("%", "%%"),
@@ -263,11 +265,19 @@ def _parser(schemas: list[type[OptionGroup]], add_help: bool) -> argparse.Argume
     return parser
 
 
-def _value(text: str, field: FieldInfo) -> Any:
-    """Parse a value of the command line: text for text options and choices, otherwise as in YAML."""
+def _value(given: str | list[str], field: FieldInfo) -> Any:
+    """Parse a value of the command line: text for text options and choices, otherwise YAML; a list also as words."""
+    kind = _kind(field.annotation)
+    if isinstance(given, list):
+        text = " ".join(given)
+        is_words = text != "None" and not text.startswith("[")
+        return [_of_kind(word, _kind(get_args(kind)[0])) for word in given] if is_words else _of_kind(text, kind)
+    return _of_kind(given, kind)
+
+
+def _of_kind(text: str, kind: Any) -> Any:
     if text == "None":
         return None
-    kind = _kind(field.annotation)
     if kind is str or get_origin(kind) is Literal:
         return text
     try:

@@ -2,35 +2,47 @@
 
     DIR/<task>.jsonl                           one file per task, split by --dev-ratio and --test-ratio
     DIR/<task>/{train,dev,test}.jsonl          one folder per task with given splits; dev is optional
+    DIR/dataset_info.json                      one task per entry, as in LLaMA-Factory
 
-`.json` works as well as `.jsonl`: a list of records, or one record per line. A record has the texts `input` and
-`target`, and for classes a `label`; or it is a chat: `messages`, a list of {role, content} that ends with the
-assistant's answer.
+Files are .json (a list), .jsonl, .csv, .tsv, .parquet or .arrow. A record has a question and an answer, and for classes
+a `label`; or it is a chat. What its fields are called is found out where there is no doubt (Alpaca, ShareGPT, OpenAI,
+Natural Instructions, TRACE, lm-eval, KnowEdit, prompt and answer); otherwise --fields says it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import re
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 from pydantic import Field
 
 from utils import config
-from utils.dataset import NEEDED_SPLITS, SPLITS, Example, Stream, TaskData
+from utils.dataset import CUT_SIDES, SPLITS, Stream, TaskData
 from utils.errors import UserError, printable
+from utils.preprocess.own import names, table
+from utils.preprocess.own.fields import Fields, Record, parse
+from utils.preprocess.own.sources import Source
+from utils.preprocess.own.table import Table
+from utils.preprocess.own.tasks import ALONE, Files, find, in_folder
 from utils.preprocess.shared.classes import class_facts
 from utils.preprocess.shared.option_types import Counts, Names, per_task
 from utils.preprocess.shared.raw import file_sha256
-from utils.preprocess.shared.records import JSON_SUFFIXES, Row, question, read_rows, remarks
+from utils.preprocess.shared.records import remark
 from utils.prompt import PROMPT_TYPES
-from utils.scoring import find
+from utils.scoring import find as find_metric
 
-FIELDS = ("input", "target", "label", "messages")
+AUTO = "auto"
+CHOICE_METRIC, METRIC = "first_letter", "exact_match"
 
 
 class Options(config.OptionGroup):
@@ -39,28 +51,44 @@ class Options(config.OptionGroup):
     task_order: Names | None = Field(
         None, description="Names of tasks, separated by commas; none: all, sorted by name."
     )
+    task_names: Names | None = Field(None, description="Other names for the tasks, in their order.")
+    fields: str | None = Field(None, description=config.Config.model_fields["fields"].description)
+    fields_join: config.Joint = Field("\n", description=config.Config.model_fields["fields_join"].description)
     dev_ratio: float = Field(0.1, ge=0, lt=1, description="Share of the questions of a task's only file, for dev.")
     test_ratio: float = Field(0.2, gt=0, lt=1, description="The same for test.")
-    metric: Names = Field(
-        ("exact_match",), description="Metric; one for all tasks, or one per task separated by commas."
+    metric: Names | None = Field(
+        None,
+        description="Metric; one for all tasks, or one per task separated by commas; none: first_letter where there "
+        "are choices, otherwise exact_match.",
     )
     max_new_tokens: Counts = Field((32,), description="Longest answer in tokens; one number, or one per task.")
     prompt_type: str = Field("none", description=f"Template around a question: {', '.join(PROMPT_TYPES)}.")
+    strip: bool = Field(True, description="Remove white space around questions and answers; false, for code: keep it.")
+    cut_side: Literal["left", "right", "middle"] = Field(
+        "left", description="Where an over-long question loses tokens."
+    )
     il_mode: Literal["CIL", "TIL", "IIL", "CIT", "CKE"] = Field(
         "CIT", description="Scenario that the stream is made for."
     )
 
 
-class Record(NamedTuple):
-    """An example whose class is still a name."""
+class Part(NamedTuple):
+    """The examples of a split: some of a table."""
 
-    example: Example
-    label: str | None
-    where: str
-    unread: frozenset[str]  # fields that are not read
+    table: Table
+    places: Sequence[int]
 
 
-Splits = dict[str, list[Record]]
+class Task(NamedTuple):
+    """A task as it was read."""
+
+    name: str
+    tables: list[Table]  # those of its splits that there are, or of its only file
+    splits: dict[str, Part]
+    fields: Fields
+    preset: str | None  # that was found out; None: the user said it
+    files: dict[str, str]  # name -> digest
+    unread: tuple[str, ...]  # files beside them
 
 
 def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
@@ -77,185 +105,219 @@ def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
     if raw_dir is None or not raw_dir.is_dir():
         got = "nothing" if raw_dir is None else f"{raw_dir}, which is no folder"
         raise UserError(f"--raw-dir: expected the folder with your files, got {got}")
-    paths = {path.stem if path.is_file() else path.name: path for path in find_tasks(raw_dir)}
-    order = options.task_order or tuple(paths)
-    wrong = [name for name in order if name not in paths or order.count(name) > 1]
+    found = {files.name: files for files in in_folder(raw_dir)}
+    order = options.task_order or tuple(found)
+    wrong = [name for name in order if name not in found or order.count(name) > 1]
     if wrong:
-        raise UserError(f"--task-order: expected different names of {', '.join(paths)}, got {wrong[0]!r}")
-    stream = read_tasks([paths[name] for name in order], options, seed)
+        raise UserError(f"--task-order: expected different names of {', '.join(found)}, got {wrong[0]!r}")
+    stream = _stream([found[name] for name in order], options, seed)
     return replace(stream, name=f"{_clean(raw_dir.resolve().name)}_task{len(order)}")
 
 
-def read_tasks(paths: Sequence[Path], options: Options, seed: int) -> Stream:
-    """Make a stream of these files or folders, one task each, in this order.
+def read_tasks(words: Sequence[str | Path], options: Options, seed: int) -> Stream:
+    """Make a stream of what these words name, in this order.
 
     Args:
-        paths: Files (.json, .jsonl), or folders with train, test and optionally dev.
+        words: Each a file, a folder with train, test and optionally dev, or another word of `own.tasks.find`.
         options: See Options; task_order is not used.
         seed: Determines which questions of a file are for dev and test.
 
     Raises:
-        UserError: a path is missing, two have one name, or there is an error in a file.
+        UserError: a file is missing, two tasks have one name, or there is an error in a file.
     """
+    return _stream([files for word in words for files in find(str(word))], options, seed)
+
+
+def _stream(found: list[Files], options: Options, seed: int) -> Stream:
     if options.dev_ratio + options.test_ratio >= 1:
         raise UserError("--dev-ratio, --test-ratio: expected a sum below 1, so that training questions remain")
-    names = [printable(path.stem if path.suffix in JSON_SUFFIXES else path.name) for path in paths]
-    if len(set(names)) != len(names) or not names:
-        raise UserError(
-            f"expected files or folders with different names, one per task, got {', '.join(names) or 'none'}"
-        )
-    files: dict[str, str] = {}
-    tasks = [_read_task(path, name, options, seed, files) for path, name in zip(paths, names, strict=True)]
-    records = [record for task in tasks for split in SPLITS for record in task[split]]
-    _check_alike(records)
-    classes = _classes(tasks, names)
-    made = [_task(task, names[k], k, classes) for k, task in enumerate(tasks)]
+    found = _named(found, options.task_names)
+    wanted = per_task(tuple((options.fields or AUTO).split(";")), len(found), "fields")
+    tasks = [_read(files, text.strip(), options, seed) for files, text in zip(found, wanted, strict=True)]
+    _check_alike(tasks)
+    classes = _classes(tasks)
+    made = [_task(task, k, classes) for k, task in enumerate(tasks)]
     source = {
-        "files": files,
+        "files": {name: digest for task in tasks for name, digest in task.files.items()},
         "options": options.model_dump(mode="json", exclude={"task_order"}) | {"seed": seed},
-        "notes": _notes(records, made),
+        "fields": {task.name: task.fields.text for task in tasks},
+        "notes": [*_notes(tasks), *_remarks(tasks, made)],
     }
-    return Stream(f"jsonl_task{len(made)}", tuple(made), _facts(made, options, classes) | {"SOURCE": source})
+    return Stream(f"jsonl_task{len(made)}", tuple(made), _facts(tasks, made, options, classes) | {"SOURCE": source})
 
 
-def find_tasks(folder: Path) -> list[Path]:
-    """The tasks in a folder, sorted by name; the folder itself if it holds the splits of a single task.
-
-    Raises:
-        UserError: there are none.
-    """
-    entries = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-    entries = [path for path in entries if path.is_dir() or path.suffix in JSON_SUFFIXES]
-    if not entries:
-        raise UserError(f"--raw-dir: expected .json or .jsonl files, or folders with them, in {folder}, got none")
-    if any(path.is_file() and path.stem in SPLITS for path in entries):
-        return [folder]
-    stems = [path.stem if path.is_file() else path.name for path in entries]
-    twice = [stem for stem in stems if stems.count(stem) > 1]
-    if twice:
-        raise UserError(f"{folder}: expected one file or folder for each task, got two named {twice[0]!r}")
-    return entries
+def _named(found: list[Files], task_names: Sequence[str] | None) -> list[Files]:
+    """The tasks under their own names or those of the user, which must differ."""
+    if task_names is not None and len(task_names) != len(found):
+        was = ", ".join(files.name for files in found)
+        raise UserError(f"task_names: expected {len(found)} names, for {was}, got {len(task_names)}")
+    if task_names is not None:
+        found = [f._replace(name=printable(name)) for f, name in zip(found, task_names, strict=True)]
+    given = [files.name for files in found]
+    if len(set(given)) != len(given) or not given:
+        raise UserError(
+            f"expected files or folders with different names, one per task, got {', '.join(given) or 'none'}; "
+            "task_names gives others"
+        )
+    return found
 
 
-def _read_task(path: Path, name: str, options: Options, seed: int, files: dict[str, str]) -> Splits:
-    """The records of a task by split; its files and their checksums are added to `files`."""
-    if not os.path.isdir(path):  # unlike Path.is_dir, False for a name that is too long
-        records = [_record(row) for row in read_rows(path)]
-        files[path.name] = file_sha256(path)
-        return _divide(records, options, random.Random(f"{seed}:{name}"), path)
-    files_of = {split: [path / f"{split}{suffix}" for suffix in JSON_SUFFIXES] for split in SPLITS}
-    found = {split: [file for file in candidates if file.exists()] for split, candidates in files_of.items()}
-    for split, candidates in found.items():
-        if len(candidates) > 1 or (split in NEEDED_SPLITS and not candidates):
-            got = "both" if candidates else "none"
-            raise UserError(f"{path}: expected {split}.json or {split}.jsonl, got {got}")
-    files |= {f"{name}/{p.name}": file_sha256(p) for candidates in found.values() for p in candidates}
-    return {split: [_record(row) for p in candidates for row in read_rows(p)] for split, candidates in found.items()}
+def _read(files: Files, text: str, options: Options, seed: int) -> Task:
+    """Read the files of a task, and split a file that is alone."""
+    fields, preset = _fields(files, text, options.fields_join)
+    tables = {split: _table(sources, fields) for split, sources in files.splits.items() if sources}
+    if ALONE in tables:
+        splits = _divide(tables[ALONE], options, random.Random(f"{seed}:{files.name}"), files.place)
+    else:
+        first = next(iter(tables.values()))
+        splits = {s: Part(tables[s], range(len(tables[s]))) if s in tables else Part(first, ()) for s in SPLITS}
+    digests = {
+        _file_name(source, files.name, split): source.digest for split, s in files.splits.items() for source in s
+    }
+    return Task(files.name, list(tables.values()), splits, fields, preset, digests, files.unread)
 
 
-def _divide(records: list[Record], options: Options, rng: random.Random, path: Path) -> Splits:
+def _file_name(source: Source, task: str, split: str) -> str:
+    if isinstance(source.place, str):
+        return str(source)
+    return source.place.name if split == ALONE else f"{task}/{source.place.name}"
+
+
+def _fields(files: Files, text: str, joint: str) -> tuple[Fields, str | None]:
+    """How the records of a task are read, and the preset that was found out."""
+    if text == AUTO and files.fields is not None:
+        return files.fields, None
+    if text != AUTO and "=" in text:
+        return parse(text, joint), None
+    row = next(chain.from_iterable(source.rows() for s in files.splits.values() for source in s), None)
+    if row is None:
+        raise UserError(f"{files.place} holds no records, at least one is needed")
+    if text == AUTO:
+        found = names.detect(row.fields)
+        if found is None:
+            raise UserError(f"{row.where}: which fields are question and answer? {names.advice(row.fields)}")
+        return parse(found.text, joint, is_given=False), found.preset
+    if text not in names.PRESETS:
+        raise UserError(f"fields: expected ROLE=FIELD,... or one of {', '.join(names.PRESETS)}, got {text!r}")
+    fitting = names.fitting(text, row.fields)
+    if fitting is None:
+        wanted = names.PRESETS[text][0]
+        raise UserError(f"{row.where}: preset {text} reads {wanted}; {names.advice(row.fields)}")
+    return parse(fitting, joint), None
+
+
+def _table(sources: list[Source], fields: Fields) -> Table:
+    """The examples of some files that are one split."""
+
+    def records() -> Iterator[Record]:
+        return (fields.read(row) for source in sources for row in source.rows())
+
+    if sum(source.size for source in sources) >= table.LARGE:
+        parts = [*(source.digest for source in sources), *map(str, sources), repr(fields), _code()]
+        found = table.on_disk(records(), fields.unread, hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32])
+    else:
+        found = table.in_memory(records(), fields.unread)
+    if not len(found):
+        raise UserError(f"{sources[0]} holds no records, at least one is needed")
+    fields.unread.update(found.unread)
+    return found
+
+
+@cache
+def _code() -> str:
+    """Digest of the files that decide what is read."""
+    folder = Path(__file__).parent
+    return "".join(map(file_sha256, [*sorted((folder / "own").glob("*.py")), folder / "shared/records.py"]))
+
+
+def _divide(found: Table, options: Options, rng: random.Random, place: str) -> dict[str, Part]:
     """Assign the questions of a file to splits; repetitions of a question stay in one split."""
-    questions = sorted({question(record.example) for record in records})
+    questions = array("Q", np.unique(np.frombuffer(found.questions, np.uint64)).tobytes())
     rng.shuffle(questions)
     num_test = max(round(options.test_ratio * len(questions)), 1)
     num_dev = round(options.dev_ratio * len(questions))
     if num_test + num_dev >= len(questions):
-        raise UserError(f"{path}: {len(questions)} different questions are too few for train, dev and test")
-    split_of = dict.fromkeys(questions, "train") | dict.fromkeys(questions[:num_test], "test")
-    split_of |= dict.fromkeys(questions[num_test : num_test + num_dev], "dev")
-    return {split: [r for r in records if split_of[question(r.example)] == split] for split in SPLITS}
+        raise UserError(f"{place}: {len(questions)} different questions are too few for train, dev and test")
+    test, dev = set(questions[:num_test]), set(questions[num_test : num_test + num_dev])
+    places = {split: array("Q") for split in SPLITS}
+    for i, question in enumerate(found.questions):
+        places["test" if question in test else "dev" if question in dev else "train"].append(i)
+    return {split: Part(found, places[split]) for split in SPLITS}
 
 
-def _record(row: Row) -> Record:
-    label = row.fields.get("label")
-    if label is not None and type(label) not in (str, int):
-        raise row.error("label", "a text or an integer", label)
-    example = _chat(row) if "messages" in row.fields else Example(row.text("input"), row.text("target"))
-    unread = frozenset(row.fields.keys() - set(FIELDS))
-    return Record(example, None if label is None else str(label), row.where, unread)
-
-
-def _chat(row: Row) -> Example:
-    turns = row.fields["messages"]
-    if not isinstance(turns, list):
-        raise row.error("messages", "a list of {role, content}", turns)
-    rows = [Row(f"{row.where}, turn {i}", t if isinstance(t, dict) else {}) for i, t in enumerate(turns, start=1)]
-    messages = tuple((turn.text("role"), turn.text("content")) for turn in rows)
-    roles = [role for role, _ in messages]
-    talk = roles[1:] if roles[:1] == ["system"] else roles
-    if not talk or talk != ["user", "assistant"] * (len(talk) // 2):
-        raise UserError(
-            f"{row.where}: expected user and assistant in turns, at most a system turn before them and an answer at "
-            f"the end, got {', '.join(roles)[:80] or 'no turns'} in the field 'messages'"
-        )
-    return Example(messages[-2][1], messages[-1][1], messages=messages)
-
-
-def _check_alike(records: list[Record]) -> None:
-    """Check that all records are chats or none, and all have a label or none."""
-    for what, has in (("messages", lambda r: r.example.messages is not None), ("label", lambda r: r.label is not None)):
-        other = next((record for record in records if has(record) != has(records[0])), None)
+def _check_alike(tasks: list[Task]) -> None:
+    """Check that all files hold chats or none, and all have classes or none."""
+    tables = [one for task in tasks for one in task.tables]
+    for what, has in (("messages", lambda t: t.is_chat), ("label", lambda t: t.labels is not None)):
+        other = next((one for one in tables if has(one) != has(tables[0])), None)
         if other is not None:
-            raise UserError(
-                f"{other.where}: expected the field {what!r} in all records of a stream or in none, but it is "
-                f"{'there' if has(other) else 'absent'} here and not so in {records[0].where}"
-            )
+            raise table.not_alike(what, other.first, has(other), tables[0].first)
 
 
-def _classes(tasks: list[Splits], names: list[str]) -> list[list[str]]:
+def _classes(tasks: list[Task]) -> list[list[str]]:
     """Sorted class names of each task; empty lists if there are no labels."""
-    classes = [sorted({r.label for split in SPLITS for r in task[split] if r.label is not None}) for task in tasks]
+    classes = [sorted({label for one in task.tables for label in one.labels or ()}) for task in tasks]
     owner: dict[str, str] = {}
-    for name, mine in zip(names, classes, strict=True):
+    for task, mine in zip(tasks, classes, strict=True):
         for label in mine:
             if label in owner:
                 raise UserError(
-                    f"label {label!r} is in the tasks {owner[label]!r} and {name!r}, but a class belongs to one task; "
-                    "leave the field out, answers are compared as text then"
+                    f"label {label!r} is in the tasks {owner[label]!r} and {task.name!r}, but a class belongs to one "
+                    "task; leave the field out, answers are compared as text then"
                 )
-            owner[label] = name
+            owner[label] = task.name
     return classes
 
 
-def _task(splits: Splits, name: str, k: int, classes: list[list[str]]) -> TaskData:
+def _task(task: Task, k: int, classes: list[list[str]]) -> TaskData:
     before = sum(map(len, classes[:k]))
-
-    def number(record: Record) -> Example:
-        if record.label is None:
-            return replace(record.example, task=k)
-        label = classes[k].index(record.label)
-        return replace(record.example, task=k, label=before + label, label_in_task=label)
-
-    return TaskData(name, **{split: tuple(map(number, splits[split])) for split in SPLITS})
+    numbers = {name: i for i, name in enumerate(classes[k])}
+    return TaskData(task.name, **{s: p.table.rows(p.places, k, numbers, before) for s, p in task.splits.items()})
 
 
-def _notes(records: list[Record], tasks: list[TaskData]) -> list[str]:
-    unread = sorted(frozenset().union(*(record.unread for record in records)))
-    return ([f"fields that are not read: {', '.join(unread)}"] if unread else []) + remarks(tasks)
+def _notes(tasks: list[Task]) -> list[str]:
+    """What was found out, and what was not read."""
+    lines = [f"{task.name}: fields of {task.preset}: {task.fields.text}" for task in tasks if task.preset]
+    unread = sorted(set().union(*(task.fields.unread for task in tasks)))
+    files = [file for task in tasks for file in task.unread]
+    lines += [f"fields that are not read: {', '.join(unread)}"] if unread else []
+    return lines + ([f"files that are not read: {', '.join(map(os.path.basename, files))}"] if files else [])
 
 
-def _facts(tasks: list[TaskData], options: Options, classes: list[list[str]]) -> dict[str, Any]:
+def _remarks(tasks: list[Task], made: list[TaskData]) -> list[str]:
+    lines = []
+    for task, data in zip(tasks, made, strict=True):
+        train, dev, test = (part.table.counted(part.places) for part in task.splits.values())
+        lines.append(remark(task.name, train, dev, test, data.dev == data.test))
+    return [line for line in lines if line]
+
+
+def _facts(tasks: list[Task], made: list[TaskData], options: Options, classes: list[list[str]]) -> dict[str, Any]:
     if options.prompt_type not in PROMPT_TYPES:
         raise UserError(f"--prompt-type: expected one of {', '.join(PROMPT_TYPES)}, got {options.prompt_type!r}")
     count = len(tasks)
-    metrics = per_task(options.metric, count, "metric")
-    return {
+    usual = [CHOICE_METRIC if "choices" in task.fields.parts else METRIC for task in tasks]
+    metrics = per_task(options.metric, count, "metric") if options.metric else usual
+    facts = {
         "NUM_TASK": count,
         "TASK_NAMES": [task.name for task in tasks],
-        "METRIC": [find(metric).name for metric in metrics],
+        "METRIC": [find_metric(metric).name for metric in metrics],
         "PROMPT_TYPE": options.prompt_type,
         "MAX_NEW_TOKENS": per_task(options.max_new_tokens, count, "max-new-tokens"),
         "IL_MODE": options.il_mode,
-        "DEV_IS_TEST": all(task.dev == task.test for task in tasks),
+        "STRIP": options.strip,
+        "FIELDS_JOIN": options.fields_join,
+        "DEV_IS_TEST": all(task.dev == task.test for task in made),
         **_class_facts(classes),
     }
+    return facts if options.cut_side == CUT_SIDES[0] else facts | {"CUT_SIDE": options.cut_side}
 
 
 def _class_facts(classes: list[list[str]]) -> dict[str, Any]:
     if not any(classes):
         return {}
-    names = [name for mine in classes for name in mine]
-    return class_facts(names, [len(mine) for mine in classes]) | {"CLASSIFICATION_TYPE": "sentence-level"}
+    every = [name for mine in classes for name in mine]
+    return class_facts(every, [len(mine) for mine in classes]) | {"CLASSIFICATION_TYPE": "sentence-level"}
 
 
 def _clean(name: str) -> str:

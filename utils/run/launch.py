@@ -53,7 +53,8 @@ def launch(plan: Plan, folder: Path | None) -> dict[str, Any]:
     if plan.config.dry_run:
         method = sketch(plan, accelerator, log)
         if accelerator.is_main_process:
-            print(origin(plan.resolved), dry_run.text(method, accelerator.num_processes), sep="\n\n")
+            head = "\n".join([origin(plan.resolved), *notes(plan)])
+            print(head, dry_run.text(method, accelerator.num_processes), sep="\n\n")
         return {}
     with explained(folder):
         if folder is not None:
@@ -76,6 +77,8 @@ def _run(
     try:
         log.info(f"run folder: {folder}")
         log.info(origin(plan.resolved))
+        for note in notes(plan):
+            log.info(note)
         for remark in buffer.remarks(config, method.stream):
             log.warning(remark)
         for line in data.lines(plan.stream, method.encoder, method.backbone) if accelerator.is_main_process else []:
@@ -100,6 +103,11 @@ def _run(
     finally:
         log.close()
         accelerator.end_training()
+
+
+def notes(plan: Plan) -> list[str]:
+    """What was found out about the user's own files."""
+    return plan.stream.config["SOURCE"]["notes"] if plan.config.dataset_files else []
 
 
 def build_method(plan: Plan, accelerator: Accelerator, log: RunLog) -> Method:

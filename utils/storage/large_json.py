@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from json.decoder import scanstring  # type: ignore[attr-defined]  # undocumented, so not in the stubs
 from pathlib import Path
 from typing import Any, TextIO
 
-from utils.storage.files import read_json
+from utils.errors import UserError
+from utils.storage.files import NOT_JSON, read_json
 from utils.storage.packed_columns import Texts
 
 LARGE = 64_000_000  # bytes; smaller files are read whole
 PIECE = 4_000_000  # characters per read
+LONGEST_WORD = 16  # characters of a literal or an escape, at most
 _NOT_BLANK = re.compile(r"[^ \t\n\r]")
 _NEXT_TEXT = re.compile(r'[ \t\n\r]*,[ \t\n\r]*"')
 _DECODER = json.JSONDecoder()
@@ -74,8 +77,9 @@ class _Text:
         while True:
             try:
                 value, end = _DECODER.raw_decode(self.text, self.at)
-            except json.JSONDecodeError:
-                if not self.more():
+            except json.JSONDecodeError as error:
+                is_cut = error.pos >= len(self.text) - LONGEST_WORD or error.msg.startswith("Unterminated")
+                if not (is_cut and self.more()):  # what is broken elsewhere is not read on to the end of the file
                     raise
                 continue
             if end == len(self.text) and self.more():
@@ -134,3 +138,26 @@ def _list(text: _Text) -> list[Any] | Texts:
             text.texts(found)
         if text.take(",]") == "]":
             return found
+
+
+def list_items(path: Path) -> Iterator[Any]:
+    """The items of a JSON file that is a list, one after the other; the list is never in memory.
+
+    Raises:
+        UserError: the file is not a JSON list.
+    """
+    count = 0
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            text = _Text(file)
+            text.take("[")
+            more = text.peek() != "]"
+            while more:
+                yield text.value()
+                count += 1
+                more = text.take(",]") == ","
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}, record {count + 1}: expected UTF-8 text, got something else ({error})") from None
+    except NOT_JSON as error:
+        reason = getattr(error, "msg", error)  # without the place in the piece that was read
+        raise UserError(f"{path}, record {count + 1} is not JSON (truncated while copying?): {reason}") from None

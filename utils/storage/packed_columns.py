@@ -92,3 +92,37 @@ class Mapped(_Sequence[T]):
 
     def _item(self, place: int) -> T:
         return self._change(self._rows[place])
+
+
+class Picked(_Sequence[T], Generic[T]):
+    """The cells of a column at some places.
+
+    >>> list(Picked("abc", [2, 0]))
+    ['c', 'a']
+    """
+
+    def __init__(self, cells: Sequence[T], places: Sequence[int]):
+        self._cells, self._places = cells, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def _item(self, place: int) -> T:
+        return self._cells[self._places[place]]
+
+
+class Column(_Sequence[Any]):
+    """A column of an Arrow table.
+
+    Args:
+        cells: A `pyarrow.ChunkedArray`.
+    """
+
+    def __init__(self, cells: Any):
+        self._cells = cells
+
+    def __len__(self) -> int:
+        return len(self._cells)
+
+    def _item(self, place: int) -> Any:
+        return self._cells[place].as_py()

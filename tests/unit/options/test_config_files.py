@@ -40,7 +40,13 @@ def read(path: Path) -> Resolved:
 
 
 def test_options_are_valid_and_the_header_runs_this_file():
-    shared = ("smollm2_", "minilm_", "topics_heads", "learn_or_recall")  # folders of files on several streams
+    shared = (
+        "smollm2_",
+        "minilm_",
+        "topics_heads",
+        "learn_or_recall",
+        "recipes",
+    )  # folders of files on several streams
     for path in FILES:
         config = read(path).config
         assert config.dataset in path.parts or path.parts[1].startswith(shared), path

@@ -131,6 +131,10 @@ def test_lists(read):
     assert config.training_epochs_list == (1, 2)
     assert read("", "--freeze_parts", "[head, layers 5]").config.freeze_parts == ("head", "layers 5")
     assert read("", "--training_epochs_list", "[3,4]").config.training_epochs_list == (3, 4)
+    for words in ["[a b.jsonl, 7.csv]"], ["a b.jsonl", "7.csv"], ["[a b.jsonl,", "7.csv]"]:
+        assert read("", "--dataset_files", *words, "--seed", "2").config.dataset_files == ("a b.jsonl", "7.csv")
+    assert read("", "--training_epochs_list", "3", "4").config.training_epochs_list == (3, 4)
+    assert read("", "--max_seq_length_list", "None").config.max_seq_length_list is None
 
 
 def test_seed_0_is_a_seed(read):

@@ -146,14 +146,23 @@ def test_files_named_one_by_one(tmp_path):
 
 
 WRONG = {  # file -> rows, and the error
-    "input": ([{"target": "b"}], r"a.jsonl, line 1: expected a text in the field 'input', got nothing"),
-    "number": ([*pairs(9), {"input": "a", "target": 2}], r"a.jsonl, line 10: .* the field 'target', got int"),
+    "input": ([{"target": "b"}], r"a.jsonl, line 1: which fields are question and answer\? .* has the fields target;"),
+    "later": (
+        [*pairs(9), {"question": "b", "target": "c"}],
+        r"a.jsonl, line 10: expected a text in the field 'input', got nothing; the record has the fields question, "
+        "target; to read them: --fields input=question,target=target",
+    ),
+    "null": ([*pairs(9), {"input": "a", "target": None}], r"a.jsonl, line 10: .* the field 'target', got nothing"),
+    "object": (
+        [*pairs(9), {"input": "a", "target": {}}],
+        r"line 10: expected a text or a number .* 'target', got dict",
+    ),
     "label": (pairs(9, label=[1]), r"line 1: expected a text or an integer in the field 'label', got list"),
     "some labels": (
         [*pairs(9), *pairs(1, label="x")],
         r"line 10: expected the field 'label' in all records .* there here",
     ),
-    "some chats": ([*pairs(9), {"messages": CHAT}], r"line 10: expected the field 'messages' in all records"),
+    "some chats": ([*pairs(9), {"messages": CHAT}], r"line 10: .* got nothing; the record has the fields messages"),
     "roles": (
         [{"messages": CHAT[2:]}],
         r"line 1: expected user and assistant in turns, .* got assistant, user, assistant",
@@ -187,7 +196,7 @@ def test_a_class_in_two_tasks_is_reported(tmp_path):
 def test_wrong_folders_and_options(tmp_path):
     with pytest.raises(UserError, match="--raw-dir: expected the folder with your files, got nothing"):
         make(None)
-    with pytest.raises(UserError, match=r"--raw-dir: expected .json or .jsonl files, .* got none"):
+    with pytest.raises(UserError, match=r"expected files of records \(.json, .jsonl, .csv, .* got none"):
         make(tmp_path)
     with pytest.raises(UserError, match="--task-order: expected different names of colours, sums, got 'sum'"):
         make(task_order="colours,sum")
@@ -200,10 +209,10 @@ def test_wrong_folders_and_options(tmp_path):
     with pytest.raises(UserError, match="--dev-ratio, --test-ratio: expected a sum below 1"):
         make(dev_ratio=0.5, test_ratio=0.5)
     write(tmp_path / "a/train.jsonl", pairs(2))
-    with pytest.raises(UserError, match=r"a: expected test.json or test.jsonl, got none"):
+    with pytest.raises(UserError, match=r"a: expected files for train and test, such as test.jsonl, got no test"):
         make(tmp_path)
     write(tmp_path / "a/train.json", pairs(2))
-    with pytest.raises(UserError, match=r"a: expected train.json or train.jsonl, got both"):
+    with pytest.raises(UserError, match=r"a: expected one file for train, got .*train.json and train.jsonl"):
         make(tmp_path)
     write(tmp_path / "a.json", pairs(2))
     with pytest.raises(UserError, match="expected one file or folder for each task, got two named 'a'"):

@@ -6,11 +6,15 @@ A byte-order mark and CRLF line ends are accepted. Messages never quote a record
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from utils.dataset import Example, TaskData
 from utils.errors import UserError
@@ -66,32 +70,44 @@ def read_rows(path: Path, origin: Origin | None = None) -> list[Row]:
     return rows
 
 
+class Counted(NamedTuple):
+    """What `remark` needs of a split; the questions of a large one do not fit in memory."""
+
+    questions: NDArray[np.uint64]  # digests
+    blank_questions: int
+    blank_answers: int
+
+
+def counted(examples: Sequence[Example]) -> Counted:
+    """Count a split."""
+    questions = np.fromiter(map(question, examples), np.uint64, len(examples))
+    return Counted(questions, sum(not e.input.strip() for e in examples), sum(not e.target.strip() for e in examples))
+
+
 def remarks(tasks: Sequence[TaskData]) -> list[str]:
     """Properties of the data that affect scores: repeated questions, test questions seen in training, empty texts."""
-    lines = []
-    for task in tasks:
-        train, dev, test = ([question(e) for e in examples] for examples in (task.train, task.dev, task.test))
-        counts = {
-            f"of {len(train)} train questions are repeats": len(train) - len(set(train)),
-            f"of {len(test)} test questions are in train": _shared(test, train),
-            f"of {len(dev)} dev questions are in test": 0 if task.dev == task.test else _shared(dev, test),
-            "questions are empty": sum(not e.input.strip() for e in (*task.train, *task.test)),
-            "answers are empty": sum(not e.target.strip() for e in (*task.train, *task.test)),
-        }
-        found = [f"{count} {what}" for what, count in counts.items() if count]
-        if found:
-            lines.append(f"{task.name}: {', '.join(found)}")
-    return lines
+    lines = [remark(t.name, counted(t.train), counted(t.dev), counted(t.test), t.dev == t.test) for t in tasks]
+    return [line for line in lines if line]
 
 
-def question(example: Example) -> tuple[Any, ...]:
-    """The question: the text, or in a chat everything before the last turn."""
-    return (example.input, *(example.messages or ())[:-1])
+def remark(name: str, train: Counted, dev: Counted, test: Counted, dev_is_test: bool) -> str:
+    """The same of one task, in one line; "" if there are none."""
+    asked, new = train.questions, 0 if dev_is_test else np.isin(dev.questions, test.questions).sum()
+    counts = {
+        f"of {len(asked)} train questions are repeats": len(asked) - len(np.unique(asked)),
+        f"of {len(test.questions)} test questions are in train": np.isin(test.questions, asked).sum(),
+        f"of {len(dev.questions)} dev questions are in test": new,
+        "questions are empty": train.blank_questions + test.blank_questions,
+        "answers are empty": train.blank_answers + test.blank_answers,
+    }
+    found = [f"{count} {what}" for what, count in counts.items() if count]
+    return f"{name}: {', '.join(found)}" if found else ""
 
 
-def _shared(questions: list[tuple[Any, ...]], others: list[tuple[Any, ...]]) -> int:
-    known = set(others)
-    return sum(question in known for question in questions)
+def question(example: Example) -> int:
+    """Digest, of 64 bits, of the question: of its text, or in a chat of everything before the last turn."""
+    asked = example.input if example.messages is None else json.dumps([example.input, *example.messages[:-1]])
+    return int.from_bytes(hashlib.blake2b(asked.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 def _read(path: Path) -> str:

@@ -1,0 +1,125 @@
+"""What fields are called: presets, which of them fits a record, and what to write for a record that none fits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+NATIVE = ("input=input,target=target,label=label?", "messages=messages,label=label?")
+_CONTEXT = "context?+passage?+support?"
+PRESETS: dict[str, tuple[str, ...]] = {  # alternatives; the first whose fields are all there applies
+    "alpaca": ("input=instruction+input?,target=output",),
+    "sharegpt": ("messages=conversations",),
+    "openai": ("messages=messages,label=label?",),
+    "natural_instructions": ("input=Definition?+input,target=output",),
+    "trace": ("input=prompt,target=answer",),
+    "lm_eval": (
+        *(
+            f"input={_CONTEXT}+{question},choices={choices},target={answer}"
+            for question in ("question", "query", "ctx", "goal")
+            for choices in ("choices", "options", "endings")
+            for answer in ("answer", "gold", "answerKey", "label")
+        ),
+    ),
+    "knowedit": ("input=prompt,target=target_new", "input=src,target=alt"),
+    "prompt_answer": (
+        *(
+            f"input={_CONTEXT}+{question},target={answer}"
+            for question in ("prompt", "question", "query", "instruction", "input")
+            for answer in ("answer", "completion", "response", "output")
+        ),
+    ),
+}
+# Names under which parts of a question are known, in the order in which they are joined, and names of answers.
+QUESTIONS = (
+    "system", "system_prompt", "definition", "instruction", "instructions", "context", "passage", "paragraph",
+    "document", "article", "premise", "hypothesis", "sentence", "sentence1", "sentence2", "text", "input", "question",
+    "prompt", "query", "src", "goal", "ctx",
+)  # fmt: skip
+ANSWERS = (
+    "target", "output", "outputs", "answer", "answers", "response", "completion", "summary", "solution", "target_new",
+    "alt", "gold", "label", "label_text",
+)  # fmt: skip
+CHATS = ("messages", "conversations", "conversation", "dialog", "dialogue")
+# Not "text" and "goal": beside other questions they repeat them (Alpaca's `text` is the whole prompt).
+PART_OF_QUESTION = {*QUESTIONS, "history", "choices", "options", "tools"} - {"text", "goal", "src"}
+PART_OF_CHAT = {"system", "system_prompt", "tools", "functions"}
+
+
+class Found(NamedTuple):
+    """A preset that fits a record."""
+
+    preset: str  # "" for records that have the names of this program
+    text: str
+
+
+def detect(record: dict[str, Any]) -> Found | None:
+    """The specification that fits a record; None: there is none, or none of several reads all that the others do."""
+    found = [Found("", text) for text in NATIVE if _needed(text) <= record.keys()]
+    found += [Found(name, text) for name in PRESETS if (text := fitting(name, record))]
+    read = [_read(one.text, record) for one in found]
+    whole = [one for one, names in zip(found, read, strict=True) if all(names >= other for other in read)]
+    return whole[0] if whole else None
+
+
+def fitting(preset: str, record: dict[str, Any]) -> str | None:
+    """The first alternative of a preset whose fields are all in a record."""
+    return next((text for text in PRESETS[preset] if _needed(text) <= record.keys()), None)
+
+
+def leaves_out(unread: Iterable[str], roles: Iterable[str]) -> list[str]:
+    """Those of the fields that are not read which may be a part of the question."""
+    parts = PART_OF_CHAT if "messages" in roles else PART_OF_QUESTION
+    return sorted(name for name in unread if str(name).lower() in parts)
+
+
+def advice(record: dict[str, Any], used: str = "") -> str:
+    """The fields of a record, and the option that reads them.
+
+    Args:
+        record: Its fields.
+        used: What failed on it, which is not advised again.
+    """
+    names = ", ".join(map(str, record)) or "none"
+    text = suggestion(record)
+    if text is None or text == used:
+        return f"the record has the fields {names}; name those to read: --fields input=FIELD+FIELD,target=FIELD"
+    return f"the record has the fields {names}; to read them: --fields {text}"
+
+
+def suggestion(record: dict[str, Any]) -> str | None:
+    """A specification that reads all of a record that looks like a question; None: no question or no answer."""
+    known = {str(name).lower(): name for name, value in _flat(record) if value is not None}
+    for name in CHATS:
+        if isinstance(record.get(known.get(name, "")), list):
+            return f"messages={known[name]}"
+    answer = next((known[name] for name in (*ANSWERS, "answers.text") if _is_text(record, known.get(name))), None)
+    parts = [known[name] for name in QUESTIONS if known.get(name) != answer and _is_text(record, known.get(name))]
+    return f"input={'+'.join(parts)},target={answer}" if parts and answer else None
+
+
+def _flat(record: dict[str, Any]) -> Iterable[tuple[str, Any]]:
+    for name, value in record.items():
+        yield name, value
+        if isinstance(value, dict):
+            yield from ((f"{name}.{inner}", cell) for inner, cell in value.items())
+
+
+def _is_text(record: dict[str, Any], name: str | None) -> bool:
+    """True if a field is there whose value is a text, a number or a list of texts."""
+    if name is None:
+        return False
+    value = dict(_flat(record))[name]
+    return isinstance(value, str | int | float) or (isinstance(value, list) and all(isinstance(v, str) for v in value))
+
+
+def _names(text: str) -> Iterable[str]:
+    return (name for item in text.split(",") for name in item.partition("=")[2].split("+"))
+
+
+def _needed(text: str) -> set[str]:
+    return {name for name in _names(text) if not name.endswith("?")}
+
+
+def _read(text: str, record: dict[str, Any]) -> set[str]:
+    return {name.removesuffix("?") for name in _names(text)} & record.keys()
