@@ -51,7 +51,7 @@ def learning_accuracy(R: Matrix) -> float:
 
 
 def forgetting(R: Matrix) -> float:
-    """Mean drop from the best earlier score (Chaudhry et al., 2018). Negative means improvement.
+    """Mean drop from the best earlier score (Chaudhry et al., 2018; F.Ra of SAPT). Negative means improvement.
 
     1/(K-1) sum_{j<K-1} ( max_{j<=i<K-1} R[i, j] - R[K-1, j] ). The maximum starts when task j is learned, so
     the value does not depend on whether tasks were also evaluated before that.

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import tiny
 from tests.e2e.test_cli import run
 from tests.unit.preprocess.raw_data import FIXTURES, REAL, real
 from utils.config import EMBEDDED_BACKBONE
@@ -33,10 +34,10 @@ def prepare(name: str, raw_dir: Path, out_dir: Path, options: str) -> Stream:
     return load_stream("made", out_dir)
 
 
-def learn(stream: Stream, folder: Path, options: str) -> Path:
-    """The folder of a run with the embedded backbone on a stream that lies in `folder`."""
+def learn(stream: Stream, folder: Path, options: str, backbone: str | Path = ROOT / EMBEDDED_BACKBONE) -> Path:
+    """The folder of a run with a backbone, the embedded one, on a stream that lies in `folder`."""
     given = ["--cfg", "None", "--dataset", "made", "--dataset_path", str(folder), "--il_mode", stream.il_mode]
-    return run([*given, "--backbone", str(ROOT / EMBEDDED_BACKBONE), *options.split()], folder / "runs")
+    return run([*given, "--backbone", str(backbone), *options.split()], folder / "runs")
 
 
 def check_scores(folder: Path, stream: Stream) -> None:
@@ -47,8 +48,10 @@ def check_scores(folder: Path, stream: Stream) -> None:
             rows = read_jsonl(folder / f"predictions/after_{i}/task_{j}.jsonl")
             predictions, targets, sources = ([row[k] for row in rows] for k in ("prediction", "target", "input"))
             assert [*zip(sources, targets, strict=True)] == [(e.input, e.target) for e in stream.tasks[j].test]
-            scores = score(stream.metric(j), predictions, targets, sources)
-            assert R[i][j] == pytest.approx(aggregate(stream.metric(j), scores, predictions, targets))
+            accepted = [e.accepted for e in stream.tasks[j].test]
+            assert [tuple(row.get("references", [row["target"]])) for row in rows] == accepted
+            scores = score(stream.metric(j), predictions, accepted, sources)
+            assert R[i][j] == pytest.approx(aggregate(stream.metric(j), scores, predictions, accepted))
             assert 0 <= R[i][j] <= 1
 
 
@@ -68,6 +71,21 @@ def test_entities_are_scored_by_macro_span_f1(name, tmp_path):
     got = [(tags + ["O"] * len(right))[: len(right)] for tags, right in zip(got, wanted, strict=True)]
     macro = read_json(folder / "results.json")["R"][0][0]
     assert macro == pytest.approx(f1_score(wanted, got, average="macro", zero_division=0)) and 0.2 < macro < 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options", "method"),
+    [
+        ("superni", "--order 748,363", "--method OLoRA --PEFT_type LoRA"),
+        ("long_sequence", "--order mnli,qqp,copa --drop-unlabelled", "--method SEQ --PEFT_type LoRA"),
+        ("standard_cl", "--order amazon,agnews --prompt olora", "--method SEQ"),
+    ],
+)
+def test_a_random_t5_learns_the_benchmarks_of_instructions(name, options, method, tmp_path):
+    stream = prepare(name, FIXTURES, tmp_path, options)
+    folder = learn(stream, tmp_path, f"{FEW} {method} --backbone_max_new_token 8", tiny.backbone_folder("t5"))
+    check_scores(folder, stream)
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=real(name)) for name in REAL_STREAMS])
