@@ -107,7 +107,7 @@ def searching(monkeypatch, base, tmp_path, scores, *words):
     tried = []
 
     def run_all(jobs, workers, plans):
-        for job in jobs:
+        for job in plans:  # those that are not finished
             lr = float(job.options[job.options.index("--lr") + 1])
             tried.append(lr)
             if scores(lr) is None:

@@ -123,10 +123,10 @@ def tune(searches: Sequence[Search], budget: Budget, sampler: str, workers: int)
             allowed = max(0, one.affordable(budget))
             one.source.more(allowed if together is None else min(allowed, together))
         is_new = known != [len(one.source.points()) for one in searches]
-        waiting = [trial for one in searches for trial in one.trials() if trial.is_open]
+        tries = [trial for one in searches for trial in one.trials() if trial.diverged is None]
+        waiting = [trial for trial in tries if trial.is_open]
         if waiting:
-            jobs = [trial.job for trial in waiting]
-            run_all(jobs, workers, check_all(jobs))
+            run_all([trial.job for trial in tries], workers, check_all([trial.job for trial in waiting]))
         for one in searches:
             one.source.learn(one.trials())
         if any(trial.is_open for trial in waiting):
@@ -200,7 +200,8 @@ def run(
         _say_plan(searches, budget, workers)
         if dry:
             return None
-        command = f"python -m utils.tune {shlex.join(sys.argv[1:])}"
+        program = {"study.py": "utils.study"}.get(Path(sys.argv[0]).name, "utils.tune")
+        command = f"python -m {program} {shlex.join(sys.argv[1:])}"
         is_whole = tune(searches, budget, sampler, workers)
         files = results(searches, budget, sampler, command)
         return files if is_whole else None
