@@ -130,15 +130,17 @@ def main(argv: list[str]) -> int:
     """Print a row for each state of the model; returns the exit code."""
     parser = argparse.ArgumentParser("python -m benchmarks.evaluation", description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=3, help="times that each way is measured (default 3)")
+    parser.add_argument("--questions", type=int, default=QUESTIONS, help=f"default {QUESTIONS}")
+    parser.add_argument("--states", type=int, nargs="+", default=range(len(STATES)), help="rows, from 0 (default all)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default 1)")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     print(common.machine(options.threads))
     print(f"{'':36} {'questions/s':>12}  {'right':>6}  time / own: median (range) of {options.rounds}", flush=True)
     stream = find_stream()
-    for state in STATES:
+    for state in [STATES[number] for number in options.states]:
         with tempfile.TemporaryDirectory() as folder:
-            print(line(prepare(stream, Path(folder)), state, options.rounds), flush=True)
+            print(line(prepare(stream, Path(folder), options.questions), state, options.rounds), flush=True)
     return 0
 
 
@@ -149,7 +151,7 @@ def find_stream() -> Stream:
     return load_stream("biography_demo_task2", common.ROOT / "dataset")
 
 
-def prepare(stream: Stream, folder: Path) -> Bench:
+def prepare(stream: Stream, folder: Path, questions: int) -> Bench:
     """A random model with a tokenizer trained on the stream's questions."""
     common.train_tokenizer(stream).save_pretrained(folder)
     GPTNeoXConfig(**common.SHAPE, max_position_embeddings=2048, bos_token_id=0, eos_token_id=0).save_pretrained(folder)
@@ -167,7 +169,7 @@ def prepare(stream: Stream, folder: Path) -> Bench:
         backbone.model.get_output_embeddings().weight[len(backbone.tokenizer) :] = 0
     encoder = Encoder(backbone.tokenizer, stream.prompt_type or "none")
     session = Session(config, make_accelerator(config), encoder, RunLog(config, is_main=False), fit)
-    return Bench(SEQ(session, SEQ.Options(), backbone, stream), session, list(stream.tasks[0].train[:QUESTIONS]))
+    return Bench(SEQ(session, SEQ.Options(), backbone, stream), session, list(stream.tasks[0].train[:questions]))
 
 
 def line(bench: Bench, state: State, rounds: int) -> str:

@@ -38,15 +38,14 @@ def test_memory(miniature, tmp_path):
 
 @pytest.fixture
 def few(miniature, monkeypatch):
-    """Four questions, and at most one epoch."""
-    monkeypatch.setattr(evaluation, "QUESTIONS", 4)
+    """At most one epoch."""
     for state in evaluation.STATES:
         monkeypatch.setattr(state, "epochs", min(state.epochs, 1))
 
 
 @pytest.mark.slow
 def test_evaluation(few, capsys):
-    assert evaluation.main(["--rounds", "1"]) == 0
+    assert evaluation.main(["--rounds", "1", "--questions", "4"]) == 0
     row = r"^(.*?)  .*%  generate \d+\.\d\dx .*  generate 16 \d+\.\d\dx"
     assert re.findall(row, capsys.readouterr().out, re.M) == [state.title for state in evaluation.STATES]
 
@@ -54,7 +53,7 @@ def test_evaluation(few, capsys):
 def test_scores_that_differ_are_an_error(few, monkeypatch, tmp_path):
     monkeypatch.setattr(evaluation.Bench, "generate_in_order", lambda *_: [2.0] * 4)
     with pytest.raises(AssertionError, match="the ways disagree"):
-        evaluation.line(evaluation.prepare(evaluation.find_stream(), tmp_path), evaluation.STATES[0], 1)
+        evaluation.line(evaluation.prepare(evaluation.find_stream(), tmp_path, 4), evaluation.STATES[0], 1)
 
 
 def test_prompts(monkeypatch, capsys):
