@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from models.common.gradients import Outputs, answer_gradient
+from models.common.gradients import Gradient, Outputs, answer_gradient
 from utils.dataloader import Batch
 from utils.distributed.collectives import share, sum_over_processes
+from utils.model.weights import Weights
 
 
 def diagonal_fisher(
@@ -35,14 +36,35 @@ def diagonal_fisher(
         count: Number of batches; all processes get the result of all.
         unit: What the log-likelihood of a batch is divided by; None: its number of answer tokens.
     """
+    return mean_magnitude(
+        lambda rows: answer_gradient(outputs, parameters, rows, unit or rows.tokens["all"]), parameters, batch, count, 2
+    )
+
+
+def mean_magnitude(
+    gradient: Callable[[Batch], Gradient],
+    parameters: Mapping[str, nn.Parameter],
+    batch: Callable[[int], Batch],
+    count: int,
+    power: Literal[1, 2],
+) -> Gradient:
+    """Mean over examples of |gradient|^power, element by element, in float32; a batch counts by its examples.
+
+    Args:
+        gradient: Of a batch, by parameter name.
+        parameters: What it is taken of.
+        batch: Makes batch i; only called for the share of this process.
+        count: Number of batches; all processes get the result of all.
+        power: 1 or 2.
+    """
     total = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in parameters.items()}
     examples = torch.zeros((), device=next(iter(parameters.values())).device)
     for i in share(count):
         rows = batch(i)
         size = len(rows.examples)
         examples += size
-        for name, g in answer_gradient(outputs, parameters, rows, unit or rows.tokens["all"]).items():
-            total[name].addcmul_(g, g, value=size)
+        for name, g in gradient(rows).items():
+            total[name].addcmul_(g, g if power == 2 else g.sign(), value=size)
     summed = sum_over_processes(total | {"": examples})
     return {name: summed[name].div_(summed[""]) for name in total}
 
@@ -66,3 +88,11 @@ class Quadratic(torch.autograd.Function):
         theta, a, m = ctx.saved_tensors
         gradient = 2 * slope * a.to(theta.device) * (theta.float() - m.to(theta.device))
         return gradient.to(theta.dtype), None, None
+
+
+def quadratic_penalty(named: Mapping[str, nn.Parameter], importance: Weights, anchor: Weights) -> Tensor:
+    """sum_k A_k (theta_k - m_k)^2 over trainable parameters with an importance A and an anchor m, () float32."""
+    pulled = [
+        Quadratic.apply(named[name], a, anchor[name]) for name, a in importance.items() if named[name].requires_grad
+    ]
+    return torch.stack(pulled).sum() if pulled else next(iter(named.values())).new_zeros(())

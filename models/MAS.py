@@ -1,0 +1,111 @@
+"""Memory aware synapses."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from models.Base import Method, Task
+from models.common.fisher import mean_magnitude, quadratic_penalty
+from models.common.gradients import Gradient
+from utils.classifier import MASKED
+from utils.config import Count, Float, OptionGroup
+from utils.dataloader import IGNORE, Batch
+from utils.model.architecture import Model
+from utils.model.weights import Weights, eval_mode
+from utils.seed import random_for
+
+
+class MASOptions(OptionGroup):
+    """MAS."""
+
+    MAS_lambda: Float = Field(1, ge=0, description="lambda, weight of the penalty.")
+    MAS_samples: Count | None = Field(None, description="Examples of a task for its importance; None: all.")
+    MAS_output: Literal["logits", "centred"] = Field(
+        "logits", description="What is kept: the logits, or the logits minus their mean over the vocabulary."
+    )
+    MAS_blend: Float | None = Field(
+        None, ge=0, le=1, description="Share of the old importance in a moving average over tasks; None: their sum."
+    )
+
+
+class MAS(Method):
+    """Penalises changes of each weight in proportion to how sensitive the model's output is to it; needs no labels.
+
+    Aljundi et al., "Memory Aware Synapses: Learning what (not) to forget", ECCV 2018. After task t of N examples,
+
+        Omega_k := Omega_k + 1/N sum_n | d ||f(x_n; theta)||_2^2 / d theta_k |,   theta* := theta
+        L(theta) = L_t(theta) + lambda sum_k Omega_k (theta_k - theta*_k)^2
+
+    The absolute value is taken of each example, so that opposite gradients do not cancel; the authors' code takes it of
+    a batch. f is the model's output before the softmax, in eval mode. For a language model, which the paper does not
+    treat, f is the logits at the answer positions (the model reads the given answer); ||f||^2 is summed over the
+    vocabulary and averaged over the positions, so that long answers do not count more. Logits are defined up to a
+    constant at each position, which their norm is not: `MAS_output: centred` removes it.
+
+    Cost: a backward pass for each example of `MAS_samples` after a task. In memory: Omega and theta*, float32, of the
+    trainable weights. lambda 1 is published for images; the scale of Omega is that of the squared logits, so the log
+    has its mean.
+    """
+
+    Options = MASOptions
+    options: MASOptions
+    state: ClassVar = ("importance", "anchor")
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.importance: Weights = {}  # Omega
+        self.anchor: Weights = {}  # theta*
+
+    def loss(self, model: Model, batch: Batch, task: Task) -> dict[str, Tensor]:
+        terms = super().loss(model, batch, task)
+        if self.importance:
+            penalty = quadratic_penalty(self.named(), self.importance, self.anchor)
+            terms["penalty"] = self.options.MAS_lambda * penalty
+        return terms
+
+    def after_task(self, task: Task) -> None:
+        super().after_task(task)
+        if task.index + 1 == len(self.stream.tasks):
+            return  # no task follows
+        learning, blend = self.learning(task), self.options.MAS_blend
+        for name, new in self.sensitivity(task).items():
+            old = self.importance.get(name)
+            kept = (1.0, 1.0) if blend is None else (blend, 1 - blend)
+            self.importance[name] = new if old is None else kept[0] * old + kept[1] * new
+            self.anchor[name] = learning[name].detach().float().clone()
+
+    def sensitivity(self, task: Task) -> Gradient:
+        """Omega of this task alone, at the weights as they are now."""
+        count = min(self.options.MAS_samples or len(task.train), len(task.train))
+        rows, learning = random_for(self.config.seed, "mas", task.index).sample(task.train, count), self.learning(task)
+
+        def gradient(batch: Batch) -> Gradient:
+            norm = squared_norm(*self.outputs(self.model, batch, task.index), self.options.MAS_output)
+            found = torch.autograd.grad(norm, list(learning.values()), allow_unused=True, materialize_grads=True)
+            return {name: g.float() for name, g in zip(learning, found, strict=True)}
+
+        with eval_mode(self.model, self.extra):
+            omega = mean_magnitude(gradient, learning, lambda i: self.collated([rows[i]], task), count, power=1)
+        mean = sum(o.sum().item() for o in omega.values()) / sum(o.numel() for o in omega.values())
+        self.session.log.info(f"sensitivity of task {task.index}, {count} examples: mean {mean:.3g} per weight")
+        self.session.log.event("sensitivity", task=task.index, examples=count, mean=mean)
+        return omega
+
+
+def squared_norm(logits: Tensor, labels: Tensor, output: str) -> Tensor:
+    """Squared length of the output at an answer position, mean over the positions, () float32.
+
+    Args:
+        logits: (B, K, V) float; masked classes do not count.
+        labels: (B, K) int64; IGNORE where there is no answer. Other values are not read.
+        output: `MAS_output`.
+    """
+    f = logits[labels != IGNORE].float()  # (positions, V)
+    known = f > MASKED
+    if output == "centred":
+        f = f - (f * known).sum(dim=-1, keepdim=True) / known.sum(dim=-1, keepdim=True)
+    return (f * known).square().sum(dim=-1).mean()
