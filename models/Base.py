@@ -75,7 +75,7 @@ class Method:
     setup()
     for each task:
         before_task -> train_examples -> trainable
-        for each batch:          batch -> loss -> backward (once per micro-batch: loss, backward)
+        for each batch:          batch -> encode -> loss -> backward (once per micro-batch: loss, backward)
         for each optimizer step: on_gradients -> clip -> AdamW -> on_update -> after_step
         after_task
         predict, on every task to be evaluated
@@ -152,12 +152,7 @@ class Method:
         """Edit the model's structure once, before any training: new tokens, adapters, prompts."""
 
     def render(self, example: Example, template: Callable[[Example], tuple[str, str]]) -> tuple[str, str]:
-        """Prompt and answer of an example as text.
-
-        Args:
-            example: Of any source and view.
-            template: Fills the template of `prompt_type`.
-        """
+        """Prompt and answer of an example, of any source and view, as text; `template` fills that of `prompt_type`."""
         return template(example)
 
     def before_task(self, task: Task) -> None:
@@ -206,6 +201,10 @@ class Method:
             return examples
         return [*examples, *self.memory.sample(self.memory_rows(), rng)]
 
+    def encode(self, examples: Sequence[Example], task: Task) -> list[Encoded]:
+        """Token ids of the rows of a step; a method that trains on answers it has sampled puts in their ids."""
+        return self.encoder(examples, task.max_length)
+
     def loss(self, model: Model, batch: Batch, task: Task) -> dict[str, Tensor]:
         """The method's objective on one micro-batch, as named terms, () float each. The heart of a method file.
 
@@ -227,10 +226,7 @@ class Method:
         return self.answers.scores(model, batch, index, self.soft_prompt(index))
 
     def soft_prompt(self, task_id: int | None) -> Tensor | None:
-        """Embeddings (P, D) of virtual tokens in front of each text of a task; None: there are none.
-
-        In training the task is the one being learned; otherwise it is as in `predict`.
-        """
+        """Virtual tokens (P, D) in front of each text; in training for the task being learned, else as in `predict`."""
         return None
 
     def on_gradients(self, task: Task) -> None:

@@ -12,7 +12,7 @@ from models.Base import Method, Task
 from utils.config import Float, OptionGroup
 from utils.dataloader import IGNORE, Batch
 from utils.distributed.collectives import sum_over_processes
-from utils.model import adapters, freeze
+from utils.model import adapters, targets
 from utils.model.architecture import Model
 from utils.model.weights import Weights
 from utils.seed import seed_for
@@ -64,7 +64,7 @@ class MIGU(Method):
 
     def setup(self) -> None:
         super().setup()
-        self.layers = freeze.linear_layers(self.model)
+        self.layers = {name: self.model.get_submodule(name) for name in targets.linear(self.model)}
         for name, module in self.layers.items():
             module.register_forward_hook(lambda _module, _args, h, name=name: self._measure(name, h))
         net = adapters.innermost(self.model).base_model

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.Base import Method, Setting, Task
 from utils.config import Float, OptionGroup
-from utils.model.freeze import linear_layers
+from utils.model.targets import linear
 from utils.model.weights import Weights
 
 
@@ -64,7 +64,7 @@ class OSF(Method):
         if share is None:
             share = task.index / len(self.stream.tasks)
         self.kept, learning = {}, self.learning(task)
-        for layer in linear_layers(self.model):
+        for layer in linear(self.model):
             w = learning.get(f"{layer}.weight")
             if task.index == 0 or w is None:
                 continue

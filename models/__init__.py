@@ -15,6 +15,7 @@ METHODS = {  # name in YAML == file == class == prefix of its options
     "OSF": "models.OSF",
     "MIGU": "models.MIGU",
     "GradientProjection": "models.GradientProjection",
+    "SDFT": "models.SDFT",
     "LAMOL": "models.LAMOL",
     "LAMOL_KD": "models.LAMOL_KD",
     "L2KD": "models.L2KD",

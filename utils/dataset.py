@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from utils.config import Config, per_task
 from utils.errors import UserError, printable
 from utils.storage import word_tags
 from utils.storage.files import read_json, write_text
@@ -121,6 +122,11 @@ class Stream:
 
     def _fact(self, key: str, k: int, default: Any) -> Any:
         return self.config[key][k] if key in self.config else default
+
+
+def metric_of(config: Config, stream: Stream, index: int) -> str:
+    """Name of the score of a task: as the options say, else as the stream says."""
+    return per_task(config.metric_for_each_task, stream.metric(index), index)
 
 
 def encode(stream: Stream) -> dict[str, str]:

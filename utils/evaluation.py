@@ -15,9 +15,9 @@ import torch
 
 from models.Base import Method
 from utils.classifier import Classes
-from utils.config import Config, per_task
+from utils.config import Config
 from utils.dataloader import Encoded
-from utils.dataset import Example, Stream
+from utils.dataset import Example
 from utils.distributed.collectives import gather, share
 from utils.distributed.modes import autocast_type
 from utils.errors import UserError
@@ -30,11 +30,6 @@ from utils.storage.files import read_jsonl, write_jsonl
 
 POOL = 4  # batches of questions that are answered before their predictions are written
 COLUMNS = {"score", "prediction", "target"}
-
-
-def metric_of(config: Config, stream: Stream, index: int) -> str:
-    """Name of the score of a task: as the options say, else as the stream says."""
-    return per_task(config.metric_for_each_task, stream.metric(index), index)
 
 
 class Cell(NamedTuple):

@@ -66,14 +66,6 @@ def writer(model: Model) -> set[str]:
     return _names(model, [head]) - _names(model, [model.get_input_embeddings()])
 
 
-def linear_layers(model: Model) -> dict[str, nn.Module]:
-    """The linear layers by name, without the head of the vocabulary; GPT-2's hold their weight transposed."""
-    from transformers.pytorch_utils import Conv1D  # seconds to import: not for --help
-
-    head, kinds = model.get_output_embeddings(), (nn.Linear, Conv1D)
-    return {name: part for name, part in model.named_modules() if isinstance(part, kinds) and part is not head}
-
-
 def blocks(model: Model) -> nn.ModuleList:
     """The model's transformer blocks: the largest list of modules of its text part; of an encoder-decoder, both lists.
 

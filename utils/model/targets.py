@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from utils.model.architecture import Model
 from utils.model.freeze import matches
 
 if TYPE_CHECKING:  # seconds to import: not for --help
@@ -72,7 +73,7 @@ def default(model: PreTrainedModel, table: Mapping[str, Sequence[str]]) -> str |
     return [name for name in layers if name.rpartition(".")[2] not in experts]
 
 
-def linear(model: PreTrainedModel) -> list[str]:
+def linear(model: Model) -> list[str]:
     """Names of the linear layers but the language-model head."""
     from utils.model.bottleneck import width
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from models.Base import Method, Task
+from utils.dataset import metric_of
 from utils.distributed.collectives import agree
-from utils.evaluation import metric_of
 from utils.model.weights import assign, borrowed
 from utils.run.checkpoint import pack, unpack
 from utils.run.tasks import Questions, score_cell

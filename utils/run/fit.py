@@ -186,7 +186,7 @@ class _Plan:
         rng = random_for(config.seed, self.task.index, epoch, number, "batch")
         rows = self.method.batch(new, self.task, rng)
         return micro_batches(
-            self.session.encoder(rows, self.task.max_length),
+            self.method.encode(rows, self.task),
             rows,
             self.method.backbone.pad_id,
             accelerator.process_index,
