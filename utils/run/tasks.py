@@ -7,15 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from models.Base import Method, Task
-<<<<<<< HEAD
-from utils.dataset import Example
-from utils.evaluation import Cell, evaluate, metric_of
-from utils.options.stream_view import epochs_of
-=======
-from utils.config import per_task
 from utils.dataset import Example, metric_of
 from utils.evaluation import Cell, evaluate
->>>>>>> 8ae015e (SDFT, on rollouts that are seeded, shared over processes and count in no setting; encode, a hook for sampled answers)
+from utils.options.stream_view import epochs_of
 from utils.seed import random_for
 from utils.storage.moment import Moment
 
