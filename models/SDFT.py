@@ -190,10 +190,11 @@ class SDFT(Method):
         count = min(self.options.SDFT_probe, len(task.train))
         rows = random_for(self.config.seed, "teacher", task.index).sample(task.train, count)
         metric, results = metric_of(self.config, self.stream, task.index), []
+        known = task.index if self.config.il_mode == "TIL" else None
         readings = (self.encoder.for_prediction(rows, task.max_length), self.informed(rows, task, task.max_new_tokens))
         with eval_mode(self.model, self.extra):
             for prompts in readings:
-                answers = [self.predict([prompt], None, task.max_new_tokens)[0] for prompt in prompts]
+                answers = [self.predict([prompt], known, task.max_new_tokens)[0] for prompt in prompts]
                 scores = score(metric, answers, [row.accepted for row in rows], [row.input for row in rows])
                 results.append(100 * sum(scores) / count)
         student, teacher = results

@@ -16,6 +16,8 @@ METHODS = {  # name in YAML == file == class == prefix of its options
     "MIGU": "models.MIGU",
     "GradientProjection": "models.GradientProjection",
     "SDFT": "models.SDFT",
+    "SelfSFT": "models.SelfSFT",
+    "GRPO": "models.GRPO",
     "LAMOL": "models.LAMOL",
     "LAMOL_KD": "models.LAMOL_KD",
     "L2KD": "models.L2KD",

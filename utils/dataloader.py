@@ -284,7 +284,8 @@ def count_tokens(rows: Sequence[Encoded], examples: Sequence[Example], micro_bat
         for kind in ("all", example.source, example.view, f"{example.source} {example.view}"):
             counts[kind] += len(row.answer) + len(row.labelled) + len(row.classes)
         counts[f"rows {example.source} {example.view}"] += 1
-    return {source: count / micro_batches for source, count in counts.items()}
+    # A step without any label has a loss of 0, not 0 / 0.
+    return {source: max(1, count) / micro_batches for source, count in counts.items()}
 
 
 def parts_of(rows: int, world: int, most: int) -> int:
