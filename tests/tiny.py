@@ -102,6 +102,10 @@ OWN = {
     "GradientProjection": {
         "GradientProjection_begin_step": 1, "GradientProjection_end_step": 3, "GradientProjection_runs": 2,
     },
+    # A model that knows nothing has no right answer to learn from.
+    "SDFT": {"SDFT_probe": 2},
+    "SelfSFT": {"SelfSFT_fallback": "target", "SelfSFT_samples": 2},
+    "GRPO": {"GRPO_warm_start": 1, "GRPO_samples": 2},
 }  # fmt: skip
 
 

@@ -15,7 +15,6 @@ import torch
 
 from models.Base import Method
 from utils.classifier import Classes
-from utils.config import Config
 from utils.dataloader import Encoded
 from utils.dataset import Example
 from utils.distributed.collectives import gather, share
