@@ -18,7 +18,8 @@ from utils.config import Config, Float, Int, OptionGroup
 from utils.dataloader import IGNORE, Batch, Encoded
 from utils.dataset import Example, Stream, metric_of
 from utils.model.architecture import Model
-from utils.model.weights import Weights, borrowed, eval_mode, snapshot
+from utils.model.head import sum_over_pieces
+from utils.model.weights import Weights, eval_mode, snapshot
 from utils.scoring import find, score
 
 OWN = "own"  # source of rows with sampled answers
@@ -126,22 +127,31 @@ class GRPO(Method):
         if batch.examples[0].source != OWN:
             return {**super().loss(model, batch, task), "policy": batch.labels.new_zeros((), dtype=torch.float32)}
         with eval_mode(self.model, self.extra):
-            logits, labels = self.outputs(model, batch, task.index)
-        log_p, weights = self.log_probabilities(logits, labels), self.weights(labels, batch, task)
-        a = torch.tensor([self.advantages[row.presentation] for row in batch.examples], device=labels.device)
-        gain = weights * a[(labels != IGNORE).nonzero()[:, 0]] * (log_p - log_p.detach()).exp()
-        terms = {"answer": log_p.new_zeros(()), "policy": -gain.sum()}
-        if self.reference:
-            with borrowed(self.named(), self.reference), eval_mode(self.model, self.extra):
-                d = self.log_probabilities(*self.outputs(self.model, batch, task.index)) - log_p
-            terms["kl"] = self.options.GRPO_beta * (weights * (d.exp() - d - 1)).sum()
+            scores, labels = self.scores(model, batch, task.index)
+            own, places = scores[labels != IGNORE], (labels != IGNORE).nonzero()
+            wanted, weights = labels[labels != IGNORE], self.weights(labels, batch, task)
+            a = torch.tensor([self.advantages[row.presentation] for row in batch.examples], device=labels.device)
+            gain = sum_over_pieces(self.gain, own, wanted, weights * a[places[:, 0]])
+            terms = {"answer": gain.new_zeros(()), "policy": -gain}
+            if self.reference:
+                old = self.teacher_scores(self.reference, batch, task.index)[labels != IGNORE]
+                terms["kl"] = self.options.GRPO_beta * sum_over_pieces(self.k3, own, old, wanted, weights)
         return terms
 
+    def gain(self, logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        """sum_t rho_t A_t, weighted, () float32."""
+        log_p = self.log_probabilities(logits, labels)
+        return (weights * (log_p - log_p.detach()).exp()).sum()
+
+    def k3(self, logits: Tensor, old: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        """sum_t exp(d_t) - d_t - 1, weighted, () float32."""
+        d = self.log_probabilities(old, labels) - self.log_probabilities(logits, labels)
+        return (weights * (d.exp() - d - 1)).sum()
+
     def log_probabilities(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Of each label of the batch, (labels) float32, at the temperature of drawing."""
-        chosen = labels != IGNORE
-        log_p = (logits[chosen].float() / self.options.GRPO_temperature).log_softmax(dim=-1)
-        return log_p.gather(1, labels[chosen][:, None]).squeeze(1)
+        """Of labels (N) under logits (N, V), (N) float32, at the temperature of drawing."""
+        log_p = (logits.float() / self.options.GRPO_temperature).log_softmax(dim=-1)
+        return log_p.gather(1, labels[:, None]).squeeze(1)
 
     def weights(self, labels: Tensor, batch: Batch, task: Task) -> Tensor:
         """What each label counts in the loss, (labels) float32."""

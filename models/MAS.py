@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,6 +16,7 @@ from utils.classifier import MASKED
 from utils.config import Count, Float, OptionGroup
 from utils.dataloader import IGNORE, Batch
 from utils.model.architecture import Model
+from utils.model.head import sum_over_pieces
 from utils.model.weights import Weights, eval_mode
 from utils.seed import random_for
 
@@ -84,7 +86,9 @@ class MAS(Method):
         rows, learning = random_for(self.config.seed, "mas", task.index).sample(task.train, count), self.learning(task)
 
         def gradient(batch: Batch) -> Gradient:
-            norm = squared_norm(*self.outputs(self.model, batch, task.index), self.options.MAS_output)
+            scores, labels = self.scores(self.model, batch, task.index)
+            f = scores[labels != IGNORE]
+            norm = sum_over_pieces(partial(squared_norm, output=self.options.MAS_output), f) / len(f.states)
             found = torch.autograd.grad(norm, list(learning.values()), allow_unused=True, materialize_grads=True)
             return {name: g.float() for name, g in zip(learning, found, strict=True)}
 
@@ -96,16 +100,14 @@ class MAS(Method):
         return omega
 
 
-def squared_norm(logits: Tensor, labels: Tensor, output: str) -> Tensor:
-    """Squared length of the output at an answer position, mean over the positions, () float32.
+def squared_norm(logits: Tensor, output: str) -> Tensor:
+    """Squared lengths of the outputs at N positions, their sum, () float32.
 
     Args:
-        logits: (B, K, V) float; masked classes do not count.
-        labels: (B, K) int64; IGNORE where there is no answer. Other values are not read.
+        logits: (N, V) float; masked classes do not count.
         output: `MAS_output`.
     """
-    f = logits[labels != IGNORE].float()  # (positions, V)
-    known = f > MASKED
+    f, known = logits.float(), logits > MASKED
     if output == "centred":
         f = f - (f * known).sum(dim=-1, keepdim=True) / known.sum(dim=-1, keepdim=True)
-    return (f * known).square().sum(dim=-1).mean()
+    return (f * known).square().sum()

@@ -17,7 +17,8 @@ from utils.config import Config, Count, Float, Int, OptionGroup
 from utils.dataloader import IGNORE, Batch, Encoded, collate
 from utils.dataset import Example, Stream, metric_of
 from utils.model.architecture import Model
-from utils.model.weights import Weights, borrowed, eval_mode, interpolate, snapshot
+from utils.model.head import Scores, sum_over_pieces
+from utils.model.weights import Weights, eval_mode, interpolate, snapshot
 from utils.scoring import score
 from utils.seed import random_for
 
@@ -118,14 +119,17 @@ class SDFT(Method):
         return [row._replace(answer=ids) for row, ids in zip(rows, answers, strict=True)]
 
     def loss(self, model: Model, batch: Batch, task: Task) -> dict[str, Tensor]:
+        def apart(own: Tensor, other: Tensor, weights: Tensor) -> Tensor:
+            log_p = own.detach().float().log_softmax(dim=-1)
+            self._count({"entropy": -(log_p.exp() * log_p).sum().item(), "tokens": len(own)})
+            return (weights * divergence(own, other, self.options.SDFT_divergence, self.options.SDFT_topk)).sum()
+
         with eval_mode(self.model, self.extra):
-            student, labels = self.outputs(model, batch, task.index)
-            teacher = self.teacher_outputs(batch, task)
-        chosen, weights = self.scored(labels)
-        apart = divergence(student[chosen], teacher[chosen], self.options.SDFT_divergence, self.options.SDFT_topk)
-        log_p = student[chosen].detach().float().log_softmax(dim=-1)
-        self._count({"entropy": -(log_p.exp() * log_p).sum(dim=-1).sum().item(), "tokens": int(chosen.sum())})
-        return {"distillation": (weights * apart).sum() / batch.tokens["rows task answer"]}
+            student, labels = self.scores(model, batch, task.index)
+            teacher = self.demonstrated(batch, task)
+            chosen, weights = self.scored(labels)
+            total = sum_over_pieces(apart, student[chosen], teacher[chosen], weights)
+        return {"distillation": total / batch.tokens["rows task answer"]}
 
     def scored(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The positions (B, K) that count, and the weight of each: all answers have the same in all."""
@@ -135,15 +139,13 @@ class SDFT(Method):
         weights = chosen / chosen.sum(dim=1, keepdim=True).clamp(min=1)
         return chosen, weights[chosen]
 
-    @torch.no_grad()
-    def teacher_outputs(self, batch: Batch, task: Task) -> Tensor:
-        """Logits (B, K, V) of the teacher, which reads the demonstrations, at the answers of the batch."""
+    def demonstrated(self, batch: Batch, task: Task) -> Scores:
+        """Scores (B, K, V) of the teacher, which reads the demonstrations, at the answers of the batch."""
         answers = [row[row != IGNORE].tolist() for row in batch.labels]
         rows = self.informed(batch.examples, task, max(map(len, answers)))
         pairs = [row._replace(answer=ids) for row, ids in zip(rows, answers, strict=True)]
         informed = collate(pairs, batch.examples, self.backbone.pad_id).to(batch.labels.device)
-        with borrowed(self.named(), self.teacher if self.options.SDFT_teacher != "live" else {}):
-            return self.outputs(self.model, informed, task.index)[0]
+        return self.teacher_scores(self.teacher, informed, task.index)
 
     def informed(self, examples: Sequence[Example], task: Task, longest: int) -> list[Encoded]:
         """The teacher's prompts: question and right answer, cut to leave room for an answer of `longest` tokens."""

@@ -10,7 +10,6 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from utils.dataloader import Encoded
 from utils.distributed.collectives import gather, share
@@ -19,7 +18,6 @@ from utils.model.generation import continuations, decode
 from utils.seed import seed_torch
 
 TOKENS = 16384  # prompts and answers sampled together: a constant, so that samples do not depend on any setting
-POSITIONS = 256  # positions whose distributions over the vocabulary are in memory together
 
 Divergence = Literal["reverse", "forward", "jsd"]
 
@@ -117,19 +115,12 @@ def divergence(student: Tensor, teacher: Tensor, kind: Divergence, top_k: int | 
         kind: reverse: KL(student || teacher); forward: KL(teacher || student); jsd: the Jensen-Shannon divergence,
             with m their mean, (KL(student || m) + KL(teacher || m)) / 2.
         top_k: Only the student's k most likely tokens are told apart, the others count as one; None: all tokens.
-
-    Memory: POSITIONS positions at a time are in float32, in the forward and in the backward pass.
     """
-
-    def piece(own: Tensor, other: Tensor) -> Tensor:
-        p, q = (F.log_softmax(logits.float(), dim=-1) for logits in (own, other))
-        if top_k is not None and top_k < p.shape[-1]:
-            top = p.detach().topk(top_k, dim=-1).indices
-            p, q = _with_tail(p, top), _with_tail(q, top)
-        return _KINDS[kind](p, q)
-
-    pairs = zip(student.split(POSITIONS), teacher.split(POSITIONS), strict=True)
-    return torch.cat([checkpoint(piece, own, other, use_reentrant=False) for own, other in pairs])
+    p, q = (F.log_softmax(logits.float(), dim=-1) for logits in (student, teacher))
+    if top_k is not None and top_k < p.shape[-1]:
+        top = p.detach().topk(top_k, dim=-1).indices
+        p, q = _with_tail(p, top), _with_tail(q, top)
+    return _KINDS[kind](p, q)
 
 
 def _with_tail(log_p: Tensor, top: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from utils.seed import random_for
 
 def make(rewards=None, **options):
     session = tiny.make_session(tiny.make_config("GRPO", training_epochs=2, weight_decay=0.0, max_grad_norm=None))
-    method = tiny.make_method(session, **{"GRPO_samples": 4} | options)
+    method = tiny.make_method(session, **{"GRPO_samples": 4, "GRPO_warm_start": 0} | options)
     if rewards is not None:
         method.rewards = rewards
     return method

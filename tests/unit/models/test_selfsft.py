@@ -12,9 +12,9 @@ from utils.run.fit import fit
 from utils.seed import random_for
 
 
-def make(name="SelfSFT", **options):
-    session = tiny.make_session(tiny.make_config(name, training_epochs=2))
-    return tiny.make_method(session, **options)
+def make(**options):
+    session = tiny.make_session(tiny.make_config("SelfSFT", training_epochs=2, weight_decay=0.0))
+    return tiny.make_method(session, **{"SelfSFT_fallback": "drop"} | options)
 
 
 def answers_of(right):
@@ -57,22 +57,22 @@ def test_a_threshold_above_1_is_sequential_fine_tuning():
     for name, options in (
         ("SEQ", {}), ("SelfSFT", {"SelfSFT_threshold": 1.5, "SelfSFT_fallback": "target", "SelfSFT_samples": 1}),
     ):  # fmt: skip
-        method, task = make(name, **options), tiny.make_task(0)
+        session, task = tiny.make_session(tiny.make_config(name, training_epochs=2)), tiny.make_task(0)
+        method = tiny.make_method(session, **options)
         method.before_task(task)
-        fit(method, task, method.session)
+        fit(method, task, session)
         weights.append(tiny.snapshot(method))
     assert all(torch.equal(w, weights[1][key]) for key, w in weights[0].items())
 
 
 @pytest.mark.parametrize("refresh", ["task", "epoch"])
 def test_a_task_without_any_right_answer_leaves_the_weights(refresh):
-    session = tiny.make_session(tiny.make_config("SelfSFT", weight_decay=0.0))
-    method, task = tiny.make_method(session, SelfSFT_refresh=refresh), tiny.make_task(0)
+    method, task = make(SelfSFT_refresh=refresh), tiny.make_task(0)
     start = tiny.snapshot(method)
     with answers_of(set()):
         method.before_task(task)
         assert method.takes_steps(task) == (refresh == "epoch")
-        fit(method, task, session)
+        fit(method, task, method.session)
     assert all(torch.equal(w, start[name]) for name, w in tiny.snapshot(method).items())
 
 
