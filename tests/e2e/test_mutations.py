@@ -41,6 +41,29 @@ def test_outcomes_are_kept_and_survivors_named(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.count("\n  ") == 3
 
 
+def test_a_test_that_fails_without_a_change_finds_nothing(tmp_path, monkeypatch):
+    (mutation, *_) = mutations.mutations(ROOT / "utils/metric.py")
+    path = tmp_path / mutation.file
+    path.parent.mkdir()
+    path.write_text("x = 1", encoding="utf-8")
+    asked = []
+
+    def run_tests(tree, tests, methods, left_out=()):
+        """`broken` always fails, `good` where the file is changed."""
+        is_changed = path.read_text(encoding="utf-8") != "x = 1"
+        asked.append(is_changed)
+        for test in ("broken", "good") if is_changed else tests:
+            if test not in left_out and (is_changed or test == "broken"):
+                return mutations.Outcome(False, 1.0, test)
+        return mutations.Outcome(True, 1.0, "")
+
+    monkeypatch.setattr(mutations, "run_tests", run_tests)
+    sound = {}
+    assert mutations.outcome(mutation, tmp_path, sound).test == "good"
+    assert sound == {"broken": False, "good": True} and asked == [True, False, True, False]
+    assert path.read_text(encoding="utf-8") == "x = 1"
+
+
 def test_each_mutation_without_effect_is_one_of_the_code_as_it_is():
     listed = mutations.equivalents()
     found = [m.key for file in {key[0] for key in listed} for m in mutations.mutations(ROOT / file)]

@@ -186,13 +186,3 @@ def test_memory_passes_through_the_model_in_parts_no_larger_than_those_of_traini
     method.collated = lambda rows, task: sizes.append(len(rows)) or collated(rows, task)
     fit(method, task, method.session)
     assert max(sizes) == 2
-
-
-@BOTH
-def test_projected_gradients_are_counted_by_task(name):
-    method, task = prepared(name)
-    fit(method, task, method.session)
-    method.after_task(task)
-    (counts,) = (event for event in method.session.log.events if event["event"] == "turned")
-    assert counts["steps"] == 2 and counts["task"] == 1  # 8 examples, 4 a step
-    assert 0 <= counts["turned"] <= 2
