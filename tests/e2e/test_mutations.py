@@ -62,10 +62,3 @@ def test_a_test_that_fails_without_a_change_finds_nothing(tmp_path, monkeypatch)
     assert mutations.outcome(mutation, tmp_path, sound).test == "good"
     assert sound == {"broken": False, "good": True} and asked == [True, False, True, False]
     assert path.read_text(encoding="utf-8") == "x = 1"
-
-
-def test_each_mutation_without_effect_is_one_of_the_code_as_it_is():
-    listed = mutations.equivalents()
-    found = [m.key for file in {key[0] for key in listed} for m in mutations.mutations(ROOT / file)]
-    for key, reason in listed.items():
-        assert found.count(key) == 1 and reason, key

@@ -41,6 +41,10 @@ CORE = (
 FRAME = ["tests/golden/test_losses.py", "tests/contract/test_methods.py", "tests/unit/models/test_relations.py"]
 # Tests of a file or folder, where they are not those of its own name.
 TESTS = {
+    "models/Base.py": [
+        *("tests/unit/models/test_contract.py", "tests/unit/run/test_frame.py", "tests/unit/test_backbone.py"),
+        *("tests/unit/test_evaluation.py", "tests/unit/test_classifier.py", "tests/unit/model/test_encoder_decoder.py"),
+    ],
     "utils/dataloader.py": ["tests/unit/test_dataloader.py", "tests/unit/test_chats.py"],
     "models/SEQ.py": ["tests/unit/test_classifier.py", "tests/unit/models/test_contract.py"],
     "utils/run/fit.py": ["tests/unit/run/test_frame.py", "tests/unit/run/test_early_stopping.py"],

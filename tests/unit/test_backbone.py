@@ -242,6 +242,7 @@ def test_a_question_is_as_long_as_the_model_has_positions():
         ({"backbone_max_new_token": 30}, 256 - 30),
         ({"PEFT_type": "PromptTuning", "PEFT_num_virtual_tokens": 5}, 256 - 8 - 5),
         ({"max_seq_length": 20}, 20),
+        ({"max_seq_length": 0, "backbone_max_new_token": 0}, 256 - 8),  # like -1
         ({"backbone": tiny.backbone_folder("t5")}, None),
         ({"backbone": tiny.backbone_folder("bart")}, 256),
     ):
