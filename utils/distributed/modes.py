@@ -196,6 +196,7 @@ def _deepspeed(config: Config) -> Accelerator:
         )
     unset_hf_deepspeed_config()  # otherwise transformers would load models in parts
     own = deepspeed_numbers(config, accelerator.num_processes)
+    accelerator.gradient_accumulation_steps = own["gradient_accumulation_steps"]
     # torch's AdamW in every mode: DeepSpeed's AdamW for CPUs differs, and is compiled at first use.
     accelerator.state.deepspeed_plugin.deepspeed_config.update(own, zero_force_ds_cpu_optimizer=False)
     return accelerator
