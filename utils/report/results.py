@@ -321,6 +321,7 @@ def _row(same: list[Run], groups: list[list[Run]]) -> dict[str, Any]:
         told_apart["backbone"] = results["backbone"]
     columns = [_columns(results) for _, results, _ in same]
     lasts = [(order_of_run(run), dict(zip(r["task_names"], r["R"][-1], strict=True))) for run, r, _ in same]
+    sensitivity = spread(order_sensitivity(lasts))  # one number of all these runs
     return {
         "method": results["method"],
         "options": told_apart,
@@ -330,7 +331,10 @@ def _row(same: list[Run], groups: list[list[Run]]) -> dict[str, Any]:
         "seeds": [results["seed"] for _, results, _ in same],
         "orders": [order_of_run(run) for run, _, _ in same],
         "columns": {name: spread([values[name] for values in columns]) for name in columns[0]}
-        | {"order_sensitivity": spread(order_sensitivity(lasts)), "transfer_to_reference": spread([])},
+        | {
+            "order_sensitivity": sensitivity | {"n": sensitivity["n"] and len(same)},
+            "transfer_to_reference": spread([]),
+        },
     }
 
 

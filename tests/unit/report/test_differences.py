@@ -94,7 +94,7 @@ def test_orders_share_a_row_and_have_a_sensitivity(tmp_path):
     # a: 0.5 and 0.5; b: 1 and 0
     assert row["columns"]["order_sensitivity"]["mean"] == 0.5
     text = compare_text([section])
-    assert "order sensitivity" in text and "not independent" not in text and "AOPD" in text
+    assert "order sensitivity" in text and "(n=" not in text and "not independent" not in text and "AOPD" in text
 
 
 def test_transfer_to_the_tasks_learned_alone(tmp_path):
