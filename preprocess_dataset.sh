@@ -46,6 +46,14 @@ if [[ "${1:-}" == --force ]]; then
     shift
 fi
 
+program=""
+stop() { # stop CODE: end the program that is at work, then this script
+    [[ -z "$program" ]] || { kill "$program" 2>/dev/null && wait "$program"; } || true
+    exit "$1"
+}
+trap 'stop 143' TERM
+trap 'stop 130' INT
+
 has_raw() { # has_raw "a or b": true if dataset/ has one of the files
     local file
     for file in ${1// or / }; do
@@ -69,8 +77,11 @@ run() { # run NAME: make one stream of the table; without NAME: those whose raw 
         elif [[ "$1" != "$name" && "$1" != "${name%%_task*}" ]]; then
             continue
         fi
+        # In the background: bash would handle a signal only after a program in the foreground has ended.
         # shellcheck disable=SC2086  # the options are words
-        python utils/dataformat_preprocess.py "${options[@]}" $arguments
+        python utils/dataformat_preprocess.py "${options[@]}" $arguments &
+        program=$!
+        wait "$program"
         found=1
         [[ $# -eq 0 ]] || break
     done

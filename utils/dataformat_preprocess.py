@@ -40,7 +40,7 @@ class Options(config.OptionGroup):
 
     dataset: str = Field(description=f"Data set: {', '.join(support_dataset_list)}.")
     seed: int = Field(1, ge=0, description="Random seed.")
-    raw_dir: Path | None = Field(None, description="Folder with the raw data sets; none: dataset.")
+    raw_dir: Path | None = Field(None, description="Folder with the raw data sets, or with this one; none: dataset.")
     out_dir: Path | None = Field(
         None,
         description="Folder to write into; none: dataset, or for raw files dataset/biography_synth/PRESET.",

@@ -12,7 +12,7 @@ from pydantic import Field
 from utils.dataset import Stream
 from utils.errors import UserError
 from utils.preprocess.shared.classes import HeldOutOptions, Labelled, RawClasses, check_once, hold_out, to_stream
-from utils.preprocess.shared.raw import DATASET_DIR, Origin, file_sha256, read_raw_json, shown
+from utils.preprocess.shared.raw import Origin, file_sha256, raw_file, read_raw_json, shown
 from utils.preprocess.shared.records import Row, read_rows
 
 TRAIN_FILE, TEST_FILE, CLASS_FILE = "banking77/train.csv", "banking77/test.csv", "banking77/categories.json"
@@ -36,17 +36,17 @@ def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
     Raises:
         UserError: a file is missing or wrong, or has fewer intents than the tasks need.
     """
-    root = raw_dir or DATASET_DIR
-    classes = _read_classes(root / CLASS_FILE)
+    paths = {name: raw_file(raw_dir, name) for name in (TRAIN_FILE, TEST_FILE, CLASS_FILE)}
+    classes = _read_classes(paths[CLASS_FILE])
     position = {name: i for i, name in enumerate(classes)}
     rows, test = (
-        [_read_row(row, position) for row in read_rows(root / name, ORIGIN)] for name in (TRAIN_FILE, TEST_FILE)
+        [_read_row(row, position) for row in read_rows(paths[name], ORIGIN)] for name in (TRAIN_FILE, TEST_FILE)
     )
     train, dev = hold_out(rows, options.dev_share, seed)
-    files = {name: file_sha256(root / name) for name in (TRAIN_FILE, TEST_FILE, CLASS_FILE)}
+    files = {name: file_sha256(path) for name, path in paths.items()}
     names = [name.replace("_", " ") for name in classes]
     facts = {"PROMPT_TYPE": "default", "MAX_SEQ_LENGTH": 64}
-    raw = RawClasses("banking77", str(root / "banking77"), names, train, dev, test, files, facts)
+    raw = RawClasses("banking77", str(paths[CLASS_FILE].parent), names, train, dev, test, files, facts)
     return to_stream(raw, options, seed)
 
 

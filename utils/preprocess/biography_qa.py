@@ -31,7 +31,7 @@ from utils.preprocess.biography_synth import (
     make_persons,
     read_lists,
 )
-from utils.preprocess.shared.raw import DATASET_DIR, file_sha256
+from utils.preprocess.shared.raw import file_sha256, raw_file
 from utils.storage.files import read_json
 
 RAW_FILE = "biography_qa/qa/all.json"
@@ -116,7 +116,7 @@ def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
     Raises:
         UserError: the numbers do not fit together, or the raw file is wrong or too short.
     """
-    path = (raw_dir or DATASET_DIR) / RAW_FILE
+    path = raw_file(raw_dir, RAW_FILE)
     if options.preset is None and (raw_dir is not None or path.exists()):
         source = _from_file(path, options)
     else:

@@ -14,7 +14,7 @@ from pydantic import Field
 from utils.dataset import Stream
 from utils.errors import UserError
 from utils.preprocess.shared.classes import ClassOptions, Labelled, Naming, RawClasses, name_classes, to_stream
-from utils.preprocess.shared.raw import DATASET_DIR, Origin, file_sha256, read_raw_json, shown
+from utils.preprocess.shared.raw import Origin, file_sha256, raw_file, read_raw_json, shown
 from utils.preprocess.shared.records import Row
 
 DATA_FILE, LABEL_FILE = "clinc150/data_full.json", "clinc150/label_dict.json"
@@ -43,12 +43,11 @@ def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
     Raises:
         UserError: a file is missing or wrong, or has fewer intents than the tasks need.
     """
-    root = raw_dir or DATASET_DIR
-    path = root / DATA_FILE
-    intents = _read_intents(root / LABEL_FILE)
+    path, label_path = raw_file(raw_dir, DATA_FILE), raw_file(raw_dir, LABEL_FILE)
+    intents = _read_intents(label_path)
     data = read_raw_json(path, ORIGIN)
     train, dev, test = (_read_split(data, key, intents, path) for key in ("train", "val", "test"))
-    files = {name: file_sha256(root / name) for name in (DATA_FILE, LABEL_FILE)}
+    files = {DATA_FILE: file_sha256(path), LABEL_FILE: file_sha256(label_path)}
     facts = {"PROMPT_TYPE": "default", "MAX_SEQ_LENGTH": 50}
     names = [intent.replace("_", " ") for intent in intents]
     raw = RawClasses("clinc150", str(path), names, train, dev, test, files, facts)

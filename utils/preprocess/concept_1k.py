@@ -16,7 +16,7 @@ from utils import config
 from utils.dataset import Example, Stream, TaskData
 from utils.errors import UserError
 from utils.preprocess.shared.classes import class_facts
-from utils.preprocess.shared.raw import DATASET_DIR, Origin, file_sha256, read_raw
+from utils.preprocess.shared.raw import Origin, file_sha256, raw_file, read_raw
 
 RAW_FILES = ("concept_1k/dataset_2024_1_30_11_40.txt", "concept_1k/dataset.txt")  # two names of the same file
 ORIGIN = Origin("github.com/zzz47zzz/codebase-for-incremental-learning-with-llm", "none stated", "3.4 MB")
@@ -54,7 +54,7 @@ def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
     Raises:
         UserError: the file is missing or has fewer concepts than tasks.
     """
-    path = _find(raw_dir or DATASET_DIR)
+    path = _find(raw_dir)
     records, dropped = parse(read_raw(path, ORIGIN))
     if not options.keep_last_record:
         records = records[:-1]
@@ -103,8 +103,8 @@ def _record(lines: list[str]) -> Record | None:
     return Record(triple[0].strip(), triple[1].strip(), (first, second), answer)
 
 
-def _find(raw_dir: Path) -> Path:
-    paths = [raw_dir / name for name in RAW_FILES]
+def _find(raw_dir: Path | None) -> Path:
+    paths = [raw_file(raw_dir, name) for name in RAW_FILES]
     return next((path for path in paths if path.exists()), paths[0])
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from utils.dataset import SPLITS, Stream
 from utils.errors import UserError
 from utils.preprocess.shared.classes import ClassOptions, Labelled, RawClasses, to_stream
-from utils.preprocess.shared.raw import DATASET_DIR, Origin, file_sha256, read_raw_json, shown
+from utils.preprocess.shared.raw import Origin, file_sha256, raw_file, read_raw_json, shown
 from utils.preprocess.shared.records import Row
 from utils.preprocess.shared.relations import Relations, find, read_relations
 from utils.prompt import MARKERS
@@ -46,19 +46,19 @@ def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
     Raises:
         UserError: the file is missing or wrong, or has fewer relations than the tasks need.
     """
-    root = raw_dir or DATASET_DIR
-    names = [name for name in (f"{RAW_FILE}.json", f"{RAW_FILE}.pkl") if (root / name).is_file()][:1]
-    names = names or [name for name in PUBLISHED if (root / name).is_file()]
+    paths = {name: raw_file(raw_dir, name) for name in (f"{RAW_FILE}.json", f"{RAW_FILE}.pkl", *PUBLISHED, NAMES)}
+    there = [name for name, path in paths.items() if path.is_file()]
+    names = [name for name in there if name.startswith(RAW_FILE)][:1] or [name for name in there if name in PUBLISHED]
     if names and names[0] in PUBLISHED:
-        relations = read_published([root / name for name in names], root / NAMES, seed)
-        names += [NAMES] if (root / NAMES).is_file() else []
+        relations = read_published([paths[name] for name in names], paths[NAMES], seed)
+        names += [NAMES] if NAMES in there else []
     else:
-        path = find(root, RAW_FILE, ORIGIN)
+        path = find(raw_dir, RAW_FILE, ORIGIN)
         relations = read_relations(path, ORIGIN)
     facts = {"PROMPT_TYPE": "relation_classification_state", "MAX_SEQ_LENGTH": 100}
-    files = {name: file_sha256(root / name) for name in names}
+    files = {name: file_sha256(paths[name]) for name in names}
     train, dev, test = (relations.splits[split] for split in SPLITS)
-    raw = RawClasses("fewrel", str(root / names[0]), relations.labels, train, dev, test, files, facts)
+    raw = RawClasses("fewrel", str(paths[names[0]]), relations.labels, train, dev, test, files, facts)
     return to_stream(raw, options, seed)
 
 

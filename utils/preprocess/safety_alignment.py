@@ -18,7 +18,7 @@ from pydantic import Field
 from utils import config
 from utils.dataset import Example, Stream, TaskData
 from utils.errors import UserError
-from utils.preprocess.shared.raw import DATASET_DIR, Origin, file_sha256
+from utils.preprocess.shared.raw import Origin, file_sha256, raw_file
 from utils.preprocess.shared.records import Row, read_rows
 
 IDENTITY_FILE = "safety_alignment/train_task0/identity-shift-aoa.jsonl"
@@ -67,17 +67,16 @@ def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
     Raises:
         UserError: a file is missing or wrong.
     """
-    folder = raw_dir or DATASET_DIR
     readers = {IDENTITY_FILE: _identity, REFUSAL_FILE: _refusal}
     names = list(readers)[: options.num_task]
-    trains = [[readers[name](row) for row in read_rows(folder / name, ORIGINS[name])] for name in names]
-    asked = [_question(row) for row in read_rows(folder / TEST_FILE, ORIGINS[TEST_FILE])]
+    trains = [[readers[name](row) for row in read_rows(raw_file(raw_dir, name), ORIGINS[name])] for name in names]
+    asked = [_question(row) for row in read_rows(raw_file(raw_dir, TEST_FILE), ORIGINS[TEST_FILE])]
     tasks = []
     for k, pairs in enumerate(trains):
         train = tuple(Example(*_learned(*pair, options.loss_on), task=k) for pair in pairs)
         test = tuple(Example(*pair, task=k) for pair in asked)
         tasks.append(TaskData(TASK_NAMES[k], train, test, test))
-    files = {name: file_sha256(folder / name) for name in [*names, TEST_FILE]}
+    files = {name: file_sha256(raw_file(raw_dir, name)) for name in [*names, TEST_FILE]}
     source = {"files": files, "options": options.model_dump()}
     return Stream(f"safety_alignment_llama2_task{len(tasks)}", tuple(tasks), _facts(len(tasks)) | {"SOURCE": source})
 

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from utils.dataset import Stream
 from utils.preprocess.shared.classes import HeldOutOptions, RawClasses, hold_out, to_stream
-from utils.preprocess.shared.raw import DATASET_DIR, Origin, file_sha256
+from utils.preprocess.shared.raw import Origin, file_sha256
 from utils.preprocess.shared.relations import find, read_relations
 
 RAW_FILE = "tacred/TACRED-2021"  # .json or .pkl
@@ -41,7 +41,7 @@ def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
     Raises:
         UserError: the file is missing or wrong, or has fewer relations than the tasks need.
     """
-    path = find(raw_dir or DATASET_DIR, RAW_FILE, ORIGIN)
+    path = find(raw_dir, RAW_FILE, ORIGIN)
     relations = read_relations(path, ORIGIN)
     train, dev = hold_out(relations.splits["train"], options.dev_share, seed)
     facts = {"PROMPT_TYPE": "relation_classification_state", "MAX_SEQ_LENGTH": 128}

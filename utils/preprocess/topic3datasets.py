@@ -20,7 +20,7 @@ from utils.dataset import SPLITS, Stream
 from utils.errors import UserError
 from utils.preprocess.shared.classes import ClassOptions, Labelled, Naming, RawClasses, name_classes, to_stream
 from utils.preprocess.shared.option_types import Names
-from utils.preprocess.shared.raw import DATASET_DIR, Origin, file_sha256, need, read_raw, shown
+from utils.preprocess.shared.raw import Origin, file_sha256, need, raw_file, read_raw, shown
 
 ORIGINS = {
     "agnews": Origin("github.com/mhjabreel/CharCnn_Keras, data/ag_news_csv", "research, non-commercial", "31 MB"),
@@ -80,17 +80,18 @@ def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
     Raises:
         UserError: a file is missing or wrong, or there are fewer topics than the tasks need.
     """
-    root, sources = raw_dir or DATASET_DIR, options.sources
+    sources = options.sources
     if not set(sources) <= ORIGINS.keys() or len(set(sources)) < len(sources):
         raise UserError(f"--sources: expected some of {','.join(ORIGINS)}, got {','.join(sources)!r}")
-    topics = [_read_source(root, source, options, seed) for source in sources]
-    files = {file: file_sha256(root / file) for source in sources for file in _files(source)}
+    topics = [_read_source(raw_dir, source, options, seed) for source in sources]
+    files = {file: file_sha256(raw_file(raw_dir, file)) for source in sources for file in _files(source)}
     name = "_".join(["topic3datasets", *(sources if len(sources) < len(ORIGINS) else ())])
     names = [topic for one in topics for topic in one.names]
     splits = {split: _joined(topics, split) for split in SPLITS}
     facts = {"PROMPT_TYPE": "default", "MAX_SEQ_LENGTH": 256}
     groups = [source for source, one in zip(sources, topics, strict=True) for _ in one.names]
-    raw = RawClasses(name, str(root / "topic3datasets"), names, **splits, files=files, facts=facts, groups=groups)
+    place = str(raw_file(raw_dir, _files(sources[0])[0]).parents[1])
+    raw = RawClasses(name, place, names, **splits, files=files, facts=facts, groups=groups)
     stream = to_stream(raw, options, seed, _naming(names, options, seed))
     source = stream.config["SOURCE"] | {"dropped_records": sum(one.empty for one in topics)}
     return Stream(stream.name, stream.tasks, stream.config | {"SOURCE": source})
@@ -124,8 +125,8 @@ def _files(source: str) -> list[str]:
     return [f"topic3datasets/{source}/{file}" for file in ("classes.txt", "train.csv", "test.csv")]
 
 
-def _read_source(root: Path, source: str, options: Options, seed: int) -> Topics:
-    class_file, train_file, test_file = (root / file for file in _files(source))
+def _read_source(raw_dir: Path | None, source: str, options: Options, seed: int) -> Topics:
+    class_file, train_file, test_file = (raw_file(raw_dir, file) for file in _files(source))
     classes = [line.strip() for line in read_raw(class_file, ORIGINS[source]).split("\n") if line.strip()]
     left_out = OVERLAP if source == "yahoo" and "agnews" in options.sources else ()
     names = [name for name in classes if name not in left_out]

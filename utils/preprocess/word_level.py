@@ -19,7 +19,7 @@ from utils import config
 from utils.dataset import LEVELS, SPLITS, Example, Stream, TaskData
 from utils.errors import UserError
 from utils.preprocess.shared.classes import class_facts
-from utils.preprocess.shared.raw import DATASET_DIR, Origin, file_sha256
+from utils.preprocess.shared.raw import Origin, file_sha256, raw_file
 from utils.preprocess.shared.tagged import BARE, OUTSIDE, Sentence, Tagged, read_tagged, windows
 
 MAX_SEQ_LENGTH = 128  # for the sentence; the longest answer is added
@@ -77,10 +77,11 @@ class DataSet:
         Raises:
             UserError: a file is missing or wrong, or the options do not fit the number of types.
         """
-        root, paths = raw_dir or DATASET_DIR, {split: f"{self.name}/{split}.txt" for split in SPLITS}
-        read = {split: read_tagged(root / path, self.origin) for split, path in paths.items()}
+        names = {split: f"{self.name}/{split}.txt" for split in SPLITS}
+        paths = {split: raw_file(raw_dir, name) for split, name in names.items()}
+        read = {split: read_tagged(path, self.origin) for split, path in paths.items()}
         splits = {split: file.sentences for split, file in read.items()}
-        types = _types(splits, root / self.name, options.dev_may_lack_types)
+        types = _types(splits, paths["train"].parent, options.dev_may_lack_types)
         if self.runs:
             random.Random(f"{seed}:types").shuffle(types)
         groups = _groups(types, options)
@@ -91,7 +92,7 @@ class DataSet:
         notes = [f"{dropped} training sentences fit in no task and are dropped"] if dropped else []
         used = options.model_dump(exclude=_unused(options))
         source = {
-            "files": {path: file_sha256(root / path) for path in paths.values()},
+            "files": {names[split]: file_sha256(path) for split, path in paths.items()},
             "options": used | {"seed": seed},
             "dropped_records": dropped,
             "notes": notes + _notes(read, BARE if self.runs else "BIO", types, options),

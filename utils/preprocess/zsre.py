@@ -16,7 +16,7 @@ from pydantic import Field
 from utils import config
 from utils.dataset import Example, Stream, TaskData
 from utils.errors import UserError
-from utils.preprocess.shared.raw import DATASET_DIR, Origin, file_sha256
+from utils.preprocess.shared.raw import Origin, file_sha256, raw_file
 from utils.preprocess.shared.records import Row, read_rows, remarks
 
 RAW_FILE = "zsre/zsre_mend_train_10000.json"
@@ -72,7 +72,7 @@ def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
     Raises:
         UserError: the file is missing or wrong, or has fewer records than tasks.
     """
-    path = (raw_dir or DATASET_DIR) / options.raw_file
+    path = raw_file(raw_dir, options.raw_file)
     if path.exists() and path.suffix not in (".json", ".jsonl"):
         raise UserError(f"--raw-file: expected full records as .json or .jsonl, with rephrase and loc, got {path}")
     records = [_record(row, options) for row in read_rows(path, ORIGIN)]

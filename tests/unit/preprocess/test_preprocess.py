@@ -1,13 +1,16 @@
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from tests.golden import streams
 from utils.dataformat_preprocess import main, support_dataset_list
-from utils.dataset import load_stream
+from utils.dataset import encode, load_stream
 from utils.preprocess import GENERATORS, PREPROCESSORS, biography_synth, load
 
 ROOT = Path(__file__).parents[3]
@@ -61,6 +64,28 @@ def test_limit_shortens_and_renames(tmp_path):
     assert [note.partition(" ")[0] for note in stream.config["SOURCE"]["notes"]] == ["before"]  # they count all records
 
 
+RENAMED = (
+    "TRACE",
+    "banking77",
+    "clinc150",
+    "concept_1k",
+    "conll2003",
+    "fewrel",
+    "safety_alignment",
+    "topic3datasets",
+    "zsre",
+)
+
+
+@pytest.mark.parametrize("name", RENAMED)
+def test_the_folder_of_a_data_set_can_have_any_name(name, tmp_path):
+    """--raw-dir names the folder of all raw data sets, or that of this one."""
+    shutil.copytree(FIXTURES / name, tmp_path / "downloads (2)")
+    module, options = load(name), streams.STREAMS[name][2]
+    made = module.build(tmp_path / "downloads (2)", module.Options(**options), 1)
+    assert encode(made) == encode(streams.build(name))
+
+
 MISTAKES = {
     "--dataset biograpy_qa": "biography_synth, got 'biograpy_qa'; did you mean 'biography_qa'?",
     "": "--dataset: expected one of",
@@ -93,6 +118,26 @@ def test_the_file_runs_as_a_script_without_torch():
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "--keep-last-record" in run.stdout and "--limit" in run.stdout
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_the_shell_script_ends_its_program_at_once(number, code, tmp_path):
+    """With a program that writes its process id and then sleeps in the place of Python."""
+    shutil.copy(ROOT / "preprocess_dataset.sh", tmp_path)
+    fake = tmp_path / "python"
+    fake.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 60\n")
+    fake.chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    script = subprocess.Popen(
+        ["bash", str(tmp_path / "preprocess_dataset.sh"), "biography_demo_task2"], env=environment
+    )
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
+        time.sleep(0.02)
+    script.send_signal(number)
+    assert script.wait(10) == code
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")

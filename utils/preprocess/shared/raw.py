@@ -23,6 +23,18 @@ class Origin(NamedTuple):
     size: str
 
 
+def raw_file(raw_dir: Path | None, name: str) -> Path:
+    """Path of a raw file, which need not exist.
+
+    Args:
+        raw_dir: Folder of raw data sets, or of this one under any name; None: dataset/.
+        name: Of the file, from the folder of raw data sets on, such as "TRACE/FOMC/train.json".
+    """
+    usual = (raw_dir or DATASET_DIR) / name
+    alone = usual if raw_dir is None else raw_dir / name.partition("/")[2]
+    return alone if alone.exists() and not usual.exists() else usual
+
+
 def need(path: Path, origin: Origin) -> Path:
     """The path of a raw file, if it is there.
 

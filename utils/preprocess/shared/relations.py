@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from utils.dataset import SPLITS
 from utils.errors import UserError
 from utils.preprocess.shared.classes import Labelled
-from utils.preprocess.shared.raw import Origin, need, read_raw_json, shown
+from utils.preprocess.shared.raw import Origin, need, raw_file, read_raw_json, shown
 from utils.preprocess.shared.records import Row
 from utils.preprocess.shared.safe_pickle import load_plain
 from utils.prompt import MARKERS
@@ -25,10 +25,10 @@ class Relations(NamedTuple):
     splits: dict[str, list[Labelled]]
 
 
-def find(root: Path, stem: str, origin: Origin) -> Path:
+def find(raw_dir: Path | None, stem: str, origin: Origin) -> Path:
     """The raw file `stem`.json or, if absent, `stem`.pkl, which must exist."""
-    path = root / f"{stem}.json"
-    return path if path.is_file() else need(path.with_suffix(".pkl"), origin)
+    path = raw_file(raw_dir, f"{stem}.json")
+    return path if path.is_file() else need(raw_file(raw_dir, f"{stem}.pkl"), origin)
 
 
 def read_relations(path: Path, origin: Origin) -> Relations:
