@@ -153,6 +153,9 @@ class StreamOptions(OptionGroup):
     chat_date: Annotated[str, Field(pattern=r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|1\d|2[0-8])$")] = Field(
         "2024-07-26", description="Date that chat templates print as today's, YYYY-MM-DD (DD at most 28)."
     )
+    chat_thinking: bool | None = Field(
+        None, description="What chat templates get as enable_thinking (Qwen3, SmolLM3); None: their own default."
+    )
 
 
 class BackboneOptions(OptionGroup):

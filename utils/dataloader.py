@@ -105,6 +105,7 @@ class Encoder:
         day: What a chat template takes for today.
         strip: Remove white space around questions and answers, see utils/prompt.py.
         cut_side: Where an over-long prompt loses tokens: left, right or middle.
+        thinking: See `ChatTemplate`.
     """
 
     def __init__(
@@ -116,8 +117,10 @@ class Encoder:
         day: str = DEFAULT_DAY,
         strip: bool = True,
         cut_side: str = CUT_SIDES[0],
+        thinking: bool | None = None,
     ):
-        self.tokenizer, self.ends, self.parse_special, self.day = tokenizer, ends, parse_special, day
+        self.tokenizer, self.ends, self.parse_special = tokenizer, ends, parse_special
+        self.day, self.thinking = day, thinking
         self.prompt_type, self.strip, self.cut_side = prompt_type, strip, cut_side
         self.method: Formatting | None = None  # whose hooks are called; None: only the template is used
         plain = tokenizer("x", add_special_tokens=False)["input_ids"]
@@ -127,7 +130,7 @@ class Encoder:
         self.end: list[int] = list(special[at + len(plain) :]) if ends else []  # and behind a prompt
         self._ids: dict[str, array[int]] = {}
         self._chats: dict[tuple[tuple[str, str], ...], Encoded] = {}
-        self._special, self._template = SpecialTexts(tokenizer), ChatTemplate(tokenizer, day)
+        self._special, self._template = SpecialTexts(tokenizer), ChatTemplate(tokenizer, day, thinking)
 
     def __call__(self, examples: Sequence[Example], max_length: int | None) -> list[Encoded]:
         """Encode examples.
@@ -174,7 +177,7 @@ class Encoder:
     def template(self) -> ChatTemplate:
         """The chat template."""
         if self._template.tokenizer is not self.tokenizer:
-            self._template = ChatTemplate(self.tokenizer, self.day)
+            self._template = ChatTemplate(self.tokenizer, self.day, self.thinking)
         return self._template
 
     @property

@@ -139,10 +139,11 @@ class ChatTemplate:
     Args:
         tokenizer: The backbone's.
         day: What the template takes for today, as YYYY-MM-DD.
+        thinking: What the template gets as `enable_thinking`; None: nothing.
     """
 
-    def __init__(self, tokenizer: Any, day: str = DEFAULT_DAY):
-        self.tokenizer, self.day = tokenizer, day
+    def __init__(self, tokenizer: Any, day: str = DEFAULT_DAY, thinking: bool | None = None):
+        self.tokenizer, self.day, self.thinking = tokenizer, day, thinking
 
     def split(self, messages: Messages) -> Chat:
         """Write a chat and find the assistant's answers in it.
@@ -217,6 +218,12 @@ class ChatTemplate:
             )
         chat = [{"role": role, "content": content} for role, content in messages]
         given = words.special_tokens_map | {"messages": chat, "add_generation_prompt": ask}
+        if self.thinking is not None:
+            if "enable_thinking" not in words.get_chat_template():
+                raise UserError(
+                    "chat_thinking: has no effect, as the backbone's chat template does not read enable_thinking"
+                )
+            given |= {"enable_thinking": self.thinking}
         given |= {"tools": None, "documents": None, "strftime_now": date.fromisoformat(self.day).strftime}
         try:
             with _limited():

@@ -109,6 +109,25 @@ def test_thoughts_that_are_in_the_data_are_learned_and_those_of_the_template_are
         encoded(words_of(FAMILIES["DeepSeek-R1"]), [("user", "dog"), ("assistant", THOUGHT)])
 
 
+def test_thinking_is_a_setting():
+    tokenizer, chat = words_of(FAMILIES["SmolLM3"]), CHAT[:2]
+    for thinking, mode, block in (
+        (None, "think", ""),
+        (True, "think", ""),
+        (False, "no_think", "<think>\n\n</think>\n"),
+    ):
+        row = encoded(tokenizer, chat, thinking=thinking)
+        prompt = tokenizer.decode(row.prompt)
+        assert f"Reasoning Mode: /{mode}\n" in prompt and prompt.endswith(f"assistant\n{block}"), thinking
+        assert tokenizer.decode(row.answer) == "meow meow<|im_end|>"
+    prompts = {tuple(encoded(words_of(FAMILIES["Qwen3"]), chat, thinking=on).prompt) for on in (None, True, False)}
+    assert len(prompts) == 1
+    with pytest.raises(
+        UserError, match=r"^chat_thinking: has no effect, as the backbone's chat template does not read"
+    ):
+        encoded(words_of(FAMILIES["Gemma"]), chat, thinking=True)
+
+
 @pytest.mark.parametrize(
     ("template", "first", "last"),
     [

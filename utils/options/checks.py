@@ -121,6 +121,12 @@ def stream_fits(plan: Plan) -> list[str]:
         for name in filter(stream_view.is_per_task, type(config).model_fields)
         if (values := getattr(plan.resolved.config, name)) is not None and len(values) != len(stored.tasks)
     ]
+    if not stream.tasks[0].train[0].messages:
+        found += [
+            f"{name}: has no effect, as {stream.name} holds no chats"
+            for name in ("chat_date", "chat_thinking")
+            if config.is_changed(name)
+        ]
     if config.freeze_parts and config.freeze_from_task >= count:
         found.append(f"freeze_from_task: expected less than the {count} tasks of {stream.name}")
     level = LEVELS[stream.is_word_level]

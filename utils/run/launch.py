@@ -140,6 +140,7 @@ def assemble(plan: Plan, backbone: Backbone, accelerator: Accelerator, log: RunL
         ends=backbone.kind != "decoder",
         parse_special=config.parse_special_tokens,
         day=config.chat_date,
+        thinking=config.chat_thinking,
         strip=strips(config.strip, stream),
         cut_side=stream.cut_side if config.cut_side == "auto" else config.cut_side,
     )

@@ -43,6 +43,11 @@ def test_a_method_is_asked_only_about_lists_that_fit_the_stream():
     assert problem.startswith("training_epochs_list: expected 3 entries")
 
 
+def test_options_about_chats_need_chats():
+    found = problems(tiny.plan(tiny.make_config(chat_thinking=True)))
+    assert found == ["chat_thinking: has no effect, as micro holds no chats"]
+
+
 def test_weights_are_not_needed_to_find_a_problem(tmp_path, monkeypatch):
     save_stream(tiny.micro_stream(), tmp_path)
     monkeypatch.setattr("utils.backbone.load_model", lambda *_: pytest.fail("loaded"))
