@@ -9,6 +9,7 @@ import pytest
 import main_CL
 from tests.e2e.test_documents import commands
 from tests.tiny import ANIMALS, SOUNDS, backbone_folder
+from utils import sweep
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("law", "medicine", "code", "news")
@@ -43,3 +44,11 @@ def test_the_plan_says_how_the_files_are_read(lines, capsys):
     assert (
         "code.jsonl, line 1: which fields are question and answer? the record has the fields question, reply" in error
     )
+
+
+@pytest.mark.slow
+def test_the_five_methods_can_run_with_the_recipe(lines, capsys):
+    words = lines[1]
+    assert words[:3] == ["python", "-m", "utils.sweep"]
+    assert sweep.main([*words[3:], "--dry_run"]) == 0
+    assert "15 runs, 15 to do" in capsys.readouterr().out
