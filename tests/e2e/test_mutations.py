@@ -30,9 +30,7 @@ def test_each_file_has_tests_and_the_choice_repeats():
 
 def test_outcomes_are_kept_and_survivors_named(tmp_path, monkeypatch, capsys):
     survives = mutations.Outcome(True, 1.0, "")
-    monkeypatch.setattr(
-        mutations, "outcome", lambda mutation, tree: survives if (tree / mutation.file).is_file() else 0
-    )
+    monkeypatch.setattr(mutations, "outcome", lambda change, tree, _: survives if (tree / change.file).is_file() else 0)
     argv = ["--count", "3", "--out", str(tmp_path / "out.jsonl")]
     assert mutations.main(argv) == 1
     assert "3 of 3 survive" in capsys.readouterr().out
