@@ -174,5 +174,6 @@ def test_deepspeed_does_not_become_ddp_by_a_variable(monkeypatch):
         raise Seen(os.environ["ACCELERATE_USE_CPU"])
 
     monkeypatch.setattr("accelerate.Accelerator", accelerator)
+    monkeypatch.setattr(modes.deepspeed_internals, "skip_shared_memory", lambda: None)  # imports DeepSpeed
     with pytest.raises(Seen, match="false"):
         modes._deepspeed(tiny.make_config())
