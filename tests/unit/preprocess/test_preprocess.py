@@ -114,7 +114,7 @@ def test_errors_are_one_sentence_with_exit_code_2(command, capsys, tmp_path, mon
 def test_the_file_runs_as_a_script_without_torch():
     code = "import runpy, sys; sys.argv = ['x', '--dataset', 'concept_1k', '--help']\n"
     code += "try: runpy.run_path('utils/dataformat_preprocess.py', run_name='__main__')\n"
-    code += "finally: assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
+    code += "finally: assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "--keep-last-record" in run.stdout and "--limit" in run.stdout
