@@ -310,10 +310,15 @@ class Recorder(RunLog):
     warning = info
 
 
-def make_session(config: Config, prompt_type: str = "none", stream: Stream | None = None) -> Session:
-    """A fresh session on the CPU."""
+def forget_processes() -> None:
+    """Make the next accelerator of this process a new one; accelerate keeps the settings of the first."""
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
+
+
+def make_session(config: Config, prompt_type: str = "none", stream: Stream | None = None) -> Session:
+    """A fresh session on the CPU."""
+    forget_processes()
     family, bos = Path(config.backbone).name.split("-")[:2] if config.backbone.startswith(FOLDERS.name) else ("", "")
     encoder = Encoder(tokenizer_of(family, bos == "True"), prompt_type, family in (*ENCODER_DECODERS, *ENCODERS))
     if config.classifier is not None:

@@ -16,12 +16,11 @@ from resource import RUSAGE_CHILDREN, getrusage
 
 import pytest
 import yaml
-from accelerate.state import AcceleratorState, GradientState, PartialState
 
 import main_CL
 from tests.fixtures.deaf_host import deaf_host
 from tests.stress.faults import compare_files
-from tests.tiny import backbone_folder, make_config, micro_stream
+from tests.tiny import backbone_folder, forget_processes, make_config, micro_stream
 from utils.dataset import save_stream
 from utils.logger import make_run_folder
 from utils.storage.files import read_json, read_jsonl
@@ -57,8 +56,7 @@ def rich(small, tmp_path_factory):
 
 def call(argv: list[str]) -> int:
     """main_CL.py in this process; its exit code."""
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+    forget_processes()
     return main_CL.main(argv)
 
 

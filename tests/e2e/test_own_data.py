@@ -8,7 +8,7 @@ import pytest
 
 import main_CL
 from tests.e2e.test_documents import commands
-from tests.tiny import ANIMALS, SOUNDS, backbone_folder
+from tests.tiny import ANIMALS, SOUNDS, backbone_folder, forget_processes
 from utils import sweep
 
 ROOT = Path(__file__).parents[2]
@@ -33,12 +33,14 @@ def lines(tmp_path, monkeypatch) -> list[list[str]]:
 def test_the_plan_says_how_the_files_are_read(lines, capsys):
     words = lines[0]
     for recipe in "lora.yaml", "full.yaml":
+        forget_processes()
         assert main_CL.main([word.replace("lora.yaml", recipe) for word in words[2:]]) == 0
         plan = capsys.readouterr().out
         for name in NAMES:
             assert f"{name}: fields of alpaca: input=instruction+input?,target=output" in plan
             assert f"({name})" in plan
     Path("code.jsonl").write_text('{"question": "Say", "reply": "x"}\n', encoding="utf-8")
+    forget_processes()
     assert main_CL.main(words[2:]) == 2
     error = capsys.readouterr().err
     assert (

@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml
-from accelerate.state import AcceleratorState, GradientState, PartialState
 
 import main_CL
 from models import METHODS
@@ -115,8 +114,7 @@ def _call(argv: list[str], prepare: Callable[[], None]) -> int:
     sys.stdout, sys.stderr = (open(n, "w", encoding="utf-8", closefd=False) for n in (1, 2))  # noqa: SIM115
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are deaf to it
     summary.write, logger._git, os.fsync = tiny._write_without_plots, lambda *_: None, lambda *_: None
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+    tiny.forget_processes()
     prepare()
     return main_CL.main(argv)
 

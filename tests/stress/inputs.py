@@ -27,10 +27,10 @@ from unittest import mock
 
 import hypothesis
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from tests import tiny
 from tests.stress import input_files, input_folders
 from tests.stress.input_world import Case, World, make_world
 from utils.report import summary
@@ -85,8 +85,7 @@ def draws(strategy: st.SearchStrategy[Case], seed: int, count: int) -> list[Case
 def attempt(case: Case, world: World) -> Outcome:
     """Run the program on an input in this process."""
     world.fresh()
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+    tiny.forget_processes()
     out, err, began = io.StringIO(), io.StringIO(), time.monotonic()
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _limit(SECONDS):

@@ -176,8 +176,7 @@ def test_a_method_outside_the_project_runs_and_resumes(outside, tmp_path):
     words += ["--dump_path", str(tmp_path / "runs"), "--backbone", tiny.backbone_folder(), "--Scaled_factor", "3"]
     options = resolve([*words, "--method", "outside_methods:Scaled"])
     assert options.method_options.Scaled_factor == 3
-    for state in (tiny.AcceleratorState, tiny.GradientState, tiny.PartialState):
-        state._reset_state()
+    tiny.forget_processes()
     results = launch.launch(check(options), None)
     (folder,) = (tmp_path / "runs").glob("*Scaled/*")
     assert results["method"] == "Scaled" and results["R"][1][1] is not None

@@ -131,8 +131,7 @@ def test_the_key_is_in_no_file_of_the_run(tmp_path, monkeypatch):
     words = ["dataset", "micro", "dataset_path", str(tmp_path / "data"), "dump_path", str(tmp_path / "experiments")]
     words += ["backbone", tiny.backbone_folder(), "is_wandb", "true", "is_tensorboard", "true", "training_epochs", "1"]
     argv = [word if i % 2 else f"--{word}" for i, word in enumerate(words)]
-    for state in (tiny.AcceleratorState, tiny.GradientState, tiny.PartialState):
-        state._reset_state()
+    tiny.forget_processes()
     results = launch.launch(check(resolve(["--cfg", "None", *argv])), None)
     assert results["R"][1][1] is not None
     (run,) = (tmp_path / "experiments").glob("*/*")
