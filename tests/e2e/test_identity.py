@@ -80,6 +80,7 @@ def test_an_edited_run_is_not_resumed(edit, copy, places, capsys):
         assert call(["--resume", str(copy)]) == 2
         errors = capsys.readouterr().err
         assert all(word in errors for word in ("has changed since it started", *words)), errors
+        assert errors.splitlines()[1].startswith(f"  - {words[0]}"), errors
     finally:
         for file, content in kept.items():
             file.write_bytes(content)

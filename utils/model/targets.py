@@ -22,12 +22,19 @@ def lora(option: Sequence[str] | None, model: PreTrainedModel) -> str | list[str
     Args:
         option: `PEFT_lora_target_modules`; None: see `default`.
         model: Without adapters.
+
+    Raises:
+        ValueError: the option names something that the model does not have.
     """
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as TABLE
 
     if option is None:
         return default(model, TABLE)
-    return "all-linear" if tuple(option) == ALL else list(option)
+    if tuple(option) == ALL:
+        return "all-linear"
+    parts = [*(name for name, _ in model.named_modules()), *(name for name, _ in model.named_parameters())]
+    _check_named(option, parts, model)  # peft uses those that it finds, without a word about the others
+    return list(option)
 
 
 def ia3(option: Sequence[str] | None, model: PreTrainedModel) -> tuple[list[str], list[str]]:
@@ -40,7 +47,7 @@ def ia3(option: Sequence[str] | None, model: PreTrainedModel) -> tuple[list[str]
         model: Without adapters.
 
     Raises:
-        ValueError: the option names no linear layer.
+        ValueError: the option names something that is no linear layer.
     """
     from peft.utils import constants
 
@@ -50,10 +57,19 @@ def ia3(option: Sequence[str] | None, model: PreTrainedModel) -> tuple[list[str]
         return list(chosen), list(constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING[type_])
     layers = linear(model)
     if tuple(chosen) != ALL:
-        layers = [name for name in layers if any(f".{name}".endswith(f".{part}") for part in chosen)]
-    if not layers:
-        raise ValueError(f"the model has no linear layer named {' or '.join(chosen)}, but {', '.join(leaves(model))}")
+        _check_named(chosen, layers, model)
+        layers = [name for name in layers if any(_ends(name, part) for part in chosen)]
     return layers, [name for name in layers if name in _last_of_blocks(model)]
+
+
+def _check_named(chosen: Sequence[str], names: Sequence[str], model: PreTrainedModel) -> None:
+    missing = [part for part in chosen if not any(_ends(name, part) for name in names)]
+    if missing or not chosen:
+        raise ValueError(f"the model has no linear layer named {' or '.join(missing)}, but {', '.join(leaves(model))}")
+
+
+def _ends(name: str, part: str) -> bool:
+    return f".{name}".endswith(f".{part}")
 
 
 def default(model: PreTrainedModel, table: Mapping[str, Sequence[str]]) -> str | list[str]:
@@ -65,7 +81,7 @@ def default(model: PreTrainedModel, table: Mapping[str, Sequence[str]]) -> str |
             does not have (experts, say, that are now one tensor) does not count.
     """
     row, layers = table.get(model.config.model_type), linear(model)
-    if isinstance(row, str) or (row and all(any(f".{name}".endswith(f".{part}") for name in layers) for part in row)):
+    if isinstance(row, str) or (row and all(any(_ends(name, part) for name in layers) for part in row)):
         return row if isinstance(row, str) else list(row)
     inside = [name for name in layers if any(matches(name, part) for part in mixtures(model))]
     # By the last part of the name: peft takes the name of an expert's former layer for the expert.

@@ -7,7 +7,7 @@ problems; a check that raises UserError has found one. All problems are reported
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -18,15 +18,17 @@ from utils import buffer, probing
 from utils.backbone import find_source, kind
 from utils.classifier import Classes
 from utils.config import OWN_FILES, WATCHING, Config, OptionGroup
-from utils.dataset import LEVELS, Stream, load_stream
+from utils.dataset import LEVELS, Example, Stream, load_stream
 from utils.distributed.modes import check_parallel, mode
 from utils.errors import UserError
 from utils.factory import check_capability, load_method
 from utils.options import consistency, stream_view
 from utils.options.parse import ConfigError, Resolved
 from utils.preprocess import jsonl
-from utils.scoring import find
+from utils.scoring import Metric, find
 from utils.storage.files import read_json
+
+WRONG = "?"  # an answer that no question has
 
 
 def read_stream(config: Config) -> Stream:
@@ -144,11 +146,32 @@ def metrics_of(plan: Plan) -> list[str]:
     return list(plan.config.metric_for_each_task or (plan.stream.metric(k) for k in range(len(plan.stream.tasks))))
 
 
-def metrics_exist(plan: Plan) -> list[str]:
-    """Metrics without an implementation."""
-    for name in metrics_of(plan):
-        find(name)
-    return []
+def metrics_fit(plan: Plan) -> list[str]:
+    """Metrics without an implementation, or that score right answers like a wrong one, as span_f1 of names."""
+    metrics = [find(name) for name in metrics_of(plan)]
+    return [
+        f"metric_for_each_task: {metric.name} gives the right answers of task {k} ({task.name}) the same score as "
+        f"{WRONG!r}; use another metric"
+        for k, (metric, task) in enumerate(zip(metrics, plan.stream.tasks, strict=False))
+        if metric.higher_is_better and not plan.stream.is_word_level and not _distinguishes(metric, task.test[:64])
+    ]
+
+
+def _distinguishes(metric: Metric, examples: Sequence[Example]) -> bool:
+    return not examples or any(
+        metric(e.target, e.accepted, e.input) != metric(WRONG, e.accepted, e.input) for e in examples
+    )
+
+
+def lists_replace(plan: Plan) -> list[str]:
+    """Options of the command line that a list with one value per task replaces, such as the YAML file's lr_list."""
+    config, sources = plan.config, plan.resolved.sources
+    return [
+        f"{name}: has no effect, as {name}_list ({sources[f'{name}_list']}) replaces it; set that, or "
+        f"--{name}_list None"
+        for name in type(config).model_fields
+        if sources.get(name, "").startswith("--") and getattr(config, f"{name}_list", None) is not None
+    ]
 
 
 def classes_are_complete(plan: Plan) -> list[str]:
@@ -248,7 +271,8 @@ CHECKS: tuple[Callable[[Plan], list[str]], ...] = (
     lambda plan: check_capability(plan.config, plan.method),
     lambda plan: check_parallel(plan.config, plan.method, plan.launched),
     stream_fits,
-    metrics_exist,
+    metrics_fit,
+    lists_replace,
     classes_are_complete,
     lambda plan: buffer.problems(plan.config, plan.stream),
     lambda plan: probing.problems(plan.config, plan.stream),

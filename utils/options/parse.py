@@ -153,6 +153,8 @@ def origin(resolved: Resolved) -> str:
     given = [f"--{name}" for name in NOT_THE_DEMO if sources.get(name) == f"--{name}"]
     why = f" ({given[0]} without --cfg)" if given and sources["cfg"] != "--cfg" else ""
     defaults = [f"{name} {getattr(config, name)}" for name in SHOWN if name not in sources]
+    if config.dataset_files is not None:
+        defaults = [text for text in defaults if not text.startswith("dataset ")]
     return f"options: no YAML file{why}" + (f"; defaults: {', '.join(defaults)}" if defaults else "")
 
 

@@ -66,8 +66,8 @@ def check(folder: Path, options: Resolved, stream: Stream) -> None:
     found = differences(read_facts(folder), of(options, of_stream(stream)))
     if found:
         raise UserError(
-            f"resume: {folder} has changed since it started; undo that or start a new run:\n"
-            + "\n".join(f"  - {difference}" for difference in found)
+            f"resume: {folder} has changed since it started; undo that or start a new run:",
+            *(f"  - {difference}" for difference in found),
         )
 
 

@@ -78,6 +78,12 @@ def test_layers_that_ia3_scales_are_an_option():
         wrapped(model, PEFT_type="IA3", PEFT_ia3_target_modules=("proj", "x"))
 
 
+def test_each_name_of_a_layer_must_be_one_of_the_model():
+    for kind, option in (("LoRA", "PEFT_lora_target_modules"), ("IA3", "PEFT_ia3_target_modules")):
+        with pytest.raises(UserError, match=rf"no linear layer named vproj, but .*v_proj; see {option}$"):
+            wrapped(tiny.make_model("llama"), PEFT_type=kind, **{option: ("q_proj", "vproj")})
+
+
 def test_experts_get_lora_without_dropout_and_only_if_they_are_named():
     everything = {"PEFT_type": "LoRA", "PEFT_lora_target_modules": targets.ALL}
     with pytest.raises(UserError, match=r"LoRA on experts needs PEFT_lora_dropout: 0, or name other layers"):

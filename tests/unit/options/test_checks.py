@@ -25,6 +25,18 @@ def test_problems_of_every_kind_are_reported_together():
         assert sum(words in problem for problem in found) == 1, (words, found)
 
 
+def test_a_metric_that_cannot_tell_right_from_wrong_is_refused():
+    for metrics, tasks in (("span_f1",) * 3, (0, 1, 2)), (("exact_match", "rouge_l", "span_f1"), (2,)):
+        found = problems(tiny.plan(tiny.make_config(metric_for_each_task=metrics)))
+        assert all(f"of task {k} (micro {k})" in one for k, one in zip(tasks, found, strict=True)), (metrics, found)
+
+
+def test_a_value_of_the_command_line_that_a_list_replaces_is_refused():
+    with pytest.raises(ConfigError, match=r"lr: has no effect, as lr_list \(config/\S*SEQ.yaml\) replaces it"):
+        check(resolve(["--lr", "1e-3"]))
+    check(resolve(["--lr", "1e-3", "--lr_list", "None"]))
+
+
 def test_a_stream_that_cannot_be_read_hides_no_other_problem_and_is_read_once():
     read = []
 

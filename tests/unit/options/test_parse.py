@@ -183,6 +183,7 @@ def test_the_demo_s_file_is_for_the_demo_alone():
         assert resolved.config.cfg is None and resolved.config.lr == default, option
         said = origin(resolved)
         assert said.startswith(f"options: no YAML file (--{option} without --cfg); defaults: ") and "\n" not in said
+        assert ("dataset biography" in said) == (option not in ("dataset", "dataset_files")), said
         assert f"lr {default}" in said and "training_epochs 10" in said
     assert origin(resolve([])) == "options: config/biography_demo_task2/SEQ.yaml, the demo's, as no --cfg is given"
     given = ["--cfg", "config/biography_demo_task2/SEQ.yaml", "--backbone", "x"]
