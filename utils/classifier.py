@@ -231,7 +231,8 @@ class HeadAnswers(WrittenAnswers):
     def _make(self) -> Heads:
         """Heads with their first weights."""
         config, model = self.config, self.backbone.model
-        kind, width, is_task_known = answer_kind(config), innermost(model).config.hidden_size, config.il_mode == "TIL"
+        width = innermost(model).config.get_text_config().hidden_size
+        kind, is_task_known = answer_kind(config), config.il_mode == "TIL"
         heads = Heads(kind, width, Classes(self.stream), is_task_known, config.classifier_scale, config.seed)
         return heads.to(model.device)
 

@@ -61,7 +61,7 @@ def wrap(model: PreTrainedModel, config: Config) -> Model:
     except ValueError as error:
         reason = reason_of(error) + _advice(config, str(error))
         raise UserError(f"PEFT_type: {config.PEFT_type} does not fit {type(model).__name__}: {reason}") from None
-    wrapped.words = model.config.vocab_size  # when `save` is called a method may have added some
+    wrapped.words = model.config.get_text_config().vocab_size  # when `save` is called a method may have added some
     return wrapped
 
 
@@ -337,7 +337,7 @@ def save(model: Model, folder: Path) -> None:
     if not has_adapters(model):
         model.save_pretrained(folder)
         return
-    resized = innermost(model).config.vocab_size != model.words
+    resized = innermost(model).config.get_text_config().vocab_size != model.words
     model.save_pretrained(str(folder), save_embedding_layers=resized)
 
 

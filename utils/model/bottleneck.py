@@ -110,8 +110,9 @@ def places(model: Model) -> list[str]:
         raise ValueError("its feed-forward part is a mixture of experts, which ends with no linear layer")
     names = {module: name for name, module in model.named_modules()}
     found = [[module for module in block.modules() if width(module)] for block in blocks(model)]
-    if not all(linear and width(linear[-1]) == model.config.hidden_size for linear in found):
-        raise ValueError(f"expected blocks that end with a linear layer of width {model.config.hidden_size}")
+    size = model.config.get_text_config().hidden_size
+    if not all(linear and width(linear[-1]) == size for linear in found):
+        raise ValueError(f"expected blocks that end with a linear layer of width {size}")
     return [names[linear[-1]] for linear in found]
 
 

@@ -74,8 +74,15 @@ def build(run: Path) -> dict[str, Any]:
         **({"routing": routing} if (routing := _routing(run, len(tasks))) else {}),
         "summary": summary(R, base, higher),
         "recovery": None if np.isnan(recovered) else _recovery(R, recovered, higher[0]),
-        "cost": read_json(run / "cost.json") if (run / "cost.json").exists() else None,
+        "cost": _cost(run / "cost.json"),
     }
+
+
+def _cost(file: Path) -> dict[str, Any] | None:
+    content = read_json(file) if file.exists() else {}
+    if not isinstance(content, dict) or any(word in json.dumps(content) for word in ("NaN", "Infinity")):
+        raise UserError(f"{file}: expected an object of finite numbers; delete the file to report without costs")
+    return content or None
 
 
 def group(runs: list[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]]:

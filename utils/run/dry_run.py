@@ -68,7 +68,8 @@ def _kept_states(method: Method, task: Task) -> int:
     if method.config.keep_frozen_states is None or not frozen_blocks(method.model, method.learning(task)):
         return 0
     net = adapters.innermost(method.model)
-    return size_of(texts_of(method, task, method.train_examples(task)), net.config.hidden_size, net.dtype.itemsize)
+    width = net.config.get_text_config().hidden_size
+    return size_of(texts_of(method, task, method.train_examples(task)), width, net.dtype.itemsize)
 
 
 def _plan_memory(method: Method) -> None:

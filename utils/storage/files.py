@@ -108,9 +108,12 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(_read(path).split("\n"), start=1):
         if line:
             try:
-                rows.append(json.loads(line))
+                row = json.loads(line)
             except NOT_JSON as error:
                 raise UserError(f"{path}, line {number} is not JSON: {error}") from None
+            if not isinstance(row, dict):
+                raise UserError(f"{path}, line {number}: expected an object such as {{...}}, got {line[:80]}")
+            rows.append(row)
     return rows
 
 

@@ -5,6 +5,7 @@ import torch
 
 from tests import tiny
 from utils.errors import UserError
+from utils.model import adapters
 from utils.model.freeze import blocks, describe, matches, select, unread
 
 
@@ -167,3 +168,6 @@ def test_of_a_model_that_reads_images_too_the_text_part_alone_is_meant():
     assert unused == {name for name, _ in model.named_parameters() if "vision" in name or "multi_modal" in name}
     assert unused
     assert not unread(tiny.make_model())
+    adapted = adapters.wrap(model, tiny.make_config(PEFT_type="LoRA"))
+    unused = {name for name in unread(adapted) if "lora" in name}
+    assert unused and all("vision" in name for name in unused) and adapted.words == 320

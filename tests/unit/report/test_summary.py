@@ -299,6 +299,15 @@ def test_cost_is_reported_per_example_and_after_the_last_task(tmp_path):
     assert numbers(costs(tiny.compare([run])), "SEQ") == ["1", "3.0", "3.00", "1.50", "0.005", "0.008", "2.50", "300"]
 
 
+def test_files_of_a_run_that_hold_something_else_are_named(tmp_path):
+    run = make_run(tmp_path / "run", [[0.8, None], [0.2, 0.9]])
+    for name, text in (("cost.json", "3"), ("cost.json", "[]"), ("cost.json", '{"R": NaN}'), ("log.jsonl", "[]\n")):
+        (run / name).write_text(text, encoding="utf-8")
+        with pytest.raises(UserError, match=rf"{name}.*: expected an object"):
+            summary.write(run)
+        (run / name).unlink()
+
+
 def test_other_weights_of_a_run_are_separate_rows(tmp_path):
     run = make_run(tmp_path / "run", [[0.8, None], [0.2, 0.9]], method="TaskVector")
     for j, share in enumerate((0.6, 0.4)):
