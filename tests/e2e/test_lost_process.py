@@ -79,6 +79,6 @@ def test_a_process_is_killed(mode, options, whole, tmp_path):
         if rank == 1:  # else the one that speaks for all is dead
             assert "error: another process of this run ended; resume it " in text and f"--resume {folder}" in text
         assert call(["--resume", str(folder)]) == 0
-        # The losses fall from 6 to 0.01: what rounding adds in 500 steps is absolute at the end.
-        assert losses_of(folder) == pytest.approx(losses_of(whole), rel=10 * LOSS_TOLERANCE, abs=2 * LOSS_TOLERANCE)
+        # 500 steps in two processes and in one: rounding adds up, while the losses fall from 6 to 0.01.
+        assert losses_of(folder) == pytest.approx(losses_of(whole), rel=100 * LOSS_TOLERANCE, abs=10 * LOSS_TOLERANCE)
         assert read_json(folder / "results.json")["R"] == read_json(whole / "results.json")["R"]

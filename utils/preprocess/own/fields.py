@@ -219,7 +219,7 @@ def as_text(value: Any) -> str | None:
     """
     if isinstance(value, str):
         return value
-    is_number = isinstance(value, int | float) and math.isfinite(value)
+    is_number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
     return json.dumps(value) if is_number else None
 
 

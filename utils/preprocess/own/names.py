@@ -42,7 +42,7 @@ ANSWERS = (
 )  # fmt: skip
 CHATS = ("messages", "conversations", "conversation", "dialog", "dialogue")
 # Not "text" and "goal": beside other questions they repeat them (Alpaca's `text` is the whole prompt).
-PART_OF_QUESTION = {*QUESTIONS, "history", "choices", "options", "tools"} - {"text", "goal", "src"}
+PART_OF_QUESTION = {*QUESTIONS, *CHATS, "history", "choices", "options", "tools"} - {"text", "goal", "src"}
 PART_OF_CHAT = {"system", "system_prompt", "tools", "functions"}
 
 
