@@ -87,7 +87,8 @@ def unread(model: Model) -> set[str]:
     """Names of the parameters that no text goes through: those of the parts that read images or sounds."""
     if not _has_other_parts(model):
         return set()
-    text = [model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()]
+    prompt = getattr(model, "prompt_encoder", None)  # of PromptTuning and PrefixTuning
+    text = [model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings(), prompt]
     return {name for name, _ in model.named_parameters()} - _names(model, text)
 
 

@@ -171,3 +171,6 @@ def test_of_a_model_that_reads_images_too_the_text_part_alone_is_meant():
     adapted = adapters.wrap(model, tiny.make_config(PEFT_type="LoRA"))
     unused = {name for name in unread(adapted) if "lora" in name}
     assert unused and all("vision" in name for name in unused) and adapted.words == 320
+    prefixed = adapters.wrap(adapted.unload(), tiny.make_config(PEFT_type="PrefixTuning"))
+    assert any("prompt_encoder" in name for name, _ in prefixed.named_parameters())
+    assert not any("prompt_encoder" in name for name in unread(prefixed))
