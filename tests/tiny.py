@@ -455,4 +455,19 @@ def compare(runs: list[Path]) -> str:
 def quick(values: Iterable[Any], count: int = 1) -> list[Any]:
     """Values of a parametrised test: the first ones for the quick run, the others for the slow one."""
     listed = list(values)
-    return [*listed[:count], *(pytest.param(value, marks=pytest.mark.slow) for value in listed[count:])]
+    rest = (value if isinstance(value, tuple) else (value,) for value in listed[count:])
+    return [*listed[:count], *(pytest.param(*value, marks=pytest.mark.slow) for value in rest)]
+
+
+# One method of each kind: plain, penalty, path, memory, averages, gradients, updates, pseudo-samples, latents,
+# rollouts, merging, no training, adapters, routing, prompts, subspaces.
+KINDS_OF_METHODS = (
+    "SEQ", "EWC", "SI", "DERpp", "CLSER", "GEM", "MIGU", "LAMOL", "PCLL", "SDFT", "TaskVector", "ICL", "PEFT",
+    "AdapterCL", "ProgPrompt", "InfLoRA",
+)  # fmt: skip
+
+
+def one_of_each_kind(names: Iterable[str] = TESTED) -> list[Any]:
+    """Methods for a parametrised test: one of each kind for the quick run, the others for the slow one."""
+    chosen = KINDS_OF_METHODS if len(TESTED) == len(METHODS) else TESTED
+    return [name if name in chosen else pytest.param(name, marks=pytest.mark.slow) for name in names]

@@ -9,7 +9,7 @@ from utils.factory import load_method
 
 WITH_HEADS = [name for name in tiny.TESTED if "Linear" in load_method(name).heads]
 BACKBONES = ("bert_encoder", "neox")
-pytestmark = pytest.mark.parametrize("name", WITH_HEADS)
+pytestmark = pytest.mark.parametrize("name", tiny.one_of_each_kind(WITH_HEADS))
 
 
 def config_of(name, family, **options):

@@ -20,7 +20,7 @@ from utils.run import checkpoint
 from utils.run.fit import DivergedError, fit
 from utils.storage.files import read_jsonl
 
-pytestmark = pytest.mark.parametrize("name", tiny.TESTED)
+pytestmark = pytest.mark.parametrize("name", tiny.one_of_each_kind())
 CUTS = ("task_0_epoch_2_step_2", "task_2_epoch_0_step_2", "task_1")
 # Dropout, so that random states count; decay and carried moments, so that a frozen weight in the optimizer would move.
 OPTIONS = {

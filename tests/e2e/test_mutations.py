@@ -3,6 +3,8 @@
 import ast
 from pathlib import Path
 
+import pytest
+
 from tests.stress import mutations
 
 ROOT = Path(__file__).parents[2]
@@ -19,6 +21,7 @@ def test_each_mutation_changes_one_place_of_a_file():
         assert sum(a != b for a, b in zip(changed, plain, strict=True)) == 1, mutation.name
 
 
+@pytest.mark.slow
 def test_each_file_has_tests_and_the_choice_repeats():
     for path in mutations.files():
         tests = mutations.tests_of(str(path.relative_to(ROOT)))

@@ -56,7 +56,7 @@ def test_a_checkpoint_answers_as_in_its_run(whole, tmp_path, kind):
     assert not (alone / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("kind", ["heads", "prompts", "LoRA"])
+@pytest.mark.parametrize("kind", tiny.quick(["heads", "prompts", "LoRA"]))
 def test_more_than_a_model_is_not_taken_for_one(whole, capsys, kind):
     whole = whole(kind)
     words = ["--cfg", str(whole / "config.yaml"), "--is_evaluate_only", "--load_llm_ckpt"]

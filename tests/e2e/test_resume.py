@@ -91,7 +91,7 @@ def kill_and_resume(command, whole, dump: Path, number: int, before: bool) -> li
             "after base/task_2.jsonl",
             "after checkpoints/task_2",
         ],
-        3,
+        2,
     ),
 )
 def test_killed_around(command, whole, tmp_path, place):

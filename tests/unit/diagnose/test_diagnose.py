@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests import tiny
 from tests.e2e.test_cli import run, small, streams  # noqa: F401 (fixtures)
 from tests.tiny import class_stream
 from utils.dataset import save_stream
@@ -122,7 +123,7 @@ def rows(folder, what):
 SHORT = {"recovery": ["--every", "8"], "shift": [], "angles": [], "surface": ["--points", "4"]}
 
 
-@pytest.mark.parametrize("what", SHORT)
+@pytest.mark.parametrize("what", tiny.quick(SHORT, 2))
 def test_each_analysis_leaves_a_table_and_a_picture_and_repeats_itself(what, kept, tmp_path, capsys):
     for number in (1, 2):
         assert diagnose.main([what, str(kept), "--out", str(tmp_path / str(number)), *SHORT[what]]) == 0

@@ -43,7 +43,7 @@ def batch_of(rows):
     return collate(rows, [Example("", "")] * len(rows), tiny.PAD)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", tiny.quick(FAMILIES))
 @pytest.mark.parametrize("kind", KINDS)
 def test_padding_on_the_left_changes_nothing(kind, family):
     made = backbone(kind, family)
@@ -57,7 +57,7 @@ def test_padding_on_the_left_changes_nothing(kind, family):
         assert torch.allclose(states[i], features(made.model, batch_of([row]))[0], atol=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", tiny.quick(FAMILIES))
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_logits_are_those_of_peft(kind, family):
     made, plain = backbone(kind, family), load_model(tiny.make_config(backbone=tiny.backbone_folder(family))).eval()
@@ -69,7 +69,7 @@ def test_the_logits_are_those_of_peft(kind, family):
         assert not torch.allclose(ours, forward(plain, batch), atol=1e-3)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", tiny.quick(FAMILIES))
 @pytest.mark.parametrize("kind", KINDS)
 def test_generated_in_a_batch_as_token_by_token(kind, family):
     made = backbone(kind, family)
@@ -80,7 +80,7 @@ def test_generated_in_a_batch_as_token_by_token(kind, family):
         assert tiny.tokenizer().decode(ids[len(row.prompt) :]).split("<eos>")[0].strip() == text
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", tiny.quick(KINDS, 2))
 def test_verified_scores_are_generated_scores(kind, tmp_path):
     scores = []
     for mode in ("verify", "generate"):
@@ -90,7 +90,7 @@ def test_verified_scores_are_generated_scores(kind, tmp_path):
     assert scores[0] == scores[1]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", tiny.quick(KINDS, 2))
 def test_only_the_adapter_is_trained_and_all_of_it(kind, tmp_path):
     config = tiny.make_config(PEFT_type=kind, weight_decay=0.1, lr=1e-2)
     first = load_model(config)
@@ -104,7 +104,7 @@ def test_only_the_adapter_is_trained_and_all_of_it(kind, tmp_path):
     assert made.results["cost"]["stored_parameters"] == [base + learned] * 3
 
 
-@pytest.mark.parametrize(("kind", "random_init"), [*((kind, False) for kind in KINDS), ("LoRA", True)])
+@pytest.mark.parametrize(("kind", "random_init"), tiny.quick([*((kind, False) for kind in KINDS), ("LoRA", True)], 2))
 def test_a_resumed_run_finds_its_base_again(kind, random_init, tmp_path):
     options = {"PEFT_type": kind, "lr": 1e-2, "save_llm_ckpt_step_interval": 1, "backbone_random_init": random_init}
     cut = tmp_path / "cut"

@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import cache
 from unittest import mock
 
+import pytest
 import torch
 
 from models.ICL import ICL
@@ -116,6 +117,7 @@ def test_real_scores_are_measured_and_saved(tmp_path):
     assert (tmp_path / "predictions/task_1_epoch_2/dev_task_1.jsonl").is_file()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     config = tiny.make_config(
         **EACH, keep_best=True, early_stop_patience=3, save_llm_ckpt_step_interval=2, is_replay=True,

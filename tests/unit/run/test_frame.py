@@ -57,7 +57,7 @@ def test_versions_are_evaluated_and_the_answering_one_is_saved(tmp_path):
     assert tiny.same(snapshot(saved.named()), made.method.mean)
 
 
-@pytest.mark.parametrize("place", ["task_1", "task_1_epoch_1_step_1"])
+@pytest.mark.parametrize("place", tiny.quick(["task_1", "task_1_epoch_1_step_1"]))
 def test_a_resumed_run_trains_on_from_the_working_weights(tmp_path, place):
     config = tiny.make_config(save_llm_ckpt_step_interval=1)
     whole = tiny.run(tmp_path / "whole", config, None, Averaged, cuts={place: tmp_path / "cut"})
