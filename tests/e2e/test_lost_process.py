@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shlex
 import signal
 import subprocess
@@ -77,7 +78,9 @@ def test_a_process_is_killed(mode, options, whole, tmp_path):
         folder, text = lose(rank, mode, options, tmp_path / str(rank))
         assert "deprecated" not in text
         if rank == 1:  # else the one that speaks for all is dead
-            assert "error: another process of this run ended; resume it " in text and f"--resume {folder}" in text
+            # The launcher ends the others; they notice that, or the broken connection before it.
+            assert re.search("error: (another process of this run ended|interrupted); resume it ", text)
+            assert f"--resume {folder}" in text
         assert call(["--resume", str(folder)]) == 0
         # 500 steps in two processes and in one: rounding adds up, while the losses fall from 6 to 0.01.
         assert losses_of(folder) == pytest.approx(losses_of(whole), rel=100 * LOSS_TOLERANCE, abs=10 * LOSS_TOLERANCE)

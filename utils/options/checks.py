@@ -164,13 +164,15 @@ def _distinguishes(metric: Metric, examples: Sequence[Example]) -> bool:
 
 
 def lists_replace(plan: Plan) -> list[str]:
-    """Options of the command line that a list with one value per task replaces, such as the YAML file's lr_list."""
+    """Options of the command line that a list per task from elsewhere replaces, such as a file's lr_list."""
     config, sources = plan.config, plan.resolved.sources
     return [
         f"{name}: has no effect, as {name}_list ({sources[f'{name}_list']}) replaces it; set that, or "
         f"--{name}_list None"
         for name in type(config).model_fields
-        if sources.get(name, "").startswith("--") and getattr(config, f"{name}_list", None) is not None
+        if sources.get(name, "").startswith("--")
+        and getattr(config, f"{name}_list", None) is not None
+        and not sources[f"{name}_list"].startswith("--")
     ]
 
 
