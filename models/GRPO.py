@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from models.Base import GENERATING, WRITING, Method, Setting, Task
-from models.common.rollouts import Rollout, Sampling, sample, statistics
+from models.common.rollouts import Rollout, Sampling, added, listed, sample, statistics, with_answers
 from utils.config import Config, Float, Int, OptionGroup
 from utils.dataloader import IGNORE, Batch, Encoded
 from utils.dataset import Example, Stream, metric_of
@@ -101,7 +101,8 @@ class GRPO(Method):
         self.advantages = [a for group in rewards for a in advantages(group, self.options.GRPO_scale)]
         level = sum(len(set(group)) == 1 for group in rewards) / len(rewards)
         reward = sum(map(sum, rewards)) / len(self.drawn)
-        self._count(statistics(self.drawn) | {"reward": reward, "level_groups": level, "steps": 1})
+        values = statistics(self.drawn) | {"reward": reward, "level_groups": level, "steps": 1}
+        self.sums = added(self.sums, values)
         rows = [row for row in examples for _ in range(self.options.GRPO_samples)]
         return [replace(row, source=OWN, presentation=i) for i, row in enumerate(rows)]
 
@@ -118,10 +119,7 @@ class GRPO(Method):
         if examples[0].source != OWN:
             return super().encode(examples, task)
         rows = self.encoder.for_prediction(examples, task.max_length)
-        return [
-            row._replace(answer=self.drawn[example.presentation].ids)
-            for row, example in zip(rows, examples, strict=True)
-        ]
+        return with_answers(rows, (self.drawn[example.presentation].ids for example in examples))
 
     def loss(self, model: Model, batch: Batch, task: Task) -> dict[str, Tensor]:
         if batch.examples[0].source != OWN:
@@ -169,15 +167,11 @@ class GRPO(Method):
         if not steps:
             return
         means = {name: value / steps for name, value in self.sums.items()}
-        words = ", ".join(f"{name} {value:.3g}" for name, value in means.items())
-        text = f"task {task.index}: own answers: {words}"
+        text = f"task {task.index}: own answers: {listed(means)}"
         if means["level_groups"] > 0.95:
             text += "; nearly all groups have equal rewards and teach nothing: see GRPO_warm_start, GRPO_samples"
         (self.session.log.warning if means["level_groups"] > 0.95 else self.session.log.info)(text)
         self.session.log.event("rollouts", task=task.index, **means)
-
-    def _count(self, values: dict[str, float]) -> None:
-        self.sums = {name: self.sums.get(name, 0) + value for name, value in values.items()}
 
 
 def advantages(rewards: Sequence[float], scale: bool) -> list[float]:

@@ -12,7 +12,17 @@ from pydantic import Field
 from torch import Tensor
 
 from models.Base import GENERATING, WRITING, Method, Setting, Task
-from models.common.rollouts import Divergence, Rollout, Sampling, divergence, sample, statistics
+from models.common.rollouts import (
+    Divergence,
+    Rollout,
+    Sampling,
+    added,
+    divergence,
+    listed,
+    sample,
+    statistics,
+    with_answers,
+)
 from utils.config import Config, Count, Float, Int, OptionGroup
 from utils.dataloader import IGNORE, Batch, Encoded, collate
 from utils.dataset import Example, Stream, metric_of
@@ -35,7 +45,8 @@ class SDFTOptions(OptionGroup):
         description="D: reverse KL(student || teacher), forward KL(teacher || student), or their symmetric jsd.",
     )
     SDFT_topk: Count | None = Field(
-        None, description="Only the student's k most likely tokens are told apart in D, the rest is one; None: all are."
+        None,
+        description="D compares the student's k most likely tokens one by one, the others as one; None: all of them.",
     )
     SDFT_teacher: Literal["ema", "base", "live"] = Field(
         "ema",
@@ -110,18 +121,18 @@ class SDFT(Method):
         with eval_mode(self.model, self.extra):
             drawn = sample(self.backbone, questions, task.max_new_tokens, how, rng.getrandbits(63))
         self.answers_drawn = [answer for (answer,) in drawn]
-        self._count(statistics(self.answers_drawn) | {"steps": 1})
+        self.sums = added(self.sums, statistics(self.answers_drawn) | {"steps": 1})
         return [replace(example, presentation=i) for i, example in enumerate(examples)]
 
     def encode(self, examples: Sequence[Example], task: Task) -> list[Encoded]:
         rows = self.encoder.for_prediction(examples, task.max_length)
-        answers = [self.answers_drawn[example.presentation].ids for example in examples]
-        return [row._replace(answer=ids) for row, ids in zip(rows, answers, strict=True)]
+        return with_answers(rows, (self.answers_drawn[example.presentation].ids for example in examples))
 
     def loss(self, model: Model, batch: Batch, task: Task) -> dict[str, Tensor]:
         def apart(own: Tensor, other: Tensor, weights: Tensor) -> Tensor:
             log_p = own.detach().float().log_softmax(dim=-1)
-            self._count({"entropy": -(log_p.exp() * log_p).sum().item(), "tokens": len(own)})
+            entropy = -(log_p.exp() * log_p).sum().item()
+            self.sums = added(self.sums, {"entropy": entropy, "tokens": len(own)})
             return (weights * divergence(own, other, self.options.SDFT_divergence, self.options.SDFT_topk)).sum()
 
         with eval_mode(self.model, self.extra):
@@ -143,8 +154,7 @@ class SDFT(Method):
         """Scores (B, K, V) of the teacher, which reads the demonstrations, at the answers of the batch."""
         answers = [row[row != IGNORE].tolist() for row in batch.labels]
         rows = self.informed(batch.examples, task, max(map(len, answers)))
-        pairs = [row._replace(answer=ids) for row, ids in zip(rows, answers, strict=True)]
-        informed = collate(pairs, batch.examples, self.backbone.pad_id).to(batch.labels.device)
+        informed = collate(with_answers(rows, answers), batch.examples, self.backbone.pad_id).to(batch.labels.device)
         return self.teacher_scores(self.teacher, informed, task.index)
 
     def informed(self, examples: Sequence[Example], task: Task, longest: int) -> list[Encoded]:
@@ -179,12 +189,8 @@ class SDFT(Method):
         steps, tokens = self.sums.pop("steps", 1), self.sums.pop("tokens", 1)
         entropy = self.sums.pop("entropy", 0) / max(1, tokens)
         means = {name: value / steps for name, value in self.sums.items()} | {"entropy": entropy}
-        words = ", ".join(f"{name} {value:.3g}" for name, value in means.items())
-        self.session.log.info(f"task {task.index}: own answers: {words}")
+        self.session.log.info(f"task {task.index}: own answers: {listed(means)}")
         self.session.log.event("rollouts", task=task.index, **means)
-
-    def _count(self, values: dict[str, float]) -> None:
-        self.sums = {name: self.sums.get(name, 0) + values.get(name, 0) for name in self.sums | values}
 
     @torch.no_grad()
     def _compare_with_teacher(self, task: Task) -> None:

@@ -60,7 +60,7 @@ class SelfSFT(Method):
 
     def __init__(self, *args: Any):
         super().__init__(*args)
-        self.own: dict[int, list[int]] = {}  # place of a question in the task, from 1 -> ids of its own right answer
+        self.own: dict[int, list[int]] = {}  # place of a question, from 1 -> ids of the right answer
         self.batches = 0  # of this task so far
 
     def before_task(self, task: Task) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal, NamedTuple
@@ -93,6 +93,25 @@ def _finished(backbone: Backbone, ids: Sequence[int]) -> Rollout:
     return Rollout(tuple(ids[:end]), decode(backbone, ids), end is not None)
 
 
+def with_answers(prompts: Sequence[Encoded], answers: Iterable[Sequence[int]]) -> list[Encoded]:
+    """Encoded prompts with these ids as answers."""
+    return [prompt._replace(answer=ids) for prompt, ids in zip(prompts, answers, strict=True)]
+
+
+def added(sums: dict[str, float], values: dict[str, float]) -> dict[str, float]:
+    """Sums of what is logged at the end of a task, after more values.
+
+    >>> added({"length": 3.0}, {"length": 2.0, "steps": 1})
+    {'length': 5.0, 'steps': 1}
+    """
+    return sums | {name: sums.get(name, 0) + value for name, value in values.items()}
+
+
+def listed(means: dict[str, float]) -> str:
+    """Means for a line of the log."""
+    return ", ".join(f"{name} {value:.3g}" for name, value in means.items())
+
+
 def statistics(answers: Sequence[Rollout]) -> dict[str, float]:
     """What shows whether sampling degenerates: mean length, share that ended, share of repeated tokens.
 
@@ -114,7 +133,7 @@ def divergence(student: Tensor, teacher: Tensor, kind: Divergence, top_k: int | 
         teacher: (N, V) float, logits without gradient.
         kind: reverse: KL(student || teacher); forward: KL(teacher || student); jsd: the Jensen-Shannon divergence,
             with m their mean, (KL(student || m) + KL(teacher || m)) / 2.
-        top_k: Only the student's k most likely tokens are told apart, the others count as one; None: all tokens.
+        top_k: The student's k most likely tokens are compared one by one, all others as one; None: all one by one.
     """
     p, q = (F.log_softmax(logits.float(), dim=-1) for logits in (student, teacher))
     if top_k is not None and top_k < p.shape[-1]:
