@@ -10,8 +10,9 @@ from utils.options.parse import read_yaml
 
 ROOT = Path(__file__).parents[1]
 # Imports point down: a file may import from rows further up and from its folder. A folder is one row.
+# `models` itself is the table of methods.
 LAYERS = [
-    ["utils", "models", "utils.errors", "utils.seed", "utils.metric", "utils.progress"],  # models: the table of methods
+    ["utils", "models", "utils.errors", "utils.seed", "utils.metric", "utils.progress", "utils.groups"],
     ["utils.storage", "utils.config"],
     ["utils.scoring", "utils.dataset"],
     ["utils.prompt"],

@@ -1,6 +1,6 @@
 """The search space of a method: which options are tried, and which values of them.
 
-Values are declared next to the options (`search` in utils/config.py): the learning rate for all methods that train, the
+Values are declared next to the options (`search` of utils/config.py): the learning rate for all methods that train, the
 method's own options, and those of replay and adapters where they are in use. --space replaces or removes them.
 """
 

@@ -1,0 +1,1 @@
+"""The groups of general options, joined by utils/config.py."""
