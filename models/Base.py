@@ -271,13 +271,17 @@ class Method:
         """
         return self.answers.predict(rows, task_id, max_new_tokens, self.soft_prompt(task_id))
 
+    def likelihoods(self, rows: Sequence[Encoded], task_id: int | None) -> list[float]:
+        """log p(answer | prompt) of each row, in nats; arguments as in `predict`, but answers are read."""
+        return self.answers.likelihoods(rows, self.soft_prompt(task_id))
+
     @property
     def is_plain(self) -> bool:
         """True if answers are the model's greedy ones, which `evaluation_mode: verify` can check."""
         return type(self).predict is Method.predict and self.answers.are_greedy
 
-    def after_evaluation(self, task_id: int) -> None:
-        """Log what `predict` has recorded, after a set of questions of this task is answered."""
+    def after_evaluation(self, task_id: int | None) -> None:
+        """Log what `predict` has recorded, after a set of questions of this task, or of none, is answered."""
 
     @property
     def home(self) -> torch.device:

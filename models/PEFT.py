@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -25,10 +25,11 @@ from utils.distributed.modes import ALL
 from utils.model import adapters
 from utils.model.architecture import Model
 from utils.model.forward import forward, labelled_states
-from utils.model.generation import generate
+from utils.model.generation import generate, likelihoods
 from utils.model.head import Scores, as_scores
 from utils.model.weights import Weights
 
+T = TypeVar("T")
 CEILING = "task given"  # the upper bound of a router: it is given the task of each question
 
 
@@ -173,17 +174,24 @@ class PEFT(Method):
     def predict(self, rows: Sequence[Encoded], task_id: int | None, max_new_tokens: int) -> list[str]:
         if self.classifier is not None or self.inference in ("newest", "sum"):
             return super().predict(rows, task_id, max_new_tokens)
+        return self._chosen(rows, task_id, lambda own: generate(self.backbone, own, max_new_tokens))
+
+    def likelihoods(self, rows: Sequence[Encoded], task_id: int | None) -> list[float]:
+        if self.inference in ("newest", "sum"):
+            return super().likelihoods(rows, task_id)
+        return self._chosen(rows, task_id, lambda own: likelihoods(self.backbone, own))
+
+    def _chosen(self, rows: Sequence[Encoded], task_id: int | None, ask: Callable[[list[Encoded]], list[T]]) -> list[T]:
+        """What `ask` returns for each row under the adapter that answers it."""
         routes = self.inference == "route" and not self.is_task_given
         chosen = self.route(rows) if routes else [self._known(task_id)] * len(rows)
         self.routed += chosen if routes else []
-        answers = [""] * len(rows)
+        answers: dict[int, T] = {}
         for index in sorted(set(chosen)):
             places = [i for i, other in enumerate(chosen) if other == index]
             with adapters.using(self.model, adapters.names(self.model)[index]):
-                texts = generate(self.backbone, [rows[i] for i in places], max_new_tokens)
-            for i, text in zip(places, texts, strict=True):
-                answers[i] = text
-        return answers
+                answers.update(zip(places, ask([rows[i] for i in places]), strict=True))
+        return [answers[i] for i in range(len(rows))]
 
     def versions(self) -> dict[str, Weights | None]:
         routes = self.inference == "route" and len(adapters.names(self.model)) > 1
@@ -226,10 +234,10 @@ class PEFT(Method):
         batch = collate(prompts, [Example("", "")] * len(rows), self.backbone.pad_id).to(self.model.device)
         return surprise(forward(self.model, batch), batch.input_ids, batch.attention_mask).tolist()
 
-    def after_evaluation(self, task_id: int) -> None:
+    def after_evaluation(self, task_id: int | None) -> None:
         routed, self.routed = self.routed, []
         learned = len(adapters.names(self.model))
-        if self.is_task_given or self.inference != "route" or learned == 1 or task_id >= learned:
+        if self.is_task_given or self.inference != "route" or learned == 1 or task_id is None or task_id >= learned:
             return  # there was nothing to choose, or nothing right
         counts = torch.tensor([routed.count(task_id), len(routed)], device=self.model.device)
         right, total = sum_over_processes({"counts": counts})["counts"].tolist()

@@ -30,7 +30,7 @@ ID_COLUMNS = ("concept_id", "relation_id", "instance_id")
 COLUMN = (list, Texts)
 CUT_SIDES = ("left", "right", "middle")  # of over-long prompts
 LEVELS = ("sentence-level", "word-level")  # one label per text, or per word
-LISTS = ("messages", "references")  # columns whose cells are lists or null
+LISTS = ("messages", "references", "choices")  # columns whose cells are lists or null
 OPTIONAL_COLUMNS = ("label_idx_cil", "label_idx_til", *ID_COLUMNS, *LISTS)
 
 
@@ -48,6 +48,7 @@ class Example:
     view: str = "answer"  # the tokens with a loss: "answer" | "lm": question and answer
     messages: tuple[tuple[str, str], ...] | None = None  # a chat: (role, content); its last turn is the target
     references: tuple[str, ...] | None = None  # all accepted answers, if the target is not the only one
+    choices: tuple[str, ...] | None = None  # all possible answers, the target among them, where there are few
     presentation: int = field(default=0, compare=False)  # in a reservoir: the number of the offer that put it there
 
     @property
@@ -208,10 +209,9 @@ def _columns(examples: Sequence[Example]) -> dict[str, list[Any]]:
     if examples and examples[0].label is not None:
         columns["label_idx_cil"] = [e.label for e in examples]
         columns["label_idx_til"] = [e.label_in_task for e in examples]
-    if any(e.messages for e in examples):
-        columns["messages"] = [e.messages for e in examples]
-    if any(e.references for e in examples):
-        columns["references"] = [e.references for e in examples]
+    for name in LISTS:
+        if any(getattr(e, name) for e in examples):
+            columns[name] = [getattr(e, name) for e in examples]
     return columns
 
 
@@ -237,21 +237,22 @@ def _read_split(columns: dict[str, Any], k: int, where: str) -> Sequence[Example
         cells["ids"] = list(zip(*(columns[c] for c in ID_COLUMNS), strict=True))
     if "messages" in columns:
         cells["messages"] = [_chat(chat, f"{where}, row {i}") for i, chat in enumerate(columns["messages"])]
-    if "references" in columns:
-        pairs = zip(columns["references"], columns["target"], strict=True)
-        cells["references"] = [_accepted(*pair, f"{where}, row {i}") for i, pair in enumerate(pairs)]
+    for name in ("references", "choices"):
+        if name in columns:
+            pairs = zip(columns[name], columns["target"], strict=True)
+            cells[name] = [_answers(*pair, f"{where}, row {i}, {name}") for i, pair in enumerate(pairs)]
     return Rows(partial(Example, task=k), cells)
 
 
-def _accepted(references: Any, target: str, where: str) -> tuple[str, ...] | None:
-    """All accepted answers; None if the target is the only one."""
-    if references is None:
+def _answers(texts: Any, target: str, where: str) -> tuple[str, ...] | None:
+    """All accepted, or all possible, answers; None if they are not listed."""
+    if texts is None:
         return None
-    if not isinstance(references, list) or not all(isinstance(text, str) for text in references):
-        raise UserError(f"{where}, references: expected a list of texts or null, got {_kind(references)}")
-    if target not in references:
-        raise UserError(f"{where}, references: expected the target among them, got {_kind(references)}")
-    return tuple(references)
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{where}: expected a list of texts or null, got {_kind(texts)}")
+    if target not in texts:
+        raise UserError(f"{where}: expected the target among them, got {_kind(texts)}")
+    return tuple(texts)
 
 
 def _chat(chat: Any, where: str) -> tuple[tuple[str, str], ...] | None:

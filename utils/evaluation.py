@@ -5,8 +5,9 @@ Predictions are gathered over the processes together with their targets; every e
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,7 +36,7 @@ class Cell(NamedTuple):
     """One task at one moment."""
 
     file: Path  # where the predictions go; if it is there, they are taken from it
-    task: int
+    task: int | None  # None: the questions belong to no task of the stream
     examples: Sequence[Example]
     metric: str
     max_length: int | None
@@ -137,7 +138,8 @@ def predict(method: Method, session: Session, cell: Cell) -> list[dict[str, Any]
     found = [Answer(*answer) for answer in gather([tuple(answer) for answer in answers], len(cell.examples))]
     if method.classifier is not None and method.stream.is_word_level:
         classes = method.classifier.classes
-        found = [answer._replace(text=annotated(answer.text, classes, cell.task)) for answer in found]
+        task = 0 if cell.task is None else cell.task
+        found = [answer._replace(text=annotated(answer.text, classes, task)) for answer in found]
     predictions = [answer.text for answer in found]
     accepted, sources = ([getattr(example, key) for example in cell.examples] for key in ("accepted", "input"))
     scores = score(cell.metric, predictions, accepted, sources)
@@ -150,6 +152,7 @@ def predict(method: Method, session: Session, cell: Cell) -> list[dict[str, Any]
             "prediction": found[i].text,
             "score": scores[i],
             "decided": found[i].decided,
+            **({"choices": example.choices, "log_likelihoods": found[i].likelihoods} if found[i].likelihoods else {}),
         }
         for i, example in enumerate(cell.examples)
     ]
@@ -174,12 +177,14 @@ def annotated(tags: str, classes: Classes, task: int) -> str:
 def _answer(method: Method, session: Session, cell: Cell, examples: list[Example]) -> list[Answer]:
     """Answers to this process's share: first by verification where that is allowed, the rest by generation."""
     config, encoder = session.config, session.encoder
+    if (length := find(cell.metric).length) is not None:
+        return _choose(method, session, cell, examples, length)
     rows = encoder.for_prediction(examples, cell.max_length)
     answers: list[Answer | None] = [None] * len(rows)
     _warn_of_cuts(session, cell, examples)
     processes = session.accelerator.num_processes  # the others are about as far
     bar = session.log.progress(_title(cell), processes * len(rows), unit="questions")
-    task_id = cell.task if config.il_mode == "TIL" or method.is_task_given else None
+    task_id = _task_id(method, cell)
     compared = None if cell.in_full or not method.is_plain else find(cell.metric).compared
     if config.evaluation_mode == "verify" and compared is not None:
         way = staged.answer if staged.can_answer(method.model) else verify
@@ -198,6 +203,50 @@ def _answer(method: Method, session: Session, cell: Cell, examples: list[Example
         bar.update(processes * len(chosen))
     bar.close()
     return [answer for answer in answers if answer is not None]  # all of them
+
+
+def _task_id(method: Method, cell: Cell) -> int | None:
+    """The task that a method may know."""
+    return cell.task if method.config.il_mode == "TIL" or method.is_task_given else None
+
+
+def _choose(
+    method: Method, session: Session, cell: Cell, examples: list[Example], length: Callable[[str], int]
+) -> list[Answer]:
+    """The likeliest of the possible answers to each question, per unit of `length`; of equal ones the first.
+
+    As in lm-eval the likelihood is that of the tokens of the answer, without the one that ends it.
+    """
+    _warn_of_cuts(session, cell, examples)
+    asked = [(e, text) for e in examples for text in e.choices or ()]
+    rows = _with_answers(method, session, cell, [replace(e, target=text, references=None) for e, text in asked])
+    processes = session.accelerator.num_processes
+    bar = session.log.progress(_title(cell), processes * len(rows), unit="possible answers")
+    found = [0.0] * len(rows)
+    for chosen in _chunks(_by_length(rows, range(len(rows))), session.config.evaluate_batch_size):
+        values = method.likelihoods([rows[i] for i in chosen], _task_id(method, cell))
+        for i, value in zip(chosen, values, strict=True):
+            found[i] = value
+        bar.update(processes * len(chosen))
+    bar.close()
+    answers, left = [], iter(found)
+    for example in examples:
+        texts = example.choices or ()
+        own = tuple(islice(left, len(texts)))
+        scaled = [value / max(1, length(text)) for value, text in zip(own, texts, strict=True)]
+        answers.append(Answer(texts[scaled.index(max(scaled))], "likelihood", own))
+    return answers
+
+
+def _with_answers(method: Method, session: Session, cell: Cell, asked: list[Example]) -> list[Encoded]:
+    """Prompts and possible answers without the token that ends one; prompts leave room for the longest answer."""
+    rows, count = session.encoder.for_prediction(asked, cell.max_length), method.backbone.positions
+    longest = max((len(row.answer) for row in rows), default=0) + method.virtual_tokens
+    if count is not None and method.backbone.kind == "decoder":
+        if longest >= count:
+            raise UserError(f"{_title(cell)}: a possible answer has more tokens than the {count} the backbone can read")
+        rows = session.encoder.for_prediction(asked, min(cell.max_length or count, count - longest))
+    return [row._replace(answer=row.answer[:-1] or row.answer) for row in rows]
 
 
 def _by_length(rows: list[Encoded], chosen: Iterable[int]) -> list[int]:

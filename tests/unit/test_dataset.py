@@ -60,10 +60,11 @@ def test_several_accepted_answers_are_kept_and_must_hold_the_target(tmp_path):
     assert load_stream("again", tmp_path).tasks == loaded.tasks
     assert "references" not in json.loads((tmp_path / "again/continual_data.json").read_text("utf-8"))["0"]["train"]
     for wrong, word in ([["b"]], "the target among them"), (["a"], "a list of texts"), ([[1]], "a list of texts"):
-        data = {"0": task(test=ROW | {"references": wrong})}
-        (tmp_path / "s/continual_data.json").write_text(json.dumps(data), encoding="utf-8")
-        with pytest.raises(UserError, match=f"task 0, test, row 0, references: expected {word}"):
-            load_stream("s", tmp_path)
+        for column in ("references", "choices"):
+            data = {"0": task(test=ROW | {column: wrong})}
+            (tmp_path / "s/continual_data.json").write_text(json.dumps(data), encoding="utf-8")
+            with pytest.raises(UserError, match=f"task 0, test, row 0, {column}: expected {word}"):
+                load_stream("s", tmp_path)
 
 
 def test_stated_facts_and_defaults():

@@ -96,6 +96,37 @@ def test_the_mean_of_the_rows_is_the_score(parts):
     assert set(rows[0]) == {"index", "input", "target", "prediction", "score", "decided"}
 
 
+def test_the_likeliest_choice_is_the_answer(parts):
+    questions = [
+        Example("cat a", "meow", choices=("meow", "oink oink oink")),
+        Example("dog a", "x", choices=("q", "oink oink oink", "x", "buzz buzz buzz buzz")),
+    ]
+    rows = {}
+    for metric in ("choice_likelihood", "choice_likelihood_normalised"):
+        for size in (1, 64):
+            method, session, cell = parts(evaluate_batch_size=size)
+            rows[metric] = predict(method, session, cell._replace(examples=questions, metric=metric))
+            for row, example in zip(rows[metric], questions, strict=True):
+                own = [_by_hand(method, session, replace(example, target=text)) for text in example.choices]
+                assert row["log_likelihoods"] == pytest.approx(own, abs=1e-4)
+                lengths = [1 if metric == "choice_likelihood" else len(text) for text in example.choices]
+                best = max(range(len(own)), key=lambda i, own=own, lengths=lengths: own[i] / lengths[i])
+                assert row["prediction"] == example.choices[best] and row["choices"] == example.choices
+                assert row["score"] == (row["prediction"] == example.target) and row["decided"] == "likelihood"
+    assert rows["choice_likelihood"][1]["prediction"] != rows["choice_likelihood_normalised"][1]["prediction"]
+    tie = Example("pig a", "oink", choices=("moo", "moo"), references=("moo",))
+    (row,) = predict(method, session, cell._replace(examples=[tie], metric="choice_likelihood"))
+    assert row["log_likelihoods"][0] == row["log_likelihoods"][1]
+
+
+@torch.no_grad()
+def _by_hand(method, session, example):
+    (row,) = session.encoder([replace(example, references=None)], None)
+    answer = list(row.answer[:-1])
+    logits = method.model(torch.tensor([[*row.prompt, *answer]])).logits[0, -len(answer) - 1 : -1]
+    return sum(values[token].item() for values, token in zip(logits.log_softmax(-1), answer, strict=True))
+
+
 def test_an_existing_file_is_not_written_again(parts):
     method, session, cell = parts()
     result = evaluate(method, session, cell)

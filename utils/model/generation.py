@@ -1,4 +1,4 @@
-"""Greedy answers: generated, or verified in one forward pass.
+"""Greedy answers, generated or verified in one forward pass; and how likely given answers are.
 
 Shapes: B rows, K answer columns, V vocabulary.
 """
@@ -16,7 +16,8 @@ from utils.dataloader import IGNORE, Encoded, collate
 from utils.dataset import Example
 from utils.model import adapters
 from utils.model.architecture import Backbone
-from utils.model.forward import answer_logits, text_inputs
+from utils.model.forward import answer_logits, answer_scores, text_inputs
+from utils.model.head import log_likelihoods
 from utils.scoring import normalise
 
 
@@ -24,7 +25,8 @@ class Answer(NamedTuple):
     """The model's answer, and how it was determined."""
 
     text: str
-    decided: str  # "verified" | "refuted" | "generated"
+    decided: str  # "verified" | "refuted" | "generated" | "likelihood"
+    likelihoods: tuple[float, ...] = ()  # log p of each possible answer, in nats, where one of these was chosen
 
 
 def generate(
@@ -50,6 +52,24 @@ def continuations(
     batch = collate(prompts, [Example("", "")] * len(rows), backbone.pad_id).to(backbone.model.device)
     inputs = text_inputs(backbone.model, batch, prompt)
     return adapters.generate(backbone.model, inputs, max_new_tokens=max_new_tokens, use_cache=True, **options).tolist()
+
+
+@torch.no_grad()
+def likelihoods(backbone: Backbone, rows: Sequence[Encoded], prompt: Tensor | None = None) -> list[float]:
+    """log p(answer | prompt) of each row, in nats: the sum over the tokens of its answer.
+
+    Args:
+        backbone: Model and tokenizer; the model must be in eval mode.
+        rows: Encoded examples, prompt and answer.
+        prompt: Virtual tokens before each text, see `answer_logits`.
+    """
+    batch = collate(rows, [Example("", "")] * len(rows), backbone.pad_id).to(backbone.model.device)
+    scores, labels = answer_scores(backbone.model, batch, prompt)
+    is_label = labels != IGNORE
+    values = torch.zeros(labels.shape, device=labels.device)
+    values[is_label] = log_likelihoods(scores[is_label], labels[is_label])
+    found: list[float] = values.sum(dim=1).tolist()
+    return found
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -111,6 +112,20 @@ def sum_over_pieces(term: Callable[..., Tensor], scores: Scores, *others: Scores
         return torch.stack(parts).sum()
     total: Tensor = _InPieces.apply(piece, pieces, scores.states, *weights)
     return total
+
+
+@torch.no_grad()
+def log_likelihoods(scores: Scores, labels: Tensor) -> Tensor:
+    """(N,) float32 log p(label) at each of N positions, in nats.
+
+    Args:
+        scores: (N, V).
+        labels: (N,) int64.
+    """
+    size = max(1, PIECE // max(1, scores.width))
+    pieces = zip(scores.states.split(size), labels.split(size), strict=True)
+    found = [-F.cross_entropy(scores.head(states).float(), wanted, reduction="none") for states, wanted in pieces]
+    return torch.cat(found) if found else labels.new_zeros(0, dtype=torch.float32)
 
 
 class _InPieces(torch.autograd.Function):

@@ -149,12 +149,22 @@ def metrics_of(plan: Plan) -> list[str]:
 def metrics_fit(plan: Plan) -> list[str]:
     """Metrics without an implementation, or that score right answers like a wrong one, as span_f1 of names."""
     metrics = [find(name) for name in metrics_of(plan)]
-    return [
+    pairs = list(enumerate(zip(metrics, plan.stream.tasks, strict=False)))
+    found = [
         f"metric_for_each_task: {metric.name} gives the right answers of task {k} ({task.name}) the same score as "
         f"{WRONG!r}; use another metric"
-        for k, (metric, task) in enumerate(zip(metrics, plan.stream.tasks, strict=False))
+        for k, (metric, task) in pairs
         if metric.higher_is_better and not plan.stream.is_word_level and not _distinguishes(metric, task.test[:64])
     ]
+    found += [
+        f"metric_for_each_task: {metric.name} needs the possible answers to each question (choices), and task {k} "
+        f"({task.name}) lists none; use another metric"
+        for k, (metric, task) in pairs
+        if metric.length is not None and not all(e.choices for e in [*task.dev, *task.test])
+    ]
+    if plan.config.classifier is not None and any(metric.length is not None for metric in metrics):
+        found.append("classifier: heads choose among classes; choice_likelihood needs written answers")
+    return found
 
 
 def _distinguishes(metric: Metric, examples: Sequence[Example]) -> bool:

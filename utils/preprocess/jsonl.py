@@ -42,7 +42,8 @@ from utils.prompt import PROMPT_TYPES
 from utils.scoring import find as find_metric
 
 AUTO = "auto"
-CHOICE_METRIC, METRIC = "first_letter", "exact_match"
+USUAL = {"choices": "first_letter", "endings": "choice_likelihood"}  # metric by the role of the options
+METRIC = "exact_match"  # elsewhere
 
 
 class Options(config.OptionGroup):
@@ -59,7 +60,7 @@ class Options(config.OptionGroup):
     metric: Names | None = Field(
         None,
         description="Metric; one for all tasks, or one per task separated by commas; none: first_letter where there "
-        "are choices, otherwise exact_match.",
+        "are choices, choice_likelihood where these are endings, otherwise exact_match.",
     )
     max_new_tokens: Counts = Field((32,), description="Longest answer in tokens; one number, or one per task.")
     prompt_type: str = Field("none", description=f"Template around a question: {', '.join(PROMPT_TYPES)}.")
@@ -296,7 +297,7 @@ def _facts(tasks: list[Task], made: list[TaskData], options: Options, classes: l
     if options.prompt_type not in PROMPT_TYPES:
         raise UserError(f"--prompt-type: expected one of {', '.join(PROMPT_TYPES)}, got {options.prompt_type!r}")
     count = len(tasks)
-    usual = [CHOICE_METRIC if "choices" in task.fields.parts else METRIC for task in tasks]
+    usual = [next((USUAL[role] for role in task.fields.parts if role in USUAL), METRIC) for task in tasks]
     metrics = per_task(options.metric, count, "metric") if options.metric else usual
     facts = {
         "NUM_TASK": count,

@@ -148,7 +148,7 @@ def _folder(source: str, config: Config) -> Path | None:
 
 def _content(example: Example) -> tuple[object, ...]:
     cells = (example.input, example.target, example.label, example.label_in_task, example.ids, example.messages)
-    return cells if example.references is None else (*cells, example.references)
+    return (*cells, *(more for more in (example.references, example.choices) if more is not None))
 
 
 def _plain(value: Any) -> Any:

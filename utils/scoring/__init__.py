@@ -14,7 +14,16 @@ from difflib import get_close_matches
 from statistics import fmean
 
 from utils.errors import UserError
-from utils.scoring.answers import bare, exact_match, exact_match_bare, first_letter, normalise, numeric, token_f1
+from utils.scoring.answers import (
+    bare,
+    choice_likelihood,
+    exact_match,
+    exact_match_bare,
+    first_letter,
+    normalise,
+    numeric,
+    token_f1,
+)
 from utils.scoring.overlap import (
     bleu,
     bleu_of,
@@ -45,6 +54,8 @@ class Metric:
     # The text that is compared, where a score is 1 for equal texts and else 0: no continuation of a prediction changes
     # the beginning of this text.
     compared: Callable[[str], str] | None = None
+    # What the log-likelihood of a possible answer is divided by to choose the largest; None: answers are written.
+    length: Callable[[str], int] | None = None
 
     def __call__(self, prediction: str, accepted: Sequence[str], source: str) -> float:
         """The score of one prediction."""
@@ -64,6 +75,8 @@ METRICS: dict[str, Metric] = {
         Metric("exact_match_bare", exact_match_bare, compared=bare),
         Metric("first_letter", first_letter),
         Metric("numeric", numeric),
+        Metric("choice_likelihood", choice_likelihood, length=lambda text: 1),
+        Metric("choice_likelihood_normalised", choice_likelihood, length=len),  # of characters, as acc_norm of lm-eval
         Metric("token_f1", token_f1),
         Metric("rouge_l", rouge_l),
         Metric("rouge_l_stemmed", rouge_l_stemmed),

@@ -106,6 +106,17 @@ def parse_number(text: str, whole: bool = False) -> Fraction | None:
     return -value if {found["sign"], found["inner"]} & {"-", "−"} else value
 
 
+def choice_likelihood(prediction: str, target: str, source: str = "") -> float:
+    """1.0 if the prediction is the target, otherwise 0.0: of the possible answers the model finds one likeliest.
+
+    Which one, `utils/evaluation.py` decides; of equally likely ones it takes the first.
+
+    >>> choice_likelihood("on foot", "on foot"), choice_likelihood("on Foot", "on foot")
+    (1.0, 0.0)
+    """
+    return float(prediction == target)
+
+
 def token_f1(prediction: str, target: str, source: str = "") -> float:
     """F1 over words, each counted as often as it occurs, as in SQuAD's official evaluation.
 

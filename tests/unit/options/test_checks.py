@@ -60,6 +60,17 @@ def test_options_about_chats_need_chats():
     assert found == ["chat_thinking: has no effect, as micro holds no chats"]
 
 
+def test_likelihood_needs_the_possible_answers():
+    (problem,) = problems(tiny.plan(tiny.make_config(metric_for_each_task=("acc", "choice_likelihood", "acc"))))
+    assert problem.endswith(
+        "needs the possible answers to each question (choices), and task 1 (micro 1) lists none; use another metric"
+    )
+    classes = tiny.make_config(metric_for_each_task=("choice_likelihood",) * 3, classifier="Linear", il_mode="CIL")
+    assert "classifier: heads choose among classes; choice_likelihood needs written answers" in problems(
+        tiny.plan(classes)
+    )
+
+
 def test_weights_are_not_needed_to_find_a_problem(tmp_path, monkeypatch):
     save_stream(tiny.micro_stream(), tmp_path)
     monkeypatch.setattr("utils.backbone.load_model", lambda *_: pytest.fail("loaded"))

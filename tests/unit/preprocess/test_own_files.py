@@ -7,7 +7,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from utils.dataset import Example
+from utils.dataset import Example, load_stream, save_stream
 from utils.errors import UserError
 from utils.preprocess import jsonl
 from utils.preprocess.own import names, sources, table
@@ -31,7 +31,11 @@ RECORDS = {  # a record of each preset, and what is made of it
     "trace": ({"prompt": "1 + 1", "answer": "2"}, Example("1 + 1", "2")),
     "lm_eval": (
         {"question": "Which?", "choices": ["cat", "dog"], "answer": 1},
-        Example("Which?\nA. cat\nB. dog", "B"),
+        Example("Which?\nA. cat\nB. dog", "B", choices=("A", "B")),
+    ),
+    "unlisted": (
+        {"ctx": "It went", "endings": ["home", "away"], "label": "1"},
+        Example("It went", "away", choices=("home", "away")),
     ),
     "knowedit": (
         {"subject": "X", "prompt": "X is in", "target_new": "Rome", "locality": {"a": []}},
@@ -58,9 +62,10 @@ def make(*words: object, **options: object) -> list:
 def test_every_preset_is_found_out_and_read():
     assert RECORDS.keys() == names.PRESETS.keys()
     for preset, (record, example) in RECORDS.items():
-        found = names.detect(record)
-        assert found is not None and found.preset in (preset, ""), preset
-        assert read(record, found.text, is_given=False) == example, preset
+        if preset != names.UNLISTED:  # whose records are those of lm_eval
+            found = names.detect(record)
+            assert found is not None and found.preset in (preset, ""), preset
+            assert read(record, found.text, is_given=False) == example, preset
         assert read(record, names.fitting(preset, record)) == example, preset
 
 
@@ -157,6 +162,23 @@ def test_choices_have_their_metric(tmp_path):
     assert stream.config["METRIC"] == ["exact_match"] * 2 and [t.name for t in stream.tasks] == ["x", "y"]
     assert (stream.strip, stream.cut_side) == (False, "middle")
     assert jsonl.Options(fields_join=r"\n\n").fields_join == "\n\n"
+
+
+def test_choices_that_are_not_listed_are_possible_answers(tmp_path):
+    rows = [{"question": f"q{i}", "choices": ["x", "y", "z"], "gold": i % 3} for i in range(9)]
+    options = jsonl.Options(fields="unlisted")
+    stream = jsonl.read_tasks([write(tmp_path / "mc.jsonl", rows)], options, 1)
+    assert stream.config["METRIC"] == ["choice_likelihood"]
+    save_stream(stream, tmp_path)
+    loaded = load_stream(stream.name, tmp_path).tasks[0]
+    assert loaded == stream.tasks[0] and {e.choices for e in loaded.train} == {("x", "y", "z")}
+    empty = {"q": "?", "c": ["a", " "], "a": 0}
+    for spec, error in (
+        ("input=q,endings=c,target=a", "expected texts that are not empty in the field 'c'"),
+        ("input=q,endings=c,choices=c,target=a", "expected choices=... or endings=..., got both"),
+    ):
+        with pytest.raises(UserError, match=error):
+            read(empty, spec)
 
 
 def test_chats_with_a_system_turn_and_a_history():

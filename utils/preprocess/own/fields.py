@@ -8,6 +8,7 @@ joined. A field with `?` may be absent or empty; `answers.text` is a field insid
     messages             a chat, instead of input and target
     system, history      with input and target: a chat of these, earlier turns and the question
     choices              options of a question: they are listed under it, and the target becomes the letter of one
+    endings              options that are not listed: each is a possible answer, and the target becomes the right one
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from utils.errors import UserError
 from utils.preprocess.own.names import advice, leaves_out
 from utils.preprocess.shared.records import Row
 
-ROLES = ("input", "target", "label", "messages", "system", "history", "choices")
+ROLES = ("input", "target", "label", "messages", "system", "history", "choices", "endings")
 LETTERS = string.ascii_uppercase
 NOTHING: tuple[Any, ...] = (None, "", [], {})
 
@@ -110,7 +111,7 @@ class Fields:
     def _example(self, row: Row) -> Example:
         if "messages" in self.parts:
             return _from_turns(row, self._turns(row, self.parts["messages"][0], self.tags))
-        if "choices" in self.parts:
+        if {"choices", "endings"} & self.parts.keys():
             return self._choice(row)
         question, answers = self._joined(row, "input"), self._answers(row)
         if {"system", "history"} & self.parts.keys():
@@ -182,12 +183,18 @@ class Fields:
         return [*self._before(row), *((tags.roles.get(role, role), content) for role, content in read)]
 
     def _choice(self, row: Row) -> Example:
-        """The question with its options, one a line, and the letter of the right one."""
-        part = self.parts["choices"][0]
+        """The question with its options, one a line, and the letter of the right one; or the options are answers."""
+        part = self.parts["choices" if "choices" in self.parts else "endings"][0]
         names, texts = _options(row, part, part.value(row.fields) if part.value(row.fields) is not None else [])
         place = _chosen(row, self.parts["target"][0].name, self._value(row, "target"), names, texts)
+        if "endings" in self.parts:
+            if not all(text.strip() for text in texts):
+                raise row.error(part.name, "texts that are not empty", None)
+            return Example(self._joined(row, "input"), texts[place], choices=tuple(texts))
         lines = [f"{letter}. {text}" for letter, text in zip(LETTERS, texts, strict=False)]
-        return Example("\n".join([self._joined(row, "input"), *lines]), LETTERS[place])
+        return Example(
+            "\n".join([self._joined(row, "input"), *lines]), LETTERS[place], choices=tuple(LETTERS[: len(texts)])
+        )
 
 
 def parse(text: str, joint: str = "\n", is_given: bool = True) -> Fields:
@@ -208,6 +215,8 @@ def parse(text: str, joint: str = "\n", is_given: bool = True) -> Fields:
         parts[role] = read
     if parts.keys() & {"input", "target", "messages"} not in ({"input", "target"}, {"messages"}):
         raise UserError(f"fields: expected input=... and target=..., or messages=..., got {text!r}")
+    if {"choices", "endings"} <= parts.keys():
+        raise UserError(f"fields: expected choices=... or endings=..., got both in {text!r}")
     return Fields(text, parts, joint, is_given)
 
 

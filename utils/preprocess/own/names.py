@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import product
 from typing import Any, NamedTuple
 
 NATIVE = ("input=input,target=target,label=label?", "messages=messages,label=label?")
 _CONTEXT = "context?+passage?+support?"
+_MULTIPLE_CHOICE = f"input={_CONTEXT}+{{}},{{role}}={{}},target={{}}"
+_MULTIPLE_CHOICE_NAMES = tuple(
+    product(
+        ("question", "query", "ctx", "goal"),
+        ("choices", "options", "endings"),
+        ("answer", "gold", "answerKey", "label"),
+    )
+)
+UNLISTED = "unlisted"  # as lm_eval, but the options are possible answers: only where it is named
 PRESETS: dict[str, tuple[str, ...]] = {  # alternatives; the first whose fields are all there applies
     "alpaca": ("input=instruction+input?,target=output",),
     "sharegpt": ("messages=conversations",),
     "openai": ("messages=messages,label=label?",),
     "natural_instructions": ("input=Definition?+input,target=output",),
     "trace": ("input=prompt,target=answer",),
-    "lm_eval": (
-        *(
-            f"input={_CONTEXT}+{question},choices={choices},target={answer}"
-            for question in ("question", "query", "ctx", "goal")
-            for choices in ("choices", "options", "endings")
-            for answer in ("answer", "gold", "answerKey", "label")
-        ),
-    ),
+    "lm_eval": tuple(_MULTIPLE_CHOICE.format(*names, role="choices") for names in _MULTIPLE_CHOICE_NAMES),
+    UNLISTED: tuple(_MULTIPLE_CHOICE.format(*names, role="endings") for names in _MULTIPLE_CHOICE_NAMES),
     "knowedit": ("input=prompt,target=target_new", "input=src,target=alt"),
     "prompt_answer": (
         *(
@@ -56,7 +60,7 @@ class Found(NamedTuple):
 def detect(record: dict[str, Any]) -> Found | None:
     """The specification that fits a record; None: there is none, or none of several reads all that the others do."""
     found = [Found("", text) for text in NATIVE if _needed(text) <= record.keys()]
-    found += [Found(name, text) for name in PRESETS if (text := fitting(name, record))]
+    found += [Found(name, text) for name in PRESETS if name != UNLISTED and (text := fitting(name, record))]
     read = [_read(one.text, record) for one in found]
     whole = [one for one, names in zip(found, read, strict=True) if all(names >= other for other in read)]
     return whole[0] if whole else None

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from utils.dataset import Example
+from utils.dataset import LISTS, Example
 from utils.errors import UserError
 from utils.preprocess.own.fields import Record
 from utils.preprocess.shared.records import Counted, question
@@ -34,7 +34,7 @@ class Table(NamedTuple):
 
     inputs: Sequence[str]
     targets: Sequence[str]
-    others: Sequence[str] | None  # JSON of messages and references; None: no example has any
+    others: Sequence[str] | None  # JSON of messages, references and choices; None: no example has any
     labels: Sequence[str] | None  # names of classes; None: there are none
     questions: array[int]  # digests
     blanks: bytes  # of each example NO_QUESTION and NO_ANSWER, added
@@ -199,7 +199,7 @@ def _blank(example: Example) -> int:
 
 def _others(example: Example) -> str:
     """What an example has besides question and answer, as JSON; "" if nothing."""
-    more = {name: value for name in ("messages", "references") if (value := getattr(example, name)) is not None}
+    more = {name: value for name in LISTS if (value := getattr(example, name)) is not None}
     return json.dumps(more, ensure_ascii=False) if more else ""
 
 
@@ -207,7 +207,6 @@ def _example(input: str, target: str, task: int, before: int, others: str = "", 
     more = json.loads(others) if others else {}
     if "messages" in more:
         more["messages"] = tuple(map(tuple, more["messages"]))
-    if "references" in more:
-        more["references"] = tuple(more["references"])
+    more |= {name: tuple(more[name]) for name in ("references", "choices") if name in more}
     place: dict[str, Any] = {} if label is None else {"label": before + label, "label_in_task": label}
     return Example(input, target, task=task, **place, **more)
