@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterable
 from functools import cache, partial
 from pathlib import Path
@@ -126,18 +127,21 @@ def _load_whole(family: Any, source: str, **options: Any) -> PreTrainedModel:
     model, found = family.from_pretrained(source, output_loading_info=True, **options)
     if found["missing_keys"]:
         raise UserError(f"backbone: {source} lacks weights, such as {min(found['missing_keys'])}")
-    if unused := _of_further_layers(model.state_dict(), found["unexpected_keys"]):
-        raise UserError(
-            f"backbone: {source} holds weights of layers that its config.json does not have, such as {unused[0]}; "
-            "correct the number of layers in config.json"
-        )
+    _check_depth(model, found["unexpected_keys"], source)
     return model
 
 
-def _of_further_layers(used: Iterable[str], unused: Iterable[str]) -> list[str]:
-    """The unused weights that differ from used ones only by a number, sorted; others may be of heads."""
-    known = {re.sub(r"\d+", "*", name) for name in used}
-    return sorted(name for name in unused if re.search(r"\d", name) and re.sub(r"\d+", "*", name) in known)
+def _check_depth(model: PreTrainedModel, unused: Iterable[str], source: str) -> None:
+    """Refuse weights of layers that the configuration does not have; other unused weights may be of heads."""
+    depths = {name: len(layers) for name, layers in model.named_modules() if isinstance(layers, torch.nn.ModuleList)}
+    depths |= {name.removeprefix(f"{model.base_model_prefix}."): depth for name, depth in depths.items()}
+    for name in sorted(unused):
+        place = re.match(r"(.+?)\.(\d+)\.", name)
+        if place and int(place[2]) >= depths.get(place[1], sys.maxsize):
+            raise UserError(
+                f"backbone: {source} holds weights of layers that its config.json does not have, such as {name}; "
+                "correct the number of layers in config.json"
+            )
 
 
 def _load_encoder(config: Config, source: str, **options: Any) -> PreTrainedModel:
@@ -155,6 +159,7 @@ def _load_encoder(config: Config, source: str, **options: Any) -> PreTrainedMode
     own = {name for layer in whole.base_model.state_dict() for name in (layer, f"{prefix}.{layer}")}
     if absent := sorted(own & set(found["missing_keys"])):
         raise UserError(f"backbone: {find_source(config)} lacks weights of the encoder, such as {absent[0]}")
+    _check_depth(whole, found["unexpected_keys"], source)
     return whole.base_model
 
 

@@ -85,9 +85,12 @@ def test_control_characters_in_names_are_escaped_in_all_output(tmp_path, capsys)
     assert "\\x1b[2J\\nb.yaml" in capsys.readouterr().err
 
 
-def test_layers_that_the_configuration_does_not_have_are_refused(tmp_path):
-    folder = shutil.copytree(tiny.backbone_folder(), tmp_path / "model")
-    SPOIL_MODEL["a layer fewer"](folder)
+@pytest.mark.parametrize(
+    ("spoil", "family"), [("a layer fewer", "neox"), ("no layers", "neox"), ("a layer fewer", "bert_encoder")]
+)
+def test_layers_that_the_configuration_does_not_have_are_refused(spoil, family, tmp_path):
+    folder = shutil.copytree(tiny.backbone_folder(family), tmp_path / "model")
+    SPOIL_MODEL[spoil](folder)
     with pytest.raises(UserError, match=r"holds weights of layers that its config\.json does not have"):
         load_backbone(tiny.make_config(backbone=str(folder)))
 

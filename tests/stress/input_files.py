@@ -214,7 +214,7 @@ def _set_cell(key: str, value: Any) -> Callable[[list[dict]], Any]:
 SPOIL_RECORDS: dict[str, Callable[[list[dict]], Any]] = {
     "a target missing": lambda rows: rows[1].pop("target"),
     "a target null": _set_cell("target", None),
-    "an input a number": _set_cell("input", 5),
+    "an input an object": _set_cell("input", {"a": 5}),
     "an input a list": _set_cell("input", ["a"]),
     "one record of many with a label": _set_cell("label", "x"),
     "one record of many a chat": _set_cell("messages", [{"role": "user", "content": "a"}]),
