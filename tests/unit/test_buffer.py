@@ -226,6 +226,7 @@ def step_by_step(plan, size, seed):
     return memory
 
 
+@pytest.mark.slow
 def test_every_presentation_has_the_same_chance_over_several_epochs():
     """Shares of tasks over 40 memories are those of their presentations, within four standard deviations."""
     for plan, size in (([(60, 20)] * 4, 50), ([(120, 3), (24, 8)], 12), ([(12, 1), (12, 9), (12, 2)], 6)):

@@ -141,6 +141,7 @@ def test_answers_are_names_and_no_more_than_the_prompt_is_seen():
     }
 
 
+@pytest.mark.slow
 def test_it_can_learn(tmp_path):
     options = HEADS | {"training_epochs": 30, "lr": 3e-3, "classifier_lr": 3e-2}
     run = tiny.run(tmp_path, tiny.make_config(**options), tiny.class_stream())

@@ -11,6 +11,7 @@ def options(tmp_path_factory):
     return write_inputs(tmp_path_factory.mktemp("inputs"), "micro", rows=20, words=12)
 
 
+@pytest.mark.slow
 def test_a_run_is_measured(options, tmp_path):
     plain = measure(tmp_path / "plain", *options)
     assert len(plain.losses) == 2 * 2 * 2

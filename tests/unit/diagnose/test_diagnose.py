@@ -124,6 +124,7 @@ SHORT = {"recovery": ["--every", "8"], "shift": [], "angles": [], "surface": ["-
 
 
 @pytest.mark.parametrize("what", tiny.quick(SHORT, 2))
+@pytest.mark.slow
 def test_each_analysis_leaves_a_table_and_a_picture_and_repeats_itself(what, kept, tmp_path, capsys):
     for number in (1, 2):
         assert diagnose.main([what, str(kept), "--out", str(tmp_path / str(number)), *SHORT[what]]) == 0

@@ -105,6 +105,7 @@ def test_only_the_adapter_is_trained_and_all_of_it(kind, tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "random_init"), tiny.quick([*((kind, False) for kind in KINDS), ("LoRA", True)], 2))
+@pytest.mark.slow
 def test_a_resumed_run_finds_its_base_again(kind, random_init, tmp_path):
     options = {"PEFT_type": kind, "lr": 1e-2, "save_llm_ckpt_step_interval": 1, "backbone_random_init": random_init}
     cut = tmp_path / "cut"

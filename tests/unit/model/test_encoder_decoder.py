@@ -157,6 +157,7 @@ def test_layers_are_counted_from_the_encoders_first_to_the_decoders_last(family)
         assert any("EncDecAttention" in n or "encoder_attn" in n for n in attention) is (number > 1)
 
 
+@pytest.mark.slow
 def test_learns_a_task_by_heart(tmp_path):
     config = tiny.make_config(backbone=tiny.backbone_folder("t5"), training_epochs=90, lr=8e-3, batch_size=12)
     made = tiny.run(tmp_path, config, tiny.micro_stream(1))

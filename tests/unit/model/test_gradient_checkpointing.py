@@ -12,6 +12,7 @@ ADAPTERS = ({}, {"PEFT_type": "LoRA"}, {"PEFT_type": "PromptTuning"}, {"PEFT_typ
 
 @pytest.mark.parametrize("family", ["neox", "llama", "gpt2", "t5", "bart"])
 @pytest.mark.parametrize("options", ADAPTERS, ids=lambda options: options.get("PEFT_type", "whole"))
+@pytest.mark.slow
 def test_losses_and_weights_are_the_same(family, options):
     if family in tiny.ENCODER_DECODERS and options.get("PEFT_type") == "PromptTuning":
         pytest.skip("not for these models")

@@ -92,6 +92,7 @@ def test_the_error_is_to_the_chosen_logits_on_remembered_rows_alone(tmp_path):
     assert method.loss(method.model, batch(old), task)["consistency"].item() == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_with_lambda_0_it_is_replay(tmp_path):
     options = {"backbone": tiny.backbone_folder(dropout=0.1), **FAST}
     needed = tiny.SETTINGS["is_replay"] | tiny.SETTINGS["Replay_update: step"]

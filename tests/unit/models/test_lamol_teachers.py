@@ -231,6 +231,7 @@ def test_what_the_teacher_gives(tmp_path, variant):
 @pytest.mark.parametrize(
     "name", ["LAMOL", *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILY if name != "LAMOL")]
 )
+@pytest.mark.slow
 def test_a_run_with_pseudo_samples_is_resumed_to_the_bit(tmp_path, name):
     """The contract's models are too little trained to write; this one learns until it does."""
     kind, options = name.split()[0], FAMILY[name] | {"LAMOL_gamma": 0.8}

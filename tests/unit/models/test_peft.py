@@ -48,6 +48,7 @@ def three_adapters(method="PEFT", kind="LoRA", **options):
 
 
 @pytest.mark.parametrize("kind", tiny.quick(KINDS))
+@pytest.mark.slow
 def test_earlier_adapters_are_frozen_bit_for_bit(kind, tmp_path):
     """With weight decay; also while a task is learned and evaluated in between, which switches adapters."""
     ends = []
@@ -375,6 +376,7 @@ def test_olora_without_weight_is_the_sum_of_adapters(tmp_path):
     assert tiny.same(*made)
 
 
+@pytest.mark.slow
 def test_olora_comes_out_more_orthogonal(tmp_path):
     overlaps = []
     for weight in (0.0, 1.0):

@@ -119,6 +119,7 @@ def test_a_share_of_the_grid_is_a_run_with_that_alpha(trained):
 
 @pytest.mark.parametrize("merge", tiny.quick(["magmax", "scale", "wise_ft"]))
 @pytest.mark.parametrize("place", ["task_1", "task_2_epoch_0_step_2"])
+@pytest.mark.slow
 def test_resumed_with_every_merge_and_a_grid(tmp_path, merge, place):
     own = {"TaskVector_merge": merge, "TaskVector_grid": (0.2,)}
     config = tiny.make_config("TaskVector", **FAST, save_llm_ckpt_step_interval=1)

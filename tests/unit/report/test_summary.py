@@ -203,6 +203,7 @@ def test_odd_names_do_not_break_tables_or_pictures(tmp_path):
     assert len({row.replace("\\|", "").count("|") for row in rows}) == 1
 
 
+@pytest.mark.slow
 def test_many_tasks(tmp_path):
     R = [[0.5 if j <= i else None for j in range(21)] for i in range(21)]
     results = summary.write(make_run(tmp_path / "run", R))

@@ -72,6 +72,7 @@ def test_the_next_task_starts_from_the_best_weights(tmp_path):
     assert made.results["cost"]["train_visits"] == [72, 48, 60]
 
 
+@pytest.mark.slow
 def test_the_end_can_be_the_best_and_is_scored_between_intervals(tmp_path):
     options = EACH | {"evaluate_interval": 4, "training_epochs": 6}
     with scored(dev=[None, None, None, 0.5, None, 0.7]):

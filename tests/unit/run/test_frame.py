@@ -58,6 +58,7 @@ def test_versions_are_evaluated_and_the_answering_one_is_saved(tmp_path):
 
 
 @pytest.mark.parametrize("place", tiny.quick(["task_1", "task_1_epoch_1_step_1"]))
+@pytest.mark.slow
 def test_a_resumed_run_trains_on_from_the_working_weights(tmp_path, place):
     config = tiny.make_config(save_llm_ckpt_step_interval=1)
     whole = tiny.run(tmp_path / "whole", config, None, Averaged, cuts={place: tmp_path / "cut"})
@@ -85,6 +86,7 @@ def test_a_stepwise_memory_sees_each_step_and_keeps_the_plan(tmp_path):
     assert {rows for _, _, rows in steps[2:]} == {4}
 
 
+@pytest.mark.slow
 def test_a_stepwise_memory_is_resumed_in_the_middle_of_a_task(tmp_path):
     config = tiny.make_config(**STEPWISE, save_llm_ckpt_step_interval=1)
     whole = tiny.run(tmp_path / "whole", config, cuts={"task_0_epoch_0_step_3": tmp_path / "cut"})
