@@ -43,14 +43,43 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM: handled like Ctrl-C, with a different exit code."""
 
 
+GRACE_SECONDS = 20  # from SIGTERM to the end of a step; accelerate's launcher kills its processes after 30
+
+
+@contextmanager
+def termination_waits() -> Iterator[Callable[[], bool]]:
+    """In this block SIGTERM raises after GRACE_SECONDS: until then, work may come to a point where it can be resumed.
+
+    Yields:
+        Says whether SIGTERM has come.
+    """
+    came = False
+
+    def note(*_: object) -> None:
+        nonlocal came
+        if not came:  # launchers send it again and again
+            came = True
+            signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS)
+
+    before = signal.signal(signal.SIGTERM, note), signal.signal(signal.SIGALRM, _terminate)
+    try:
+        yield lambda: came
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGALRM, before[1])
+    if came:
+        raise Terminated
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
+
+
 @contextmanager
 def termination_interrupts() -> Iterator[None]:
     """Make SIGTERM, which clusters send before SIGKILL, raise an exception as Ctrl-C does."""
-
-    def interrupt(*_: object) -> None:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ The values of every method are chosen on dev with one budget, then all methods r
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,8 +15,9 @@ from pydantic import Field
 
 from utils.config import Count, Int, Name, OptionGroup
 from utils.errors import exit_with
-from utils.jobs import choice, times
+from utils.jobs import choice
 from utils.jobs.runs import check_all
+from utils.jobs.work import How
 from utils.options.parse import ConfigError, Given, clean_name, read_yaml, validate
 from utils.progress import say
 from utils.sweep import check_comparable, interruptible, jobs_of
@@ -43,7 +45,9 @@ class Study(OptionGroup):
     sampler: Literal["grid", "random", "tpe"] = Field("grid", description="How values are proposed.")
     space: dict[str, Any] = Field({}, description="Replaces declared values, see utils.tune.")
     tune_seed: Int = Field(1, ge=0, description="Seed of the runs that are tuned on.")
-    jobs: Count = Field(1, description="Runs at a time.")
+    jobs: Count | None = Field(None, description="Runs at a time; None: one, in Slurm all.")
+    slurm: dict[str, Any] | None = Field(None, description="Options of sbatch; None: the runs are not submitted.")
+    launch: str | None = Field(None, description="Start each run with accelerate launch and these words.")
     prefix: Name | None = Field(None, description="First part of the names of the runs; None: name of the file.")
     dump_path: Text = Field("experiments", description="Folder of the runs.")
 
@@ -81,18 +85,20 @@ def run(study: Study, prefix: str, dry: bool) -> int:
     """
     rows = choice.entries(list(map(Path, study.files)), study.methods, [(n, text_of(v)) for n, v in study.set.items()])
     root = Path(study.dump_path)
-    jobs = jobs_of(rows, study.seeds, study.orders, prefix, root)
+    how = How(study.jobs, study.slurm)
+    launcher = None if study.launch is None else tuple(shlex.split(study.launch))
+    jobs = jobs_of(rows, study.seeds, study.orders, prefix, root, launcher)
     plans = check_all(jobs)
     if study.baseline is not None:
         check_comparable(list(plans.values()), study.baseline)
-    say(f"on test: {len(jobs)} runs, {times.in_words(root, list(plans.values()), study.jobs)}; before that on dev:")
+    say(f"on test: {len(jobs)} runs, {how.in_words(root, list(plans.values()))}; before that on dev:")
     budget = Budget(None, study.passes) if study.passes is not None else Budget(study.tries or TRIES)
-    where = Where(f"{prefix}-tune", root, study.tune_seed, None if study.first_k == "all" else study.first_k)
-    files = tune(rows, study.space, study.sampler, budget, where, study.jobs, dry)
+    where = Where(f"{prefix}-tune", root, study.tune_seed, None if study.first_k == "all" else study.first_k, launcher)
+    files = tune(rows, study.space, study.sampler, budget, where, how, dry)
     if files is None:
         return 0 if dry else 1
     chosen = choice.entries(files, [], [])
-    return sweep(jobs_of(chosen, study.seeds, study.orders, prefix, root), study.jobs, study.baseline)
+    return sweep(jobs_of(chosen, study.seeds, study.orders, prefix, root, launcher), how, study.baseline)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 
 from utils.errors import UserError, exit_code, exit_with, termination_interrupts
 from utils.factory import describe
-from utils.jobs import choice, times
-from utils.jobs.runs import Job, alone, check_all, is_finished, run_all
+from utils.jobs import choice
+from utils.jobs.runs import Job, alone, check_all, is_finished
+from utils.jobs.work import How, run_all
 from utils.options.parse import ConfigError, fail
 from utils.report.__main__ import main as report
 
@@ -58,12 +59,12 @@ def expanded(order: str) -> list[str]:
     return [f"random:{seed}" for seed in range(int(first), int(last) + 1)]
 
 
-def run(jobs: list[Job], workers: int, baseline: str | None = None, dry: bool = False) -> int:
+def run(jobs: list[Job], how: How, baseline: str | None = None, dry: bool = False) -> int:
     """Check and do all jobs, and compare them; returns the exit code.
 
     Args:
         jobs: Of one prefix.
-        workers: Runs at a time.
+        how: Where they run, and how many at a time.
         baseline: Row whose differences to the others get an interval.
         dry: Check and print the forecast only.
 
@@ -76,11 +77,13 @@ def run(jobs: list[Job], workers: int, baseline: str | None = None, dry: bool = 
         plans = check_all(jobs if baseline is not None else todo)
         if baseline is not None:
             check_comparable(list(plans.values()), baseline)
+        how.check(todo)
         if dry:
-            ahead = times.in_words(jobs[0].root, [plans[job] for job in todo], workers)
+            ahead = how.in_words(jobs[0].root, [plans[job] for job in todo])
             print(f"{len(jobs)} runs, {len(todo)} to do: {ahead}")
+            how.show(todo)
             return 0
-        failed = run_all(jobs, workers, plans)
+        failed = run_all(jobs, how, plans)
         done = [str(job.folder()) for job in jobs if is_finished(job.folder())]
         words = [] if baseline is None else ["--baseline", baseline]
         if done and report([*done, "--out", str(folder), *words]):
@@ -129,7 +132,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _main(given: argparse.Namespace) -> int:
     rows = choice.entries(given.cfg, given.methods, given.set)
     where = (given.prefix, given.dump_path, choice.launcher(given))
-    return run(jobs_of(rows, given.seeds, given.orders, *where), given.jobs, given.baseline, given.dry_run)
+    return run(jobs_of(rows, given.seeds, given.orders, *where), choice.how(given), given.baseline, given.dry_run)
 
 
 def interruptible(command: Callable[[], int]) -> int:

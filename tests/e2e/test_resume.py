@@ -1,4 +1,4 @@
-"""A killed run is resumed to identical weights, predictions and logged losses; SIGTERM takes effect immediately.
+"""A killed run is resumed to identical weights, predictions and logged losses; SIGTERM ends a run in order.
 
 Each run here is a child of this process that kills itself (SIGKILL, nothing is cleaned up) just before or just after
 it renames its n-th file: that is where the run folder changes. tests/stress/faults.py kills at random moments.
@@ -122,14 +122,14 @@ def terminated(command, dump: Path, is_time) -> tuple[Path, str, str]:
 
 def test_sigterm_in_training(command, tmp_path):
     never = ["--evaluate_interval", "999999", "--save_llm_ckpt_epoch_interval", "999999"]
-    endless = ["--training_epochs", "1000000", *never]
+    endless = ["--training_epochs", "1000000", "--save_llm_ckpt_step_interval", "999999", *never]
 
     def is_time():
         return any("step 4 of" in path.read_text(encoding="utf-8") for path in tmp_path.glob("*/*/train.log"))
 
     folder, out, last = terminated([*command, *endless], tmp_path, is_time)
-    newest = checkpoints(folder / "checkpoints")[-1].name
-    assert f"interrupted; resume it from checkpoint {newest} with" in last
+    (place,) = checkpoints(folder / "checkpoints")  # the signal's
+    assert place.step and f"interrupted; resume it from checkpoint {place.name} with" in last
     lines = [line for line in out.split("\n") if "step 4 of " in line]
     assert len(lines) == 1 and re.search(
         r"\] task 0, epoch 2 of 1000000, step 4 of 3000000: loss \d+\.\d{4}, lr 0\.003, [\d,]+ tokens/s, "

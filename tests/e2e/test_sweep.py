@@ -15,7 +15,7 @@ from tests.e2e.test_cli import SMALL
 from tests.tiny import backbone_folder, micro_stream
 from utils import sweep
 from utils.dataset import save_stream
-from utils.jobs import runs
+from utils.jobs import runs, work
 from utils.jobs.runs import Job, is_finished
 from utils.storage.files import read_json, write_json, write_text
 
@@ -136,7 +136,7 @@ def test_runs_end_with_their_sweep(files, tmp_path, capsys, number):
     expected = {signal.SIGKILL: (-9, ""), signal.SIGTERM: (143, HOW), signal.SIGINT: (130, HOW)}
     assert (parent.returncode, errors) == expected[number]
     for seed in (1, 2):  # each has ended in order
-        assert "interrupted; resume it from" in runs._last_line(tmp_path / f"runs/sweep/sweep-c-long-seed{seed}.out")
+        assert "interrupted; resume it from" in runs.last_line(tmp_path / f"runs/sweep/sweep-c-long-seed{seed}.out")
 
 
 @pytest.mark.slow
@@ -168,9 +168,9 @@ def test_gpus_are_divided(monkeypatch):
         ("0,1,2,3", 2, True, [["0", "2"], ["1", "3"]]),
         ("0,1", 2, True, [["0"], ["1"]]),
     ):
-        monkeypatch.setattr(runs, "_gpus", lambda gpus=gpus: gpus.split(","))
-        work = runs._Work([], workers, {})
-        assert [work._own_gpus(slot, several) for slot in range(workers)] == expected, (gpus, workers, several)
+        monkeypatch.setattr(work, "_gpus", lambda gpus=gpus: gpus.split(","))
+        todo = work._Work([], workers, {})
+        assert [todo._own_gpus(slot, several) for slot in range(workers)] == expected, (gpus, workers, several)
 
 
 def test_a_launcher_starts_the_runs():
@@ -194,5 +194,5 @@ def test_the_reason_is_one_line(tmp_path):
 
 def test_how_far_a_run_is(tmp_path):
     write_text(tmp_path / "x.out", "[15:04:05] run folder: x\n[15:04:06] task 0, step 25 of 50: loss 1.0\n\n")
-    assert runs._last_line(tmp_path / "x.out") == "task 0, step 25 of 50: loss 1.0"
-    assert runs._last_line(tmp_path / "none.out") == ""
+    assert runs.last_line(tmp_path / "x.out") == "task 0, step 25 of 50: loss 1.0"
+    assert runs.last_line(tmp_path / "none.out") == ""

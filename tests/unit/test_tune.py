@@ -106,7 +106,7 @@ def searching(monkeypatch, base, tmp_path, scores, *words):
     """The command with runs that are finished at once; returns the learning rates that were tried."""
     tried = []
 
-    def run_all(jobs, workers, plans):
+    def run_all(jobs, how, plans):
         for job in plans:  # those that are not finished
             lr = float(job.options[job.options.index("--lr") + 1])
             tried.append(lr)

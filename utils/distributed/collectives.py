@@ -41,6 +41,8 @@ def sum_over_processes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def agree(wish: bool) -> bool:
     """True on every process if `wish` is true on any: clocks differ, but all processes must take the same branch."""
+    if _state().num_processes == 1:
+        return wish
     wishes = {"wish": torch.tensor(int(wish), device=_state().device)}
     return bool(sum_over_processes(wishes)["wish"])
 

@@ -8,10 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
 from models import METHODS
 from utils.config import Config
-from utils.errors import UserError
+from utils.errors import UserError, reason_of
 from utils.factory import load_method
+from utils.jobs.work import How
+from utils.options import yaml_dialect
 from utils.options.parse import ConfigError
 
 SETTINGS = {"Replay": ("--method", "SEQ", "--is_replay", "true")}  # names that are settings of SEQ
@@ -104,7 +108,16 @@ def add_words(parser: argparse.ArgumentParser, prefix: str) -> None:
         metavar="OPTION=VALUE",
         help="options of all runs",
     )
-    parser.add_argument("--jobs", type=count, default=1, help="runs at a time")
+    parser.add_argument("--jobs", type=count, help="runs at a time (default: 1; in Slurm: all)")
+    parser.add_argument(
+        "--slurm",
+        nargs="*",
+        action="extend",
+        type=setting,
+        metavar="OPTION=VALUE",
+        help="submit the runs to Slurm as a job array, with these options of sbatch: --slurm partition=gpu time=240 "
+        "gpus_per_node=1",
+    )
     parser.add_argument("--prefix", default=prefix, help="first part of the names of the runs")
     parser.add_argument("--dump_path", type=Path, default=Path("experiments"))
     parser.add_argument(
@@ -116,6 +129,16 @@ def add_words(parser: argparse.ArgumentParser, prefix: str) -> None:
         type=shlex.split,
         help="start each run with `accelerate launch WORDS`: --launch='--config_file config/accelerate/gpu_8.yaml'",
     )
+
+
+def how(given: Any) -> How:
+    """Where the runs are done."""
+    if given.slurm is None:
+        return How(given.jobs)
+    try:
+        return How(given.jobs, {name: yaml_dialect.read(value) for name, value in given.slurm})
+    except yaml.YAMLError as error:
+        raise ConfigError([f"slurm: {reason_of(error)}"]) from None
 
 
 def launcher(given: Any) -> tuple[str, ...] | None:

@@ -1,10 +1,7 @@
-"""Runs of main_CL.py in separate processes: which are finished, which are resumed, how many at a time.
+"""Runs of main_CL.py in separate processes: which are finished, which are resumed, how one is started.
 
 Finished runs are not repeated and interrupted runs are resumed, by the identity of a run (utils/run/identity.py), so
 the folder of the runs is all the state that a sweep or a search needs.
-
-Where there are GPUs, each run gets one, as long as there are enough. With `launcher` each run is started by
-`accelerate launch` with these words, and the GPUs are divided among the runs at a time.
 """
 
 from __future__ import annotations
@@ -15,9 +12,8 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,9 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from utils.config import OWN_FILES, Config
 from utils.dataset import Stream
 from utils.errors import UserError
-from utils.jobs import times
 from utils.options.parse import ConfigError, clean_name, resolve
-from utils.progress import SECONDS, duration, say, say_with_time
 from utils.report.results import read_facts
 from utils.storage.files import lock, read_json
 
@@ -35,8 +29,6 @@ if TYPE_CHECKING:
     from utils.options.checks import Plan  # seconds to import: not for --help
 
 ROOT = Path(__file__).resolve().parents[2]
-POLL_SECONDS = 0.2  # between two checks of the runs
-GRACE_SECONDS = 60  # for a run to end after SIGTERM
 DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 _STREAMS: dict[tuple[Any, ...], Stream] = {}  # stored streams, by where they are
 _DIGESTS: dict[tuple[Any, ...], str] = {}
@@ -99,16 +91,6 @@ class Job(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.cfg}{f' {self.label}' if self.label else ''}, seed {self.seed}"
-
-
-class Running(NamedTuple):
-    """A job at work."""
-
-    job: Job
-    process: subprocess.Popen[bytes]
-    slot: int
-    began: float
-    is_resumed: bool
 
 
 @cache
@@ -184,102 +166,26 @@ def _without_seed(job: Job) -> tuple[Any, ...]:
     return job.cfg, job.options
 
 
-def run_all(jobs: Sequence[Job], workers: int, plans: Mapping[Job, Plan]) -> list[Job]:
-    """Do what is not done; returns the jobs that failed.
+def start(job: Job, command: list[str], output: Path, variables: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start a run; it gets SIGTERM when this process ends, however it ends.
 
     Args:
-        jobs: Finished ones are left alone.
-        workers: Runs at a time.
-        plans: Of the unfinished jobs, from `check_all`.
+        job: The run.
+        command: From `Job.command`.
+        output: File for what it prints.
+        variables: Of the environment, besides those of this process.
     """
-    todo = [job for job in jobs if not is_finished(job.folder())]
-    for job in todo:
-        if job.folder() is None and (others := job.begun()):
-            say(f"{job}: a new run; {others[-1]} is another one: {'; '.join(differences(job, others[-1]))}")
-    ahead = times.in_words(jobs[0].root, [plans[job] for job in todo], workers)
-    say(f"{len(jobs)} runs, {len(jobs) - len(todo)} finished before; {ahead}")
-    work = _Work(todo, workers, plans)
-    try:
-        return work.run()
-    finally:  # also after Ctrl-C and SIGTERM
-        work.stop()
-
-
-class _Work:
-    """Jobs that wait, run and have ended; one thread, as a child dies with the thread that started it."""
-
-    def __init__(self, todo: list[Job], workers: int, plans: Mapping[Job, Plan]):
-        self.waiting, self.total, self.gpus, self.plans = list(todo), len(todo), _gpus(), plans
-        self.slots, self.workers = list(range(workers)), workers
-        self.running: list[Running] = []
-        self.failed: list[Job] = []
-        self.seconds: list[float] = []  # of the runs that have ended
-        self.said = time.monotonic()
-
-    def run(self) -> list[Job]:
-        """Until all have ended; returns the failed ones."""
-        while self.waiting or self.running:
-            while self.waiting and self.slots:
-                self._start(self.waiting.pop(0), self.slots.pop(0))
-            time.sleep(POLL_SECONDS)
-            for one in [one for one in self.running if one.process.poll() is not None]:
-                self._end(one)
-            if time.monotonic() - self.said >= SECONDS:
-                self.said = time.monotonic()
-                for one in self.running:
-                    say_with_time(f"{one.job}: {_last_line(one.job.output) or 'starting'}")
-        return self.failed
-
-    def stop(self) -> None:
-        """Let the runs that are still at work end; they can be resumed."""
-        for one in self.running:
-            with suppress(ProcessLookupError):
-                os.killpg(one.process.pid, signal.SIGTERM)  # the launcher's own processes too
-        for one in self.running:
-            try:
-                one.process.wait(GRACE_SECONDS)
-            except subprocess.TimeoutExpired:
-                one.process.kill()
-
-    def _start(self, job: Job, slot: int) -> None:
-        job.output.parent.mkdir(parents=True, exist_ok=True)
-        environment = {"OMP_NUM_THREADS": "1"} | dict(os.environ)
-        if self.gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(self._own_gpus(slot, job.launcher is not None))
-        command = job.command()
-        with open(job.output, "w", encoding="utf-8") as output:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,  # Ctrl-C reaches the sweep alone, which ends the runs
-                preexec_fn=_die_with(os.getpid()),
-            )
-        is_resumed = "--resume" in command
-        self.running.append(Running(job, process, slot, time.monotonic(), is_resumed))
-        say_with_time(f"{job}: {'resumed' if is_resumed else 'started'}")
-
-    def _own_gpus(self, slot: int, several: bool) -> list[str]:
-        if not several or self.workers >= len(self.gpus):
-            return [self.gpus[slot % len(self.gpus)]]
-        return self.gpus[slot :: self.workers]
-
-    def _end(self, one: Running) -> None:
-        self.running.remove(one)
-        self.slots.append(one.slot)
-        self.seconds.append(time.monotonic() - one.began)
-        words = f"done in {duration(self.seconds[-1])}"
-        if one.process.returncode:
-            self.failed.append(one.job)
-            words = f"failed: {reason(one.job.output, one.process.returncode)}"
-        elif not one.is_resumed:
-            times.note(one.job.root, self.plans[one.job], self.seconds[-1])
-        left = len(self.waiting) + len(self.running)
-        mean = sum(self.seconds) / len(self.seconds)
-        pace = f"; {left} of {self.total} left, about {duration(mean * left / self.workers)}" if left else ""
-        say_with_time(f"{one.job}: {words}{pace}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with open(output, "w", encoding="utf-8") as file:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={"OMP_NUM_THREADS": "1"} | dict(os.environ) | variables,
+            start_new_session=True,  # Ctrl-C reaches the sweep alone, which ends the runs
+            preexec_fn=_die_with(os.getpid()),
+        )
 
 
 def _die_with(parent: int) -> Callable[[], None]:
@@ -295,15 +201,6 @@ def _die_with(parent: int) -> Callable[[], None]:
     return ask
 
 
-def _gpus() -> list[str]:
-    """Names of the GPUs that runs may use."""
-    import torch  # seconds to import: not for --help
-
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    count = torch.cuda.device_count()
-    return chosen.split(",")[:count] if chosen else [str(i) for i in range(count)]
-
-
 def _free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -315,7 +212,7 @@ def _lines(output: Path) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def _last_line(output: Path) -> str:
+def last_line(output: Path) -> str:
     """The last line that a run printed, without its time."""
     last = (_lines(output) or [""])[-1]
     return last.partition("] ")[2] if last.startswith("[") else last

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from models.Base import Method, Task
 from utils.distributed.collectives import agree, first_difference
 from utils.distributed.placement import OptimizerState, Replicated
-from utils.errors import UserError
+from utils.errors import Terminated, UserError, termination_waits
 from utils.evaluation import Cell, check_finite, evaluate, predict_ahead
 from utils.logger import Window
 from utils.model import adapters
@@ -45,6 +45,7 @@ class Trainer:
         self.cost = Cost(method, len(self.stream.tasks))
         self.watch = Watch(method, self.session, folder)
         self.saved_at = time.monotonic()
+        self.is_terminated: Callable[[], bool] = lambda: False
 
     def run(self) -> dict[str, Any]:
         """Do what is not done yet; returns the results."""
@@ -119,9 +120,10 @@ class Trainer:
             return
         if done is None or done.task < task.index or not done.finished:
             inside = done if done is not None and done.task == task.index else None
-            with self.cost.training(task.index):
-                self._learn(task, inside)
-            self._save(Place(task.index))
+            with termination_waits() as self.is_terminated:
+                with self.cost.training(task.index):
+                    self._learn(task, inside)
+                self._save(Place(task.index))
         if seen := self._evaluated_after(task.index):
             self._evaluate_after(task.index, seen)
         else:
@@ -172,14 +174,19 @@ class Trainer:
         if ends_epoch and self.watch.splits(at, task := task_of(self.method, at.task)):
             with self.cost.evaluating(), placed.whole():
                 stop = self.watch.look(at, task)
-        old = config.checkpoint_minutes > 0 and agree(config.checkpoint_minutes * 60 < time.monotonic() - self.saved_at)
+        old = 0 < config.checkpoint_minutes * 60 < time.monotonic() - self.saved_at
+        due = agree(old or self.is_terminated())
+        ends = due and agree(self.is_terminated())
         by_step = _divides(config.save_llm_ckpt_step_interval, at.done)
         by_epoch = ends_epoch and _divides(config.save_llm_ckpt_epoch_interval, at.epoch + 1)
-        if (old or by_step or by_epoch) and not stop:
+        if (due or by_step or by_epoch) and not stop:
             with self.cost.neither():
                 self.moments = placed.moments()
                 with placed.whole():
                     self._save(Place(at.task, at.epoch, at.step))
+        if ends and not stop:
+            self.session.accelerator.wait_for_everyone()  # one that ends earlier ends the one that still writes
+            raise Terminated
         return stop
 
     def _evaluate_after(self, learned: int, tasks: Iterable[int]) -> None:

@@ -23,7 +23,8 @@ import yaml
 from utils.errors import UserError, exit_with
 from utils.jobs import choice, times
 from utils.jobs.choice import Entry
-from utils.jobs.runs import alone, check_all, run_all
+from utils.jobs.runs import alone, check_all
+from utils.jobs.work import How, run_all
 from utils.options import yaml_dialect
 from utils.options.checks import Plan
 from utils.options.stream_view import has_dev
@@ -80,7 +81,7 @@ class Search:
 
 
 def prepare(
-    rows: Sequence[Entry], given: Mapping[str, Any], sampler: str, budget: Budget, where: Where
+    rows: Sequence[Entry], given: Mapping[str, Any], sampler: str, budget: Budget, where: Where, how: How
 ) -> list[Search]:
     """Check everything that can be checked before the first run.
 
@@ -90,6 +91,7 @@ def prepare(
         sampler: One of SAMPLERS.
         budget: Of each row.
         where: What all tries share.
+        how: Where they run.
 
     Raises:
         UserError: with the first problem, or ConfigError with those of all options.
@@ -110,13 +112,15 @@ def prepare(
         space = space_of(row, plan, given)
         source = proposals(sampler, space, budget.tries, bool(is_higher_better(plan)), row.name, where.folder)
         found.append(Search(row, plan, space, source, where))
-    check_all([trial_of(one.entry, one.plan, point, where).job for one in found for point in ends(one.space)])
+    extremes = [trial_of(one.entry, one.plan, point, where).job for one in found for point in ends(one.space)]
+    check_all(extremes)
+    how.check(extremes)
     return found
 
 
-def tune(searches: Sequence[Search], budget: Budget, sampler: str, workers: int) -> bool:
+def tune(searches: Sequence[Search], budget: Budget, sampler: str, how: How) -> bool:
     """Run until the budget is spent; False if a run failed for another reason than its values."""
-    together = max(1, workers // len(searches)) if sampler == "tpe" else None  # it draws from the scores so far
+    together = max(1, (how.jobs or 1) // len(searches)) if sampler == "tpe" else None  # it draws from the scores so far
     while True:
         known = [len(one.source.points()) for one in searches]
         for one in searches:
@@ -126,7 +130,7 @@ def tune(searches: Sequence[Search], budget: Budget, sampler: str, workers: int)
         tries = [trial for one in searches for trial in one.trials() if trial.diverged is None]
         waiting = [trial for trial in tries if trial.is_open]
         if waiting:
-            run_all([trial.job for trial in tries], workers, check_all([trial.job for trial in waiting]))
+            run_all([trial.job for trial in tries], how, check_all([trial.job for trial in waiting]))
         for one in searches:
             one.source.learn(one.trials())
         if any(trial.is_open for trial in waiting):
@@ -188,7 +192,7 @@ def read_space(text: str | None) -> dict[str, Any]:
 
 
 def run(
-    rows: Sequence[Entry], given: Mapping[str, Any], sampler: str, budget: Budget, where: Where, workers: int, dry: bool
+    rows: Sequence[Entry], given: Mapping[str, Any], sampler: str, budget: Budget, where: Where, how: How, dry: bool
 ) -> list[Path] | None:
     """Search for the values of all rows; returns the chosen files, None if a run failed or with `dry`.
 
@@ -196,18 +200,21 @@ def run(
         UserError: something is wrong with the options, before anything runs; or no try of a row came to an end.
     """
     with alone(where.folder):
-        searches = prepare(rows, given, sampler, budget, where)
-        _say_plan(searches, budget, workers)
+        searches = prepare(rows, given, sampler, budget, where, how)
+        _say_plan(searches, budget, how)
         if dry:
+            for one in searches if sampler == "grid" else []:  # the others keep what they have proposed
+                one.source.more(max(0, one.affordable(budget)))
+            how.show([trial.job for one in searches for trial in one.trials() if trial.is_open])
             return None
         program = {"study.py": "utils.study"}.get(Path(sys.argv[0]).name, "utils.tune")
         command = f"python -m {program} {shlex.join(sys.argv[1:])}"
-        is_whole = tune(searches, budget, sampler, workers)
+        is_whole = tune(searches, budget, sampler, how)
         files = results(searches, budget, sampler, command)
         return files if is_whole else None
 
 
-def _say_plan(searches: Sequence[Search], budget: Budget, workers: int) -> None:
+def _say_plan(searches: Sequence[Search], budget: Budget, how: How) -> None:
     """Spaces, and the time that this will take at most."""
     for one in searches:
         size = 1
@@ -218,7 +225,7 @@ def _say_plan(searches: Sequence[Search], budget: Budget, workers: int) -> None:
             say(f"{one.plan.stored.name} has no dev split: a fixed tenth of train is scored (dataset/README.md)")
     if budget.tries is not None:
         plans = [one.plan for one in searches for _ in range(budget.tries)]
-        say(f"{len(plans)} runs at most: {times.in_words(searches[0].where.root, plans, workers)}")
+        say(f"{len(plans)} runs at most: {how.in_words(searches[0].where.root, plans)}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -257,7 +264,7 @@ def _main(given: argparse.Namespace) -> int:
     rows = choice.entries(given.cfg, given.methods, given.set)
     where = Where(given.prefix, given.dump_path, given.seed, first_tasks(given.first_k), choice.launcher(given))
     budget = Budget(None, given.passes) if given.passes is not None else Budget(given.tries or TRIES)
-    files = run(rows, read_space(given.space), given.sampler, budget, where, given.jobs, given.dry_run)
+    files = run(rows, read_space(given.space), given.sampler, budget, where, choice.how(given), given.dry_run)
     return 0 if given.dry_run or files is not None else 1
 
 
