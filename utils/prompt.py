@@ -229,7 +229,8 @@ class ChatTemplate:
             with _limited():
                 return _joined(_compiled(words.get_chat_template()).generate(given))
         except Exception as error:  # a template is a program from elsewhere, which can raise anything
-            reason = reason_of(error, 200)
+            too_large = f"it takes more than {BYTES >> 20} MiB of memory"
+            reason = too_large if isinstance(error, MemoryError) else reason_of(error, 200)
             roles = ", ".join(role for role, _ in messages)[:60]
             raise UserError(f"dataset: the backbone's chat template fails on a chat of {roles}: {reason}") from None
 

@@ -35,7 +35,7 @@ from tests.stress import input_files, input_folders
 from tests.stress.input_world import Case, World, make_world
 from utils.report import summary
 
-SECONDS = 20  # until an input counts as a hang
+SECONDS, WAIT = 20, 200  # of processor time, and by the clock, until an input counts as a hang
 ENTRIES: dict[str, Callable[[World], st.SearchStrategy[Case]]] = {
     "yaml": input_files.yaml_files,
     "command": input_files.command_lines,
@@ -88,7 +88,7 @@ def attempt(case: Case, world: World) -> Outcome:
     tiny.forget_processes()
     out, err, began = io.StringIO(), io.StringIO(), time.monotonic()
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _limit(SECONDS):
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _limit():
             code = case.call()
     except SystemExit as error:  # argparse
         code = error.code
@@ -127,16 +127,19 @@ def _judge_results(world: World) -> tuple[str, str]:
 
 
 @contextlib.contextmanager
-def _limit(seconds: int) -> Iterator[None]:
+def _limit() -> Iterator[None]:
     def stop(*_: object) -> None:
         raise Hang
 
     signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
+    signal.signal(signal.SIGVTALRM, stop)
+    signal.alarm(WAIT)
+    signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
     try:
         yield
     finally:
         signal.alarm(0)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
 
 @contextlib.contextmanager

@@ -202,7 +202,10 @@ def test_a_template_that_changes_answers_is_refused():
         ("{% if %}", "Expected an expression"),
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
         ("{% for i in range(100000) %}{{ 'x' * 10000 }}{% endfor %}", "it writes more than 10,000,000 characters"),
-        ("{% set x = namespace(t='xx') %}{% for i in range(60) %}{% set x.t = x.t ~ x.t %}{% endfor %}", "MemoryError"),
+        (
+            "{% set x = namespace(t='xx') %}{% for i in range(60) %}{% set x.t = x.t ~ x.t %}{% endfor %}",
+            "it takes more than 256 MiB of memory",
+        ),
     ],
 )
 def test_a_template_that_fails_is_one_sentence(source, reason):

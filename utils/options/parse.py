@@ -38,6 +38,7 @@ NOT_THE_DEMO = ("backbone", "load_llm_ckpt", "dataset", "dataset_path", "dataset
 # The defaults that are then printed.
 SHOWN = ("dataset", "il_mode", "method", "training_epochs", "lr", "batch_size")
 LONGEST_VALUE = 200  # characters of a value in an error
+NO_VALUE = ("None", "null", "~")  # words of the command line; of a text option only the first is no text
 Group = TypeVar("Group", bound=OptionGroup)
 
 
@@ -272,13 +273,13 @@ def _value(given: str | list[str], field: FieldInfo) -> Any:
     kind = _kind(field.annotation)
     if isinstance(given, list):
         text = " ".join(given)
-        is_words = text != "None" and not text.startswith("[")
+        is_words = text not in NO_VALUE and not text.startswith("[")
         return [_of_kind(word, _kind(get_args(kind)[0])) for word in given] if is_words else _of_kind(text, kind)
     return _of_kind(given, kind)
 
 
 def _of_kind(text: str, kind: Any) -> Any:
-    if text == "None":
+    if text == "None" or (text in NO_VALUE and kind is not str):
         return None
     if kind is str or get_origin(kind) is Literal:
         return text

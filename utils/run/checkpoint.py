@@ -62,7 +62,7 @@ def save(root: Path, place: Place, model: Model, tokenizer: Any, state: Packed, 
     """
     draft, final, old = root / f".{place.name}.tmp", root / place.name, root / f".{place.name}.old"
     for rest_of_a_crash in (draft, old):
-        shutil.rmtree(rest_of_a_crash, ignore_errors=True)
+        _remove(rest_of_a_crash)
     draft.mkdir(parents=True)
     adapters.save(model, draft)
     tokenizer.save_pretrained(draft)
@@ -78,8 +78,16 @@ def save(root: Path, place: Place, model: Model, tokenizer: Any, state: Packed, 
         os.replace(final, old)
     os.replace(draft, final)
     sync_folder(root)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
     prune(root, limit)
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint; of one that the user moved to another disk and linked, only the link."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def read_place(folder: Path) -> Place:
@@ -90,11 +98,7 @@ def read_place(folder: Path) -> Place:
 def prune(root: Path, limit: int | None) -> None:
     """Remove all checkpoints but the newest ones, the oldest first; None: keep all."""
     for place in checkpoints(root)[:-limit] if limit else ():
-        path = root / place.name
-        if path.is_symlink():  # the user's, to another disk
-            path.unlink()
-        else:
-            shutil.rmtree(path)
+        _remove(root / place.name)
 
 
 def checkpoints(root: Path) -> list[Place]:

@@ -110,6 +110,13 @@ def test_long_values_are_shortened_in_errors(problems):
 def test_none(read, word):
     assert read(f"max_grad_norm: {word}").config.max_grad_norm is None
     assert read("max_grad_norm: 1.0", "--max_grad_norm", "None").config.max_grad_norm is None
+    for option in ("lr_list", "metric_for_each_task", "PEFT_type", "evaluate_limit"):
+        if word:
+            assert getattr(read("", f"--{option}", word).config, option) is None
+
+
+def test_a_text_may_be_null(read):
+    assert read("", "--wandb_entity", "null").config.wandb_entity == "null"
 
 
 @pytest.mark.parametrize(("word", "expected"), [("true", True), ("True", True), ("false", False), ("False", False)])

@@ -186,6 +186,10 @@ def test_an_old_checkpoint_may_be_a_link(tmp_path, model):
     root = tmp_path / "checkpoints"
     root.mkdir()
     (root / "task_0").symlink_to(tmp_path / "elsewhere/task_0")
+    write(root, Place(0), model, limit=2)  # the link gives way to a folder
+    assert [path.name for path in root.iterdir()] == ["task_0"] and not (root / "task_0").is_symlink()
+    shutil.rmtree(root / "task_0")
+    (root / "task_0").symlink_to(tmp_path / "elsewhere/task_0")
     write(root, Place(1), model, limit=1)
     assert [path.name for path in root.iterdir()] == ["task_1"]
     assert (tmp_path / "elsewhere/task_0/manifest.json").is_file()
