@@ -123,5 +123,6 @@ def _remarks(row: dict[str, Any]) -> list[str]:
     if row.get("tuning"):
         remarks.append(f"{title}: chosen by tuning {row['tuning']}.")
     if finished < len(row["seeds"]):
-        remarks.append(f"{title}: {len(row['seeds']) - finished} of {len(row['seeds'])} runs not finished.")
+        without = f"{len(row['seeds']) - finished} of {len(row['seeds'])} runs have"
+        remarks.append(f"{title}: {without} no score after the last task (unfinished, or evaluation only).")
     return remarks

@@ -154,7 +154,7 @@ def test_unfinished_run(tmp_path):
     compared = tiny.compare([run])
     assert numbers(compared, "SEQ") == ["1", *["-"] * 5]
     assert "train seconds" not in compared
-    assert "1 of 1 runs not finished" in compared
+    assert "1 of 1 runs have no score after the last task" in compared
 
 
 def test_run_without_any_prediction(tmp_path):
@@ -285,7 +285,7 @@ def test_repeated_seeds_and_unfinished_runs_are_reported(tmp_path):
     half = make_run(tmp_path / "half", [[0.8, None], [None, None]], seed=2, cost=False)
     text = tiny.compare([*done, half])
     assert "SEQ: more than one run with seed 1; these are not independent." in text
-    assert "SEQ: 1 of 3 runs not finished." in text
+    assert "SEQ: 1 of 3 runs have no score after the last task (unfinished, or evaluation only)." in text
     assert numbers(text, "SEQ")[:2] == ["3", "20.00 ± 0.00 (n=2)"]
     assert numbers(text, "SEQ")[-1] == "40.00 ± 0.00 (n=2)"
     assert numbers(costs(text), "SEQ") == ["3", "20.0 ± 0.0 (n=2)"]
