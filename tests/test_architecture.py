@@ -18,6 +18,7 @@ LAYERS = [
     ["utils.prompt"],
     ["utils.preprocess", "utils.dataloader", "utils.buffer", "utils.logger", "utils.optimizer"],
     ["utils.dataformat_preprocess", "utils.model"],
+    ["utils.quantization"],
     ["utils.backbone", "utils.classifier"],
     ["utils.session", "utils.wrapmodel"],
     ["utils.distributed"],

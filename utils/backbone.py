@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from utils import quantization
 from utils.config import Config
 from utils.errors import UserError, reason_of
 from utils.model import adapters
@@ -115,10 +116,12 @@ def _load_base(config: Config) -> PreTrainedModel:
     attention = {} if config.attn_implementation == "auto" else {"attn_implementation": config.attn_implementation}
     if not config.backbone_random_init:
         load = partial(_load_encoder, config) if family is AutoModelForMaskedLM else partial(_load_whole, family)
-        return _fetch(load, config, dtype=dtype, **attention)
-    shape = _shape(config)
+        base: PreTrainedModel = _fetch(load, config, dtype=dtype, **attention, **quantization.loading(config))
+        quantization.keep_layout(base)
+        return base
+    own = shape(config)
     seed_torch(config.seed, "random_init")
-    model = family.from_config(shape, dtype=None if dtype == "auto" else dtype, **attention)
+    model = family.from_config(own, dtype=None if dtype == "auto" else dtype, **attention)
     return model.base_model if family is AutoModelForMaskedLM else model
 
 
@@ -165,10 +168,10 @@ def _load_encoder(config: Config, source: str, **options: Any) -> PreTrainedMode
 
 def kind(config: Config) -> str:
     """What a method's `backbones` must hold, see utils/model/architecture.py; no weights are loaded for the answer."""
-    return kind_of(_shape(config))
+    return kind_of(shape(config))
 
 
-def _shape(config: Config) -> PreTrainedConfig:
+def shape(config: Config) -> PreTrainedConfig:
     """The model's own configuration."""
     from transformers import AutoConfig
 

@@ -120,7 +120,8 @@ def describe(config: Config) -> str:
         words.append(f"freeze {', '.join(config.freeze_parts)} from task {config.freeze_from_task}{match}")
     if config.PEFT_type:
         sizes = {"LoRA": f" r {config.PEFT_lora_r}", "Bottleneck": f" {config.PEFT_bottleneck_size}"}
-        words.append(config.PEFT_type + sizes.get(config.PEFT_type, ""))
+        base = f" on {config.backbone_quantization}" if config.backbone_quantization else ""
+        words.append(config.PEFT_type + sizes.get(config.PEFT_type, "") + base)
     if config.is_replay:
         size = config.Replay_buffer_size
         words.append(f"replay {f'{config.Replay_buffer_ratio:.3g}' if size is None else size}")

@@ -30,9 +30,10 @@ def lines(tmp_path, monkeypatch) -> list[list[str]]:
     return [shlex.split(line) for line in found]
 
 
-def test_the_plan_says_how_the_files_are_read(lines, capsys):
+def test_the_plan_says_how_the_files_are_read(lines, capsys, monkeypatch):
     words = lines[0]
-    for recipe in "lora.yaml", "full.yaml":
+    monkeypatch.setattr("utils.quantization.is_installed", lambda: True)  # which takes seconds
+    for recipe in "lora.yaml", "qlora.yaml", "full.yaml":
         forget_processes()
         assert main_CL.main([word.replace("lora.yaml", recipe) for word in words[2:]]) == 0
         plan = capsys.readouterr().out
@@ -54,3 +55,14 @@ def test_the_five_methods_can_run_with_the_recipe(lines, capsys):
     assert words[:3] == ["python", "-m", "utils.sweep"]
     assert sweep.main([*words[3:], "--dry_run"]) == 0
     assert "15 runs, 15 to do" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_recipe_for_4_bits_trains(lines, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    words = [word.replace("lora.yaml", "qlora.yaml") for word in lines[0][2:] if word != "--dry_run"]
+    forget_processes()
+    more = ["--training_epochs", "1", "--max_seq_length", "48", "--backbone_max_new_token", "8"]
+    assert main_CL.main([*words, *more, "--dump_path", str(tmp_path / "runs")]) == 0
+    (folder,) = (tmp_path / "runs").glob("*/*")
+    assert (folder / "results.md").is_file()

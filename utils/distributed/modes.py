@@ -93,6 +93,10 @@ def _check_sharing(config: Config, launched: str) -> list[str]:
         problems.append(f"classifier: heads are not divided among processes with {launched}; use DDP or ZeRO-2")
     if config.keep_frozen_states is not None and launched not in WHOLE_WEIGHTS:
         problems.append(f"keep_frozen_states: layers are divided among processes with {launched}; use DDP or ZeRO-2")
+    if config.backbone_quantization is not None:
+        problems.append(
+            f"backbone_quantization: quantised weights can't be divided among processes with {launched}; use DDP"
+        )
     if launched.startswith("ZeRO") and config.backbone_dtype == "bfloat16":
         problems.append("backbone_dtype: float32 with DeepSpeed, got bfloat16; use mixed_precision: bfloat16")
     return problems

@@ -90,6 +90,9 @@ class BackboneOptions(OptionGroup):
     backbone_dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "float32", description="Data type of the weights; auto: that of the checkpoint."
     )
+    backbone_quantization: Literal["nf4", "int8"] | None = Field(
+        None, description="Weights of a frozen base in 4 bits (nf4, as QLoRA) or 8 bits (int8); needs PEFT_type."
+    )
     backbone_extract_token: Literal["last_token", "cls_token"] = Field(
         "last_token",
         description="Token whose hidden state represents a text; cls_token: an encoder's first token.",

@@ -14,8 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from models.Base import Method
-from utils import buffer, probing
-from utils.backbone import find_source, kind
+from utils import buffer, probing, quantization
+from utils.backbone import find_source, kind, shape
 from utils.classifier import Classes
 from utils.config import OWN_FILES, WATCHING, Config, OptionGroup
 from utils.dataset import LEVELS, Example, Stream, load_stream
@@ -251,6 +251,19 @@ def attention_is_installed(plan: Plan) -> list[str]:
     return []
 
 
+def quantization_fits(plan: Plan) -> list[str]:
+    """A quantised base without the package for it, or of a model that is quantised already."""
+    found = []
+    if plan.config.backbone_quantization is not None and not quantization.is_installed():
+        found.append("backbone_quantization: needs a working bitsandbytes; pip install bitsandbytes==0.50.2")
+    if quantization.is_quantized(shape(plan.config)):
+        found.append(
+            f"backbone: {find_source(plan.config)} is quantised already; use the model it was made from, with "
+            "backbone_quantization"
+        )
+    return found
+
+
 def backbone_fits(plan: Plan) -> list[str]:
     """A backbone that is missing or, by its configuration, of a kind that the method or a classifier does not support.
 
@@ -291,6 +304,7 @@ CHECKS: tuple[Callable[[Plan], list[str]], ...] = (
     watching_fits,
     checkpoint_is_whole,
     attention_is_installed,
+    quantization_fits,
     backbone_fits,
     method_agrees,
 )

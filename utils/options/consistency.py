@@ -116,6 +116,10 @@ def _check_adapters(config: Config) -> list[str]:
     ]
     if config.freeze_parts and kind in PEFT_KINDS["PEFT_num_"]:
         problems.append(f"freeze_parts: has no effect with PEFT_type {kind}, as no part of the model is trained")
+    if config.backbone_quantization and kind is None:
+        problems.append("backbone_quantization: quantised weights can't be trained; set PEFT_type, for adapters")
+    if config.backbone_quantization and config.backbone_random_init:
+        problems.append("backbone_quantization: has no effect with backbone_random_init, which loads no weights")
     if config.gradient_checkpointing and kind == "PrefixTuning":
         problems.append("gradient_checkpointing: layers would not read the prefix; leave it out with PrefixTuning")
     return problems

@@ -17,6 +17,7 @@ from utils.dataset import Example
 from utils.errors import UserError
 from utils.model import adapters
 from utils.model.kept_states import frozen_blocks, size_of
+from utils.quantization import saved_bytes
 from utils.report.tables import markdown
 from utils.run.fit import texts_of
 from utils.run.tasks import task_of
@@ -102,7 +103,8 @@ def _memory(method: Method, learning: int) -> str:
     weights = list(method.named().values())
     size = max((w.element_size() for w in weights), default=4)
     parts = {
-        "weights": sum(w.numel() * w.element_size() for w in weights),
+        "weights": sum(w.numel() * w.element_size() for w in weights)
+        - saved_bytes(method.model, method.config.backbone_quantization),
         "gradients": learning * size,
         "AdamW": 2 * learning * size,
     }
