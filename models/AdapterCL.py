@@ -36,6 +36,7 @@ class AdapterCL(PEFT):
         Setting("keep_optimizer_state"): "each task has separate parameters",
         Setting("recovery"): "it trains the newest adapter, which does not answer task 0",
         Setting("is_probing"): "it reads the newest adapter, which need not answer",
+        Setting("drift"): "several adapters answer, and it compares one model with that before the stream",
     }
 
     @classmethod

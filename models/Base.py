@@ -261,6 +261,10 @@ class Method:
         """Answer as one of `versions` inside the `with`, where they differ in more than the weights."""
         return nullcontext()
 
+    def as_first(self, first: Weights) -> AbstractContextManager[None]:
+        """Read as before the stream inside the `with`, given its weights; overridden where adapters are added."""
+        return borrowed(self.named(), first)
+
     def predict(self, rows: Sequence[Encoded], task_id: int | None, max_new_tokens: int) -> list[str]:
         """Answers to a batch of encoded prompts; the model is in eval mode.
 

@@ -59,7 +59,7 @@ class ICL(Method):
     parallel = ALL
     excludes: ClassVar = {
         Setting(option): "nothing is trained"
-        for option in ("is_replay", "freeze_parts", "PEFT_type", "keep_optimizer_state", "recovery")
+        for option in ("is_replay", "freeze_parts", "PEFT_type", "keep_optimizer_state", "recovery", "drift")
     }
     state: ClassVar = ("seen",)
 

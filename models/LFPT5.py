@@ -52,7 +52,7 @@ class LFPT5(LAMOL_KD):
     Options = LFPT5Options
     options: LFPT5Options
     excludes: ClassVar = LAMOL_KD.excludes | {
-        Setting(option): NO_MODEL for option in ("freeze_parts", "PEFT_type", "recovery", "is_probing")
+        Setting(option): NO_MODEL for option in ("freeze_parts", "PEFT_type", "recovery", "is_probing", "drift")
     }
     state: ClassVar[tuple[str, ...]] = (*LAMOL_KD.state, "targets")
     sampling = (*LAMOL_KD.sampling, "LFPT5_label_filter")

@@ -99,6 +99,14 @@ class PEFT(Method):
                 "is_probing: reads each task's own adapter, which need not answer with PEFT_inference route",
             ),
             (
+                config.drift and way in ("task_id", "route"),
+                f"drift: compares one model with that before the stream; with PEFT_inference {way} several answer",
+            ),
+            (
+                config.drift and per_task and adapters.virtual_tokens(config) > 0,
+                f"drift: before the stream there is no {config.PEFT_type} to compare with; set PEFT_per_task: False",
+            ),
+            (
                 config.is_replay and config.classifier is not None and per_task and way != "sum",
                 "is_replay: remembered rows need the adapters and heads of earlier tasks, which are frozen with a "
                 "classifier and PEFT_per_task; leave it out or set PEFT_per_task: False",
@@ -167,6 +175,19 @@ class PEFT(Method):
         newest = adapters.names(self.model)[-1]
         others = {name for name, _ in self.model.named_parameters() if adapters.owner(name) != newest}
         return super().frozen(task) | others
+
+    @contextmanager
+    def as_first(self, first: Weights) -> Iterator[None]:
+        if not self.per_task:
+            with super().as_first(first):
+                yield
+            return
+        self.earlier.set(self.model, ())
+        try:  # a fresh adapter changes nothing
+            with adapters.disabled(self.model), torch.no_grad():
+                yield
+        finally:
+            self._activate()
 
     def learning_heads(self, task: Task) -> set[int]:
         return {task.index} if self.isolates else super().learning_heads(task)

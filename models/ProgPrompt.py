@@ -52,6 +52,7 @@ class ProgPrompt(Method):
         Setting("keep_optimizer_state"): "each task learns a separate prompt",
         Setting("recovery"): NO_MODEL,
         Setting("is_probing"): NO_MODEL,
+        Setting("drift"): NO_MODEL,
     }
     state = ("count", "is_open")
 

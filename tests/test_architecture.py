@@ -27,6 +27,7 @@ LAYERS = [
     ["models.METHOD"],
     ["utils.factory", "utils.report"],
     ["utils.evaluation", "utils.probing"],
+    ["utils.drift"],
     ["utils.options"],
     ["utils.run"],
     ["utils.jobs"],

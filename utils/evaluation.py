@@ -132,7 +132,7 @@ def _wanted(row: dict[str, Any]) -> tuple[Any, Any]:
 
 def predict(method: Method, session: Session, cell: Cell) -> list[dict[str, Any]]:
     """The rows of predictions.jsonl, in the order of the examples, on every process."""
-    with eval_mode(method.model, method.extra), _autocast(session):
+    with eval_mode(method.model, method.extra), autocast(session):
         answers = _answer(method, session, cell, [cell.examples[i] for i in share(len(cell.examples))])
     method.after_evaluation(cell.task)
     found = [Answer(*answer) for answer in gather([tuple(answer) for answer in answers], len(cell.examples))]
@@ -158,7 +158,7 @@ def predict(method: Method, session: Session, cell: Cell) -> list[dict[str, Any]
     ]
 
 
-def _autocast(session: Session) -> AbstractContextManager[Any]:
+def autocast(session: Session) -> AbstractContextManager[Any]:
     """The autocast of training, unless the options ask for the type of the weights."""
     kind = autocast_type(session.config) if session.config.evaluate_autocast else None
     return nullcontext() if kind is None else torch.autocast(session.accelerator.device.type, kind)

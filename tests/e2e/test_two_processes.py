@@ -53,7 +53,8 @@ LORA = "--PEFT_type LoRA --PEFT_lora_dropout 0 --is_replay false"
 SMOOTH = "--adam_epsilon 1e-4"
 VARIANTS = {
     "batch level": "--Replay_buffer_ratio 0.5 --recovery",
-    "dataset level": "--Replay_buffer_size 7 --Replay_batch_level false --keep_optimizer_state --max_grad_norm 0.5",
+    "dataset level": "--Replay_buffer_size 7 --Replay_batch_level false --keep_optimizer_state --max_grad_norm 0.5 "
+    "--drift --drift_questions 5",
     "herding": "--Replay_buffer_ratio 0.5 --Replay_sampling_algorithm herding --lr_scheduler cosine --warmup_ratio 0.1",
     "reservoir": "--Replay_buffer_size 7 --Replay_sampling_algorithm reservoir --freeze_parts [head] --il_mode IIL",
     "joint": "--method Joint --is_replay false",
@@ -271,6 +272,8 @@ def check_scores(one: Path, two: Path, replicas: list[dict]) -> None:
     names = ("base", "R", "R_train", "recovery", "summary", "probing")
     results = [read_json(folder / "results.json") for folder in (one, two)]
     assert [results[0].get(name) for name in names] == [results[1].get(name) for name in names]
+    for name, values in results[0].get("drift", {}).items():
+        assert results[1]["drift"][name] == pytest.approx(values, rel=1e-3)
     files = sorted(path.relative_to(two) for path in two.glob("predictions/*/*.jsonl"))
     assert files == sorted(path.relative_to(one) for path in one.glob("predictions/*/*.jsonl"))
     counts = []

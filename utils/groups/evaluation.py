@@ -62,6 +62,12 @@ class EvaluateOptions(OptionGroup):
         None, ge=1, description="Training examples per class for the probes, drawn once; None: all."
     )
     save_features: bool = Field(False, description="Save the probed features: one file per task and evaluation point.")
+    drift: bool = Field(
+        False,
+        description="After each task, measure the KL divergences between the model and the one before the stream, on "
+        "training questions of the task.",
+    )
+    drift_questions: Count = Field(64, description="Most questions on which drift is measured.")
     recovery: bool = Field(
         False,
         description="After the last task, fine-tune a copy of the model on part of the training examples of task 0 and "

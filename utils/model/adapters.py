@@ -164,6 +164,11 @@ def names(model: Model) -> list[str]:
     return list(_adapted(model).peft_config)
 
 
+def count(model: Model) -> int:
+    """Number of adapters, active or not."""
+    return len(names(model)) if has_adapters(model) else 0
+
+
 def active(model: Model) -> list[str]:
     """The active adapters; the outputs of several are summed."""
     return list(_adapted(model).active_adapters)
@@ -187,6 +192,13 @@ def using(model: Model, *chosen: str) -> Iterator[None]:
         yield
     finally:
         use(model, before)
+
+
+@contextmanager
+def disabled(model: Model) -> Iterator[None]:
+    """Read without the adapters in the layers inside the `with`."""
+    with _unchanged_flags(model), _adapted(model).disable_adapter():
+        yield
 
 
 @contextmanager

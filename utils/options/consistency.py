@@ -18,12 +18,13 @@ SWITCHES = (
     ("recovery_", "recovery"),
     ("wandb_", "is_wandb"),
     ("probing_", "is_probing"),
+    ("drift_", "drift"),
     ("save_features", "is_probing"),
     ("save_total_limit", "save_llm_ckpt"),
     ("evaluate_checkpoint", "is_evaluate_only"),
 )
 # Options of the evaluation after tasks, which there is none of with is_evaluate_only.
-AFTER_TASKS = ("evaluate_schedule", "evaluate_unseen")
+AFTER_TASKS = ("evaluate_schedule", "evaluate_unseen", "drift")
 
 
 def check(config: Config) -> list[str]:
@@ -101,6 +102,8 @@ def _check_classifier(config: Config) -> list[str]:
         if name.startswith("classifier_") and config.is_changed(name)
         if kind is None or (name == "classifier_scale" and kind != "CosineLinear")
     ]
+    if kind is not None and config.drift:
+        problems.append(f"drift: compares answers that are written; with classifier {kind} none are")
     if kind is not None and config.il_mode not in ("CIL", "TIL"):
         problems.append(f"classifier: {kind} needs il_mode CIL or TIL, where answers are classes; got {config.il_mode}")
     return problems

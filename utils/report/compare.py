@@ -25,6 +25,14 @@ SCORES = {
     "probing": "linear probe",
     "routing": "routed right",
 }
+DRIFT = {  # title, divisor, digits
+    "drift_forward": ("KL from the first model", 1, 3),
+    "drift_reverse": ("KL to the first model", 1, 3),
+}
+DRIFT_NOTE = (
+    "KL from, to the first model: of the last task's answers in nats, KL(first || last) and KL(last || first), see "
+    "utils/drift.py."
+)
 MIXED = "The tasks have different metrics; averages are means of different scores."
 COSTS = {  # title, divisor, digits
     "train_seconds": ("train seconds", 1, 1),
@@ -35,6 +43,7 @@ COSTS = {  # title, divisor, digits
     "kept_bytes": ("kept MB", 1e6, 2),
     "peak_memory_bytes": ("peak MB", 1e6, 0),
 }
+UNITS = DRIFT | COSTS
 OPTIONAL = (
     "recovery",
     "order_sensitivity",
@@ -43,6 +52,7 @@ OPTIONAL = (
     "R_locality",
     "probing",
     "routing",
+    *DRIFT,
     *COSTS,
 )  # columns shown where a run has them
 NOTE = (
@@ -70,9 +80,11 @@ def _section_text(section: dict[str, Any]) -> str:
     remarks += [ORDERS] if any(len(set(row["orders"])) > 1 for row in section["rows"]) else []
     remarks += [MIXED] if len(set(section["metrics"])) > 1 else []
     marks = {"task_0": mark(section, 0), "last_task": mark(section, -1), "recovery": mark(section, 0)}
-    scores = _rows(section, {name: title + marks.get(name, "") for name, title in SCORES.items()})
-    guess = [percent(chance[name]) if name in chance else "" for name in _shown(section, SCORES)]
+    titles = SCORES | {name: title for name, (title, *_) in DRIFT.items()}
+    scores = _rows(section, {name: title + marks.get(name, "") for name, title in titles.items()})
+    guess = [percent(chance[name]) if name in chance else "" for name in _shown(section, titles)]
     parts = [headline(section), markdown([*scores, ["chance", "", *guess]]), "\n".join(remarks)]
+    parts += [DRIFT_NOTE] if _shown(section, DRIFT) else []
     if _shown(section, COSTS):
         parts += [markdown(_rows(section, {name: title for name, (title, *_) in COSTS.items()})), COST_NOTE]
     if section.get("differences"):
@@ -101,14 +113,14 @@ def _row_title(row: dict[str, Any]) -> str:
 def _spread_text(name: str, cell: dict[str, Any], runs: int) -> str:
     if cell["mean"] is None:
         return MISSING
-    show = partial(_quantity, name) if name in COSTS else percent
+    show = partial(_quantity, name) if name in UNITS else percent
     text = show(cell["mean"], "+" if name in METRICS and METRICS[name].is_change else "")
     text += f" ± {show(cell['std'])}" if cell["std"] is not None else ""
     return text if cell["n"] == runs else f"{text} (n={cell['n']})"
 
 
 def _quantity(name: str, value: float, _sign: str = "") -> str:
-    _, divisor, digits = COSTS[name]
+    _, divisor, digits = UNITS[name]
     return f"{value / divisor:,.{digits}f}"
 
 

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.errors import UserError
-from utils.report.results import order_of_run, scores_of, spread
+from utils.report.columns import spread
+from utils.report.results import order_of_run, scores_of
 from utils.report.tables import MISSING, markdown, percent
 from utils.scoring import find
 from utils.seed import seed_for

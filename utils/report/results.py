@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,18 +20,15 @@ from utils.config import RunOptions, TrackerOptions
 from utils.errors import UserError
 from utils.metric import Matrix, Row, summary
 from utils.report import probing as probed
-from utils.report.orders import order_sensitivity
+from utils.report.columns import EXTRA, columns_of, order_sensitivity, spread
 from utils.scoring import aggregate, find, score
+from utils.storage import drift
 from utils.storage.files import read_json, read_jsonl
 from utils.storage.moment import BASE, RECOVERY, Moment, parse
 
 FACTS = ("name", "stream", "method", "seed", "il_mode", "backbone", "task_names", "metrics", "chance")
 COLUMNS = {"index": int, "prediction": str, "target": str}
 PER_TASK = {"metrics": str, "chance": int | float | None}
-# Questions besides the test split, where the scenario asks them: name in the results -> (files, metric or the task's).
-EXTRA = {"R_train": ("train_task", None), "R_locality": ("locality_task", "exact_match")}
-SIZES = ("trainable_parameters", "stored_parameters", "kept_bytes")  # after the last task
-SUMMARISED = ("average_accuracy", "backward_transfer", "forgetting")
 # Options that name, place or log a run; they do not change what it computes. `seed` is among them.
 Run = tuple[Path, dict[str, Any], dict[str, Any]]  # folder, results, options
 NOT_COMPARED = {*RunOptions.model_fields, *TrackerOptions.model_fields}
@@ -71,6 +67,7 @@ def build(run: Path) -> dict[str, Any]:
         **{name: _nullable(matrix) for name, matrix in extra.items() if not np.isnan(matrix).all()},
         "versions": versions,
         **({"probing": probing} if probing else {}),
+        **({"drift": found} if (found := drift.by_task(run, len(tasks))) else {}),
         **({"routing": routing} if (routing := _routing(run, len(tasks))) else {}),
         "summary": summary(R, base, higher),
         "recovery": None if np.isnan(recovered) else _recovery(R, recovered, higher[0]),
@@ -121,7 +118,14 @@ def _with_digests(sections: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _with_versions(results: dict[str, Any]) -> list[dict[str, Any]]:
     """The results, and those of each other version of the weights as if of another method."""
     base, higher = np.array(results["base"], dtype=float), results["higher_is_better"]
-    nothing: dict[str, Any] = {"versions": {}, "recovery": None, "probing": {}, "routing": [], "cost": None}
+    nothing: dict[str, Any] = {
+        "versions": {},
+        "recovery": None,
+        "probing": {},
+        "routing": [],
+        "drift": {},
+        "cost": None,
+    }
     return [results] + [
         results
         | nothing
@@ -326,7 +330,7 @@ def _row(same: list[Run], groups: list[list[Run]]) -> dict[str, Any]:
     }
     if len({other["backbone"] for _, other, _ in rivals}) > 1:
         told_apart["backbone"] = results["backbone"]
-    columns = [_columns(results) for _, results, _ in same]
+    columns = [columns_of(results) for _, results, _ in same]
     lasts = [(order_of_run(run), dict(zip(r["task_names"], r["R"][-1], strict=True))) for run, r, _ in same]
     sensitivity = spread(order_sensitivity(lasts))  # one number of all these runs
     return {
@@ -342,56 +346,4 @@ def _row(same: list[Run], groups: list[list[Run]]) -> dict[str, Any]:
             "order_sensitivity": sensitivity | {"n": sensitivity["n"] and len(same)},
             "transfer_to_reference": spread([]),
         },
-    }
-
-
-def _columns(results: dict[str, Any]) -> dict[str, float | None]:
-    final, recovery = results["R"][-1], results["recovery"]
-    return {
-        "task_0": final[0],
-        "last_task": final[-1],
-        **{name: results["summary"][name] for name in SUMMARISED},
-        "recovery": recovery["after"] if recovery else None,
-        **{name: _last_mean(results, name) for name in EXTRA},
-        "probing": probed.last_mean(results),
-        "routing": statistics.fmean(results["routing"]) if results.get("routing") else None,
-        **_cost_columns(results["cost"] or {}, len(final)),
-    }
-
-
-def _cost_columns(cost: dict[str, Any], tasks: int) -> dict[str, float | None]:
-    """Cost of a finished run: sums over its tasks, and sizes after the last one."""
-
-    def values(name: str) -> list[float] | None:
-        found = cost.get(name) or []
-        return found if len(found) == tasks and None not in found else None
-
-    def ratio(above: str, below: str) -> float | None:
-        top, bottom = values(above), values(below)
-        return sum(top) / sum(bottom) if top and bottom and sum(bottom) else None
-
-    seconds = values("train_seconds")
-    return {
-        "train_seconds": sum(seconds) if seconds else None,
-        "train_passes": ratio("train_sequences", "train_visits"),
-        "evaluate_passes": ratio("evaluate_sequences", "evaluate_examples"),
-        **{name: sizes[-1] if (sizes := values(name)) else None for name in SIZES},
-        "peak_memory_bytes": cost.get("peak_memory_bytes"),
-    }
-
-
-def _last_mean(results: dict[str, Any], name: str) -> float | None:
-    """Mean of a matrix over all tasks after the last one; None if there is no such number."""
-    last = results.get(name, [[None]])[-1]
-    mixed = name != "R_locality" and len(set(results["higher_is_better"])) > 1
-    return None if None in last or mixed else statistics.fmean(last)
-
-
-def spread(values: Sequence[float | None]) -> dict[str, float | int | None]:
-    """Mean and sample standard deviation of the known values, and their number."""
-    known = [value for value in values if value is not None]
-    return {
-        "mean": statistics.fmean(known) if known else None,
-        "std": statistics.stdev(known) if len(known) > 1 else None,
-        "n": len(known),
     }

@@ -21,6 +21,7 @@ MAIN_METRICS = (
     "forward_transfer",
     "forgetting",
 )
+DRIFT = "Divergence from the model before the stream on the task's questions (see utils/drift.py), nats per answer:"
 # What the matrices of a scenario measure.
 TITLES = {
     ("IIL", "R"): "Generalisation. Other questions about the facts trained on:",
@@ -66,6 +67,8 @@ def table(results: dict[str, Any]) -> str:
     parts.append(markdown([["metric", "percent"], *rows]) if rows else "No metric is defined yet.")
     if results["recovery"]:
         parts.append(_recovery_text(results["recovery"]))
+    if results.get("drift"):
+        parts += [DRIFT, _drift(results)]
     if results.get("probing"):
         parts += [probed.NOTE, probed.table(results, _titles(results), last_only=True)]
     return "\n\n".join(parts) + "\n"
@@ -144,6 +147,13 @@ def _versions(results: dict[str, Any]) -> str:
     for name, R in {"the method's": results["R"], **results["versions"]}.items():
         rows.append([name, *map(percent, R[-1]), percent(mean(R[-1], higher))])
     return markdown(rows)
+
+
+def _drift(results: dict[str, Any]) -> str:
+    """Both divergences after each task."""
+    names = [f"after {shorten(name, 20)}" for name in results["task_names"]]
+    values = [[MISSING if value is None else f"{value:.4g}" for value in row] for row in results["drift"].values()]
+    return markdown([["", *map(words, results["drift"])], *map(list, zip(names, *values, strict=True))])
 
 
 def _metric_row(name: str, results: dict[str, Any]) -> list[str]:

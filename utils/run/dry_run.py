@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.Base import Method, Task
+from utils import drift
 from utils.buffer import Memory
 from utils.config import Config
 from utils.dataloader import parts_of
@@ -45,6 +46,7 @@ def text(method: Method, processes: int) -> str:
         "examples: of an epoch, with memory; steps: of the optimizer, all epochs; trainable: tensors / parameters",
         _batches(config, processes),
         _memory(method, most),
+        *([_drift(method)] if config.drift else []),
         *([f"states of frozen layers, {config.keep_frozen_states}: {_readable(kept)}"] if kept else []),
         REMARK,
         f"files: {Path(config.dump_path) / config.run_name}/<time>-seed{config.seed}/ with {_files(config)}",
@@ -62,6 +64,16 @@ def _sizes(method: Method, task: Task) -> tuple[int, int, list[int]]:
     if not learning:
         raise UserError("freeze_parts: nothing is left to train; freeze less")  # as training would say
     return examples, steps, learning
+
+
+def _drift(method: Method) -> str:
+    """Memory and passes that measuring drift takes."""
+    weights = drift.trained(method, (task_of(method, k) for k in range(len(method.stream.tasks)))).values()
+    size, count = sum(w.numel() * w.element_size() for w in weights), method.config.drift_questions
+    return (
+        f"drift: {_readable(size)} on the CPU for the weights before the stream; in each task two answers to each of "
+        f"at most {count} questions are sampled and read by both models"
+    )
 
 
 def _kept_states(method: Method, task: Task) -> int:

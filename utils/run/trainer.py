@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from models.Base import Method, Task
+from utils import drift
 from utils.distributed.collectives import agree, first_difference
 from utils.distributed.placement import OptimizerState, Replicated
 from utils.errors import Terminated, UserError, termination_waits
@@ -28,6 +30,7 @@ from utils.run.recovery import relearn
 from utils.run.tasks import Questions, cell_of, questions_of, score_cell, task_of
 from utils.seed import seed_torch
 from utils.session import Progress
+from utils.storage import drift as stored_drift
 from utils.storage.files import read_jsonl, write_json
 from utils.storage.moment import BASE, RECOVERY, Moment
 
@@ -42,6 +45,8 @@ class Trainer:
         self.session, self.method, self.folder = method.session, method, folder
         self.config, self.stream = method.config, method.stream
         self.moments: OptimizerState = {}
+        tasks = range(len(self.stream.tasks))
+        self.first = drift.first_weights(method, map(partial(task_of, method), tasks)) if self.config.drift else {}
         self.cost = Cost(method, len(self.stream.tasks))
         self.watch = Watch(method, self.session, folder)
         self.saved_at = time.monotonic()
@@ -195,6 +200,7 @@ class Trainer:
         self._evaluate_row(moment, tasks)
         self._evaluate_locality(moment, tasks)
         self._probe(moment, learned + 1)
+        self._measure_drift(learned)
 
     def _evaluate_row(self, moment: Moment, tasks: Iterable[int]) -> None:
         """Score tasks at one moment, under every version of the weights."""
@@ -255,6 +261,19 @@ class Trainer:
         if self.config.is_probing:
             with self.cost.evaluating(), borrowed(self.method.named(), self.method.versions()[""] or {}):
                 probe(self.method, self.session, self.folder, moment, seen)
+
+    def _measure_drift(self, learned: int) -> None:
+        """How far are the weights that answer from those before the stream? See utils/drift.py."""
+        if not self.config.drift or learned in {row["task"] for row in stored_drift.rows(self.folder)}:
+            return
+        method, count = self.method, self.config.drift_questions
+        with self.cost.evaluating(), borrowed(method.named(), method.versions()[""] or {}), method.answering(""):
+            row = drift.measure(method, self.first, task_of(method, learned), count)
+        if self.session.accelerator.is_main_process:
+            stored_drift.add(self.folder, row)
+        self.session.accelerator.wait_for_everyone()
+        self.session.log.info(f"drift after task {learned}: {stored_drift.text(row)}")
+        self.session.log.event("drift", **row)
 
     def _recover(self) -> None:
         """Is the knowledge of task 0 still there? (Zheng et al., ICLR 2025, section 3)
