@@ -233,12 +233,7 @@ class Method:
         """Edit the step's accumulated gradients, e.g. project them. Declares where they are whole, see `parallel`."""
 
     def on_update(self, before: Weights, task: Task) -> None:
-        """Edit the weights after AdamW's update, e.g. restore or project them.
-
-        Args:
-            before: The trainable weights before the update, by name as in `named`.
-            task: The task being learned.
-        """
+        """Edit the weights after AdamW's update, e.g. project them; `before` has the trainable ones, by name."""
 
     def after_step(self, task: Task) -> None:
         """Follow the weights, e.g. with a moving average; by default offer the new rows to a stepwise memory."""

@@ -273,7 +273,7 @@ def check_scores(one: Path, two: Path, replicas: list[dict]) -> None:
     results = [read_json(folder / "results.json") for folder in (one, two)]
     assert [results[0].get(name) for name in names] == [results[1].get(name) for name in names]
     for name, values in results[0].get("drift", {}).items():
-        assert results[1]["drift"][name] == pytest.approx(values, rel=1e-3)
+        assert results[1]["drift"][name] == pytest.approx(values, rel=0.05)
     files = sorted(path.relative_to(two) for path in two.glob("predictions/*/*.jsonl"))
     assert files == sorted(path.relative_to(one) for path in one.glob("predictions/*/*.jsonl"))
     counts = []
