@@ -85,10 +85,12 @@ def _recipe(config: Config, model: PreTrainedModel) -> PeftConfig:
             lora_alpha=config.PEFT_lora_alpha,
             lora_dropout=config.PEFT_lora_dropout,
             target_modules=targets.lora(config.PEFT_lora_target_modules, model),
+            exclude_modules=targets.unread_layers(model),
         )
     if config.PEFT_type == "IA3":
         scaled, feedforward = targets.ia3(config.PEFT_ia3_target_modules, model)
-        return peft.IA3Config(**kind, target_modules=scaled, feedforward_modules=feedforward)
+        unread = targets.unread_layers(model)
+        return peft.IA3Config(**kind, target_modules=scaled, feedforward_modules=feedforward, exclude_modules=unread)
     if config.PEFT_type == "Bottleneck":
         from utils.model import bottleneck
 

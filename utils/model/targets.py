@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from utils.model.architecture import Model
-from utils.model.freeze import matches
+from utils.model.freeze import matches, unread
 
 if TYPE_CHECKING:  # seconds to import: not for --help
     from transformers import PreTrainedModel
@@ -95,6 +95,12 @@ def linear(model: Model) -> list[str]:
 
     head = model.get_output_embeddings()
     return [name for name, module in model.named_modules() if width(module) and module is not head]
+
+
+def unread_layers(model: PreTrainedModel) -> list[str] | None:
+    """Linear layers that no text goes through, of a model that also reads images or sounds; None: there are none."""
+    parts = {name.rpartition(".")[0] for name in unread(model)}
+    return [name for name in linear(model) if name in parts] or None
 
 
 def leaves(model: PreTrainedModel) -> list[str]:
