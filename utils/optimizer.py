@@ -21,13 +21,18 @@ class Group:
     weight_decay: float
 
 
-def make_optimizer(groups: list[Group], config: Config) -> torch.optim.AdamW:
+def make_optimizer(groups: list[Group], config: Config) -> torch.optim.Optimizer:
     """A fresh AdamW; `initial_lr` of each group is what the schedule scales.
 
     It is torch's fused one, several times as fast as the default. Its moments are stored without flags (`place`), so a
     resumed run steps with the same code.
     """
     rows = [{"params": g.parameters, "lr": g.lr, "initial_lr": g.lr, "weight_decay": g.weight_decay} for g in groups]
+    if config.adam_states == "int8":
+        from bitsandbytes.optim import AdamW8bit  # seconds to import, and not always installed
+
+        short: torch.optim.Optimizer = AdamW8bit(rows, eps=config.adam_epsilon)
+        return short
     return torch.optim.AdamW(rows, eps=config.adam_epsilon, fused=True)
 
 

@@ -1,7 +1,8 @@
-"""Adapters on a base of 4 or 8 bits: what is refused, what is stored, what a resumed run computes."""
+"""A base of 4 or 8 bits, moments of 8 bits: what is refused, what is stored, what a resumed run computes."""
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests import tiny
 from utils import quantization
@@ -25,6 +26,8 @@ def test_what_cannot_work_is_refused_before_the_backbone_is_loaded(monkeypatch):
     monkeypatch.setattr(quantization, "is_installed", lambda: False)
     (problem,) = checks.problems(tiny.plan(drawn))
     assert problem.startswith("backbone_quantization: needs a working bitsandbytes; pip install")
+    (problem,) = checks.problems(tiny.plan(tiny.make_config(adam_states="int8")))
+    assert problem.startswith("adam_states: needs a working bitsandbytes; pip install")
 
 
 def test_a_model_that_bitsandbytes_saved_is_refused(monkeypatch):
@@ -108,3 +111,18 @@ def test_heads_learn_on_a_quantised_base(family, tmp_path):
     options = {"classifier": "Linear", "il_mode": "CIL", "backbone": tiny.backbone_folder(family)}
     found = [tiny.learn(config_of(kind, **options), tiny.class_stream()) for kind in (None, "nf4")]
     assert found[1].losses == pytest.approx(found[0].losses, rel=0.2)
+
+
+@pytest.mark.slow
+def test_moments_of_8_bits_learn_alike_and_resume(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    options = {"save_llm_ckpt_step_interval": 2, "training_epochs": 3, "keep_optimizer_state": True}
+    config = tiny.make_config(adam_states="int8", **options)
+    cuts = {"task_1_epoch_0_step_2": tmp_path / "cut"}
+    whole = tiny.run(tmp_path / "whole", config, cuts=cuts)
+    assert tiny.same(whole.weights, tiny.run(tmp_path / "cut", config).weights)
+    plain = tiny.learn(tiny.make_config(**options))
+    assert whole.losses != plain.losses
+    assert whole.losses == pytest.approx(plain.losses, rel=0.05)
+    saved = load_file(tmp_path / "whole/checkpoints/task_2/state.safetensors")
+    assert torch.uint8 in {value.dtype for value in saved.values()}

@@ -97,6 +97,8 @@ def _check_sharing(config: Config, launched: str) -> list[str]:
         problems.append(
             f"backbone_quantization: quantised weights can't be divided among processes with {launched}; use DDP"
         )
+    if config.adam_states != "float32":
+        problems.append(f"adam_states: int8 is not divided among processes with {launched}; use DDP")
     if launched.startswith("ZeRO") and config.backbone_dtype == "bfloat16":
         problems.append("backbone_dtype: float32 with DeepSpeed, got bfloat16; use mixed_precision: bfloat16")
     return problems

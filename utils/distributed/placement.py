@@ -72,8 +72,13 @@ class Replicated:
         """Set the initial tensors of AdamW."""
         for name, tensors in moments.items():
             w = self.named[name]
-            parts = {k: v.to(w.device) if k == "step" else self.part(v, w) for k, v in tensors.items()}
-            self.optimizer.state[w] = parts
+            self.optimizer.state[w] = {key: self._own(value, w) for key, value in tensors.items()}
+
+    def _own(self, value: Any, w: nn.Parameter) -> Any:
+        """What AdamW needs here of one of its values: a moment, or a count of steps or scales of 8-bit moments."""
+        if not isinstance(value, Tensor):
+            return value
+        return self.part(value, w) if value.shape == w.shape and value.dim() else value.to(w.device, copy=True)
 
     def part(self, whole: Tensor, w: nn.Parameter) -> Tensor:
         """The part that this process needs of a tensor with the shape of a parameter.

@@ -39,6 +39,11 @@ class TrainOptions(OptionGroup):
     classifier_weight_decay: Float = Field(0.01, ge=0, description="Weight decay of a classifier's heads.")
     classifier_scale: Float = Field(1, gt=0, description="Largest logit of a CosineLinear head.")
     adam_epsilon: Float = Field(1e-8, gt=0, description="Epsilon of AdamW.")
+    adam_states: Literal["float32", "int8"] = Field(
+        "float32",
+        description="Type of AdamW's two moments: that of the weights (float32, usually), or 8 bits by bitsandbytes, "
+        "which changes the results; tensors of fewer than 4096 values keep 32 bits.",
+    )
     lr_scheduler: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="Learning-rate schedule over the steps of a task."
     )

@@ -252,10 +252,11 @@ def attention_is_installed(plan: Plan) -> list[str]:
 
 
 def quantization_fits(plan: Plan) -> list[str]:
-    """A quantised base without the package for it, or of a model that is quantised already."""
+    """8 bits or fewer without the package for them, or of a model that is quantised already."""
     found = []
-    if plan.config.backbone_quantization is not None and not quantization.is_installed():
-        found.append("backbone_quantization: needs a working bitsandbytes; pip install bitsandbytes==0.50.2")
+    used = [name for name in ("backbone_quantization", "adam_states") if plan.config.is_changed(name)]
+    if used and not quantization.is_installed():
+        found.append(f"{', '.join(used)}: needs a working bitsandbytes; pip install bitsandbytes==0.50.2")
     if quantization.is_quantized(shape(plan.config)):
         found.append(
             f"backbone: {find_source(plan.config)} is quantised already; use the model it was made from, with "

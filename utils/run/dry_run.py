@@ -118,7 +118,7 @@ def _memory(method: Method, learning: int) -> str:
         "weights": sum(w.numel() * w.element_size() for w in weights)
         - saved_bytes(method.model, method.config.backbone_quantization),
         "gradients": learning * size,
-        "AdamW": 2 * learning * size,
+        "AdamW": 2 * learning * (1 if method.config.adam_states == "int8" else size),
     }
     listed = ", ".join(f"{name} {_readable(count)}" for name, count in parts.items())
     total = sum(w.numel() for w in weights)

@@ -147,6 +147,7 @@ def test_a_file_with_the_same_values_or_auto_is_accepted(told, file):
         (ZERO_2 | {"ACCELERATE_MIXED_PRECISION": "fp16"}, {}, "mixed_precision fp16 is not supported; use bf16"),
         (ZERO_2, {"backbone_dtype": "bfloat16"}, "backbone_dtype: float32 with DeepSpeed"),
         (FSDP, {"backbone_quantization": "nf4", "PEFT_type": "LoRA"}, "quantised weights can't be divided among"),
+        (ZERO_2, {"adam_states": "int8"}, "adam_states: int8 is not divided"),
         (FSDP | {"FSDP_OFFLOAD_PARAMS": "true"}, {}, "fsdp_offload_params true is not supported"),
         (FSDP | {"FSDP_ACTIVATION_CHECKPOINTING": "true"}, {}, "use the option gradient_checkpointing"),
     ],
