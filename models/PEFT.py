@@ -89,6 +89,18 @@ class PEFT(Method):
                 "PEFT_inference: route needs the perplexity of a question, which an encoder-decoder reads and does not "
                 "write; use newest, sum or task_id",
             ),
+            (
+                bool(config.general_files or config.general_tasks) and way == "task_id" and per_task,
+                "general_files, general_tasks: questions outside the stream have no task, which PEFT_inference task_id "
+                "needs; use newest, sum or route",
+            ),
+            (
+                any(name.lower().endswith(".txt") for name in config.general_files or ())
+                and way == "route"
+                and per_task,
+                "general_files: a text holds no question by which PEFT_inference route could choose an adapter; use "
+                "newest or sum, or leave the text out",
+            ),
             (config.keep_optimizer_state and per_task, "keep_optimizer_state: has no effect with PEFT_per_task"),
             (
                 config.recovery and way == "route",

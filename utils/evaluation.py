@@ -25,6 +25,7 @@ from utils.model import staged
 from utils.model.generation import Answer, verify
 from utils.model.weights import eval_mode
 from utils.scoring import aggregate, find, score
+from utils.seed import random_for
 from utils.session import Session
 from utils.storage.files import read_jsonl, write_jsonl
 
@@ -68,6 +69,24 @@ def evaluate(method: Method, session: Session, cell: Cell) -> float:
     rows = _read(cell)
     scores, predictions = ([row[key] for row in rows] for key in ("score", "prediction"))
     return aggregate(cell.metric, scores, predictions, [example.accepted for example in cell.examples])
+
+
+def sampled(
+    examples: Sequence[Example], limit: int | None, *purpose: object
+) -> tuple[Sequence[Example], list[int] | None]:
+    """The questions of a set that are scored, in their order, and their places; all, with None, if they are not more.
+
+    The sample depends on nothing but the set, so that methods, seeds and evaluation points answer the same questions.
+
+    Args:
+        examples: The set.
+        limit: Most questions, see the option `evaluate_limit`; None: no limit.
+        purpose: What tells this set from others.
+    """
+    if limit is None or len(examples) <= limit:
+        return examples, None
+    places = sorted(random_for("evaluate_limit", *purpose, len(examples)).sample(range(len(examples)), limit))
+    return [examples[place] for place in places], places
 
 
 def predict_ahead(method: Method, session: Session, cells: Sequence[Cell]) -> None:

@@ -11,6 +11,7 @@ introduced them; definitions of other papers or codes have other names, so that 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 Matrix = NDArray[np.float64]
 Row = NDArray[np.float64]
+PERPLEXITY = "perplexity"  # the metric of a text; lower is better, and it has no upper limit
 
 
 def average_accuracy(R: Matrix) -> float:
@@ -140,6 +142,41 @@ def forward_transfer(R: Matrix, base: Row) -> float:
     return _mean(np.diag(R, k=1) - base[1:])
 
 
+def perplexity(log_likelihood: float, count: int) -> float:
+    """exp(-log p / n): of a text with log-likelihood log p in nats and n tokens, or words; inf beyond 1e300.
+
+    >>> round(perplexity(3 * math.log(0.5), 3), 9)
+    2.0
+    """
+    exponent = -log_likelihood / count
+    return math.exp(exponent) if exponent < 690 else math.inf
+
+
+def ability_change(before: Sequence[float], last: Sequence[float], higher_is_better: Sequence[bool]) -> float:
+    """Mean change of scores outside the stream, from before any training to after the last task (TRACE, 2023).
+
+    1/M sum_m s_m ( last[m] - before[m] ) over M sets of questions that are never trained, with s_m = 1 where higher is
+    better and -1 where lower is, so that a loss is negative: the general ability delta, instruction following delta
+    and safety delta of TRACE (Wang et al., 2023), each over the sets of its kind.
+
+    >>> round(ability_change([0.5, 0.1], [0.3, 0.3], [True, False]), 9)
+    -0.2
+    """
+    triples = zip(before, last, higher_is_better, strict=True)
+    return _mean([(after - first) * (1 if higher else -1) for first, after, higher in triples])
+
+
+def perplexity_change(before: Sequence[float], last: Sequence[float]) -> float:
+    """Mean relative change of the perplexity of texts that are never trained: positive means got worse.
+
+    1/M sum_m ( last[m] / before[m] - 1 ).
+
+    >>> perplexity_change([10.0, 20.0], [15.0, 20.0])
+    0.25
+    """
+    return _mean([after / first - 1 for first, after in zip(before, last, strict=True)])
+
+
 @dataclass(frozen=True)
 class Definition:
     """A metric as a row of a table: how it is computed and who defined it.
@@ -252,7 +289,7 @@ def _changes(R: Matrix) -> Row:
 
 
 def _mean(values: Row | list[float]) -> float:
-    """Mean; raises ValueError on NaN, because a missing score must not shrink the sample."""
-    if np.isnan(values).any():
+    """Mean; raises ValueError on NaN or nothing, because a missing score must not shrink the sample."""
+    if np.isnan(values).any() or not len(values):
         raise ValueError(f"needs scores that were not evaluated: {np.asarray(values)}")
     return float(np.mean(values))

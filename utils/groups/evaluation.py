@@ -68,6 +68,22 @@ class EvaluateOptions(OptionGroup):
         "training questions of the task.",
     )
     drift_questions: Count = Field(64, description="Most questions on which drift is measured.")
+    general_files: tuple[str, ...] | None = Field(
+        None,
+        description="Your own questions, never trained, asked before training and after each task; a .txt: its "
+        "perplexity. instruction=FILE, safety=FILE: their change is reported separately. See docs/comparing.md.",
+    )
+    general_tasks: tuple[str, ...] | None = Field(
+        None,
+        description="The same from streams in dataset_path: STREAM, or STREAM:TASK by number or name; none is trained.",
+    )
+    general_fields: str | None = Field(None, description="Fields of general_files, see fields.")
+    general_metrics: tuple[str, ...] | None = Field(
+        None,
+        description="Metric of each of general_files; None: choice_likelihood where there are choices, jailbreak_rate "
+        "with safety=, otherwise exact_match.",
+    )
+    general_max_new_tokens: Int = Field(32, ge=1, description="Maximum tokens of an answer to general_files.")
     recovery: bool = Field(
         False,
         description="After the last task, fine-tune a copy of the model on part of the training examples of task 0 and "

@@ -22,6 +22,8 @@ from utils.dataset import LEVELS, Example, Stream, load_stream
 from utils.distributed.modes import check_parallel, mode
 from utils.errors import UserError
 from utils.factory import check_capability, load_method
+from utils.general import questions
+from utils.metric import PERPLEXITY
 from utils.options import consistency, stream_view
 from utils.options.parse import ConfigError, Resolved
 from utils.preprocess import jsonl
@@ -193,6 +195,24 @@ def classes_are_complete(plan: Plan) -> list[str]:
     return []
 
 
+def general_fits(plan: Plan) -> list[str]:
+    """Questions outside the stream that cannot be read, or that the method cannot be asked."""
+    if not questions.is_asked(plan.config):
+        return []
+    sets = questions.read(plan.resolved.config)
+    found = [
+        f"{one.name}: {one.metric} needs the possible answers to each question (choices); use another of "
+        "general_metrics"
+        for one in sets
+        if one.metric != PERPLEXITY and find(one.metric).length is not None and not all(e.choices for e in one.examples)
+    ]
+    if plan.config.classifier is not None:
+        found.append("general_files, general_tasks: need written answers, and a classifier gives classes; leave it out")
+    elif kind(plan.config) != "decoder" and any(one.text for one in sets):
+        found.append(f"general_files: the perplexity of a text needs a decoder; got {kind(plan.config)}")
+    return found
+
+
 def watching_fits(plan: Plan) -> list[str]:
     """Options that score a task during training, with a method or a stream that has nothing to score."""
     config = plan.config
@@ -302,6 +322,7 @@ CHECKS: tuple[Callable[[Plan], list[str]], ...] = (
     classes_are_complete,
     lambda plan: buffer.problems(plan.config, plan.stream),
     lambda plan: probing.problems(plan.config, plan.stream),
+    general_fits,
     watching_fits,
     checkpoint_is_whole,
     attention_is_installed,

@@ -22,6 +22,9 @@ SWITCHES = (
     ("save_features", "is_probing"),
     ("save_total_limit", "save_llm_ckpt"),
     ("evaluate_checkpoint", "is_evaluate_only"),
+    ("general_fields", "general_files"),
+    ("general_max", "general_files"),
+    ("general_metrics", "general_files"),
 )
 # Options of the evaluation after tasks, which there is none of with is_evaluate_only.
 AFTER_TASKS = ("evaluate_schedule", "evaluate_unseen", "drift")

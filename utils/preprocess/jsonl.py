@@ -27,7 +27,7 @@ import numpy as np
 from pydantic import Field
 
 from utils import config
-from utils.dataset import CUT_SIDES, SPLITS, Stream, TaskData
+from utils.dataset import CUT_SIDES, SPLITS, Example, Stream, TaskData
 from utils.errors import UserError, printable
 from utils.preprocess.own import names, table
 from utils.preprocess.own.fields import Fields, Record, parse
@@ -127,6 +127,34 @@ def read_tasks(words: Sequence[str | Path], options: Options, seed: int) -> Stre
         UserError: a file is missing, two tasks have one name, or there is an error in a file.
     """
     return _stream([files for word in words for files in find(str(word))], options, seed)
+
+
+class Questions(NamedTuple):
+    """Records that are only asked."""
+
+    name: str
+    examples: Sequence[Example]
+
+
+def read_questions(word: str, text: str) -> list[Questions]:
+    """What a word names as sets of questions: the test split of a folder, or all of a file.
+
+    Args:
+        word: As in `read_tasks`.
+        text: As the option `fields`. Options of a question that are found out are possible answers, not listed.
+
+    Raises:
+        UserError: as in `read_tasks`.
+    """
+    return [_questions(files, text) for files in find(word)]
+
+
+def _questions(files: Files, text: str) -> Questions:
+    fields, preset = _fields(files, text, "\n")
+    if preset == "lm_eval":
+        fields, _ = _fields(files, names.UNLISTED, "\n")
+    found = _table(files.splits.get("test") or files.splits[ALONE], fields)
+    return Questions(files.name, found.rows(range(len(found)), 0, dict.fromkeys(found.labels or (), 0), 0))
 
 
 def _stream(found: list[Files], options: Options, seed: int) -> Stream:

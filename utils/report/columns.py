@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from utils.report import general
 from utils.report import probing as probed
 from utils.storage import drift
 
@@ -51,6 +52,7 @@ def columns_of(results: dict[str, Any]) -> dict[str, float | None]:
         "recovery": recovery["after"] if recovery else None,
         **{name: _last_mean(results, name) for name in EXTRA},
         "probing": probed.last_mean(results),
+        **general.columns(results),
         "routing": statistics.fmean(results["routing"]) if results.get("routing") else None,
         **drift.columns(results),
         **_cost_columns(results["cost"] or {}, len(final)),

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from utils.metric import METRICS
-from utils.report import differences
+from utils.report import differences, general
 from utils.report.tables import MISSING, headline, mark, markdown, percent
 
 SCORES = {
@@ -24,6 +24,7 @@ SCORES = {
     "R_locality": "locality",
     "probing": "linear probe",
     "routing": "routed right",
+    **general.CHANGES,
 }
 DRIFT = {  # title, divisor, digits
     "drift_forward": ("KL from the first model", 1, 3),
@@ -53,6 +54,7 @@ OPTIONAL = (
     "probing",
     "routing",
     *DRIFT,
+    *general.CHANGES,
     *COSTS,
 )  # columns shown where a run has them
 NOTE = (
@@ -78,6 +80,7 @@ def compare_text(sections: list[dict[str, Any]]) -> str:
 def _section_text(section: dict[str, Any]) -> str:
     chance, remarks = section["chance"], [NOTE, *(remark for row in section["rows"] for remark in _remarks(row))]
     remarks += [ORDERS] if any(len(set(row["orders"])) > 1 for row in section["rows"]) else []
+    remarks += [general.NOTE] if _shown(section, general.CHANGES) else []
     remarks += [MIXED] if len(set(section["metrics"])) > 1 else []
     marks = {"task_0": mark(section, 0), "last_task": mark(section, -1), "recovery": mark(section, 0)}
     titles = SCORES | {name: title for name, (title, *_) in DRIFT.items()}
@@ -114,7 +117,8 @@ def _spread_text(name: str, cell: dict[str, Any], runs: int) -> str:
     if cell["mean"] is None:
         return MISSING
     show = partial(_quantity, name) if name in UNITS else percent
-    text = show(cell["mean"], "+" if name in METRICS and METRICS[name].is_change else "")
+    is_change = name in general.CHANGES or (name in METRICS and METRICS[name].is_change)
+    text = show(cell["mean"], "+" if is_change else "")
     text += f" ± {show(cell['std'])}" if cell["std"] is not None else ""
     return text if cell["n"] == runs else f"{text} (n={cell['n']})"
 

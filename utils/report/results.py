@@ -19,6 +19,7 @@ import yaml
 from utils.config import RunOptions, TrackerOptions
 from utils.errors import UserError
 from utils.metric import Matrix, Row, summary
+from utils.report import general
 from utils.report import probing as probed
 from utils.report.columns import EXTRA, columns_of, order_sensitivity, spread
 from utils.scoring import aggregate, find, score
@@ -68,6 +69,7 @@ def build(run: Path) -> dict[str, Any]:
         "versions": versions,
         **({"probing": probing} if probing else {}),
         **({"drift": found} if (found := drift.by_task(run, len(tasks))) else {}),
+        **({"general": asked} if (asked := general.read(run, facts, len(tasks), cells.score)) else {}),
         **({"routing": routing} if (routing := _routing(run, len(tasks))) else {}),
         "summary": summary(R, base, higher),
         "recovery": None if np.isnan(recovered) else _recovery(R, recovered, higher[0]),
@@ -124,6 +126,7 @@ def _with_versions(results: dict[str, Any]) -> list[dict[str, Any]]:
         "probing": {},
         "routing": [],
         "drift": {},
+        "general": [],
         "cost": None,
     }
     return [results] + [

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.metric import METRICS
+from utils.report import general
 from utils.report import probing as probed
 from utils.report.compare import MIXED
 from utils.report.plots import curves, heat_map, probing_curves, shorten
@@ -69,6 +70,7 @@ def table(results: dict[str, Any]) -> str:
         parts.append(_recovery_text(results["recovery"]))
     if results.get("drift"):
         parts += [DRIFT, _drift(results)]
+    parts += general.table(results)
     if results.get("probing"):
         parts += [probed.NOTE, probed.table(results, _titles(results), last_only=True)]
     return "\n\n".join(parts) + "\n"

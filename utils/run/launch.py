@@ -22,6 +22,7 @@ from utils.dataset import Stream
 from utils.distributed import modes
 from utils.distributed.modes import make_accelerator, mode
 from utils.factory import describe
+from utils.general import asking, questions
 from utils.logger import RunLog, make_run_folder, write_environment
 from utils.model import freeze
 from utils.model.architecture import Backbone
@@ -79,7 +80,7 @@ def _run(
         log.info(origin(plan.resolved))
         for note in notes(plan):
             log.info(note)
-        for remark in buffer.remarks(config, method.stream):
+        for remark in [*buffer.remarks(config, method.stream), *questions.remarks(config, method.stream)]:
             log.warning(remark)
         for line in data.lines(plan.stream, method.encoder, method.backbone) if accelerator.is_main_process else []:
             log.info(line)
@@ -92,7 +93,7 @@ def _run(
                 folder, config, str(accelerator.device), accelerator.num_processes, kind, launched, tested
             )
         log.tracker = start_tracker(accelerator, config, flatten(plan.resolved), folder, log.warning)
-        results = Trainer(method, folder).run()
+        results = Trainer(method, folder, questions.read(config)).run()
         if results:
             log.info("\n" + summary.table(results) + f"\nresults: {folder}/results.md")
         return results
@@ -199,4 +200,5 @@ def facts(config: Config, stream: Stream) -> dict[str, Any]:
         "task_names": [task.name for task in stream.tasks],
         "metrics": list(config.metric_for_each_task or (stream.metric(k) for k in tasks)),
         "chance": [stream.chance(k) for k in tasks],
+        **({"general": asking.facts(questions.read(config))} if questions.is_asked(config) else {}),
     }

@@ -8,9 +8,8 @@ from typing import NamedTuple
 
 from models.Base import Method, Task
 from utils.dataset import Example, metric_of
-from utils.evaluation import Cell, evaluate
+from utils.evaluation import Cell, evaluate, sampled
 from utils.options.stream_view import epochs_of
-from utils.seed import random_for
 from utils.storage.moment import Moment
 
 
@@ -35,16 +34,9 @@ class Questions(NamedTuple):
 
 
 def questions_of(method: Method, index: int, split: str) -> Questions:
-    """The questions of a split that are scored: all, or the sample of `evaluate_limit`, in the order of the split.
-
-    The sample depends on nothing but the task, so that methods, seeds and evaluation points answer the same questions.
-    """
-    data, limit = method.stream.tasks[index], method.config.evaluate_limit
-    examples: Sequence[Example] = getattr(data, split)
-    if limit is None or len(examples) <= limit:
-        return Questions(examples)
-    places = sorted(random_for("evaluate_limit", data.name, split, len(examples)).sample(range(len(examples)), limit))
-    return Questions([examples[place] for place in places], places)
+    """The questions of a split that are scored: all, or the sample of `evaluate_limit`."""
+    data = method.stream.tasks[index]
+    return Questions(*sampled(getattr(data, split), method.config.evaluate_limit, data.name, split))
 
 
 def cell_of(method: Method, index: int, file: Path, questions: Questions, metric: str | None = None) -> Cell:

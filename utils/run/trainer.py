@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,8 @@ from utils.distributed.collectives import agree, first_difference
 from utils.distributed.placement import OptimizerState, Replicated
 from utils.errors import Terminated, UserError, termination_waits
 from utils.evaluation import Cell, check_finite, evaluate, predict_ahead
+from utils.general import asking
+from utils.general.questions import Asked
 from utils.logger import Window
 from utils.model import adapters
 from utils.model.weights import assign, borrowed
@@ -41,7 +43,8 @@ TRAIN_SCORED = ("IIL", "CKE")  # scenarios that also score the questions that we
 class Trainer:
     """One run over one stream."""
 
-    def __init__(self, method: Method, folder: Path):
+    def __init__(self, method: Method, folder: Path, general: Sequence[Asked] = ()):
+        self.general = general  # what is asked outside the stream
         self.session, self.method, self.folder = method.session, method, folder
         self.config, self.stream = method.config, method.stream
         self.moments: OptimizerState = {}
@@ -74,9 +77,11 @@ class Trainer:
         places = checkpoint.checkpoints(root)
         if places and self.config.is_evaluate_init and self._is_lost(BASE, tasks):
             self._evaluate_row(BASE, tasks)
+        if places and not self._is_asked(BASE):
+            self._ask_generally(BASE)
         for index in range(places[-1].task if places else 0):
             seen = self._evaluated_after(index)
-            if not self._is_lost(Moment(index), seen):
+            if not self._is_lost(Moment(index), seen) and (not seen or self._is_asked(Moment(index))):
                 continue
             if Place(index) in places:
                 assign(self.method.named(), load(self.method, root / Place(index).name)["working"])
@@ -89,6 +94,10 @@ class Trainer:
 
     def _is_lost(self, moment: Moment, tasks: Iterable[int]) -> bool:
         return not all(moment.predictions(self.folder, f"task_{index}").exists() for index in tasks)
+
+    def _is_asked(self, moment: Moment) -> bool:
+        """True if everything outside the stream has been asked."""
+        return all(moment.predictions(self.folder, f"general_{k}").exists() for k in range(len(self.general)))
 
     def _evaluated_after(self, index: int) -> range:
         """The tasks that are evaluated after a task; none if the schedule leaves it out."""
@@ -103,11 +112,13 @@ class Trainer:
             self._evaluate_row(BASE, tasks)
             self._probe(BASE, 0)
         self._evaluate_locality(BASE, tasks)
+        self._ask_generally(BASE)
 
     def _evaluate_checkpoint(self, folder: Path) -> dict[str, Any]:
         """Score all tasks as after the task in which this checkpoint was taken, with all that answers there."""
         tasks = range(len(self.stream.tasks))
         self._evaluate_locality(BASE, tasks)
+        self._ask_generally(BASE)
         try:
             state = load(self.method, folder)
         except (KeyError, ValueError, RuntimeError, OSError):  # names or shapes of weights
@@ -199,6 +210,7 @@ class Trainer:
         moment = Moment(learned)
         self._evaluate_row(moment, tasks)
         self._evaluate_locality(moment, tasks)
+        self._ask_generally(moment)
         self._probe(moment, learned + 1)
         self._measure_drift(learned)
 
@@ -255,6 +267,11 @@ class Trainer:
 
     def _score(self, moment: Moment, name: str, index: int, questions: Questions, metric: str | None = None) -> None:
         score_cell(self.method, self.folder, moment, name, index, questions, metric)
+
+    def _ask_generally(self, moment: Moment) -> None:
+        """Ask what is never trained, under the weights that answer; what is known is not asked again."""
+        with self.cost.evaluating(), borrowed(self.method.named(), self.method.versions()[""] or {}):
+            asking.ask(self.method, self.folder, moment, self.general)
 
     def _probe(self, moment: Moment, seen: int) -> None:
         """What could new heads answer, under the weights that answer? See utils/probing.py."""

@@ -1,0 +1,118 @@
+"""What was asked outside the stream: scores before training and after each task, and how they changed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UserError
+from utils.metric import PERPLEXITY, ability_change, perplexity, perplexity_change
+from utils.report.tables import MISSING, markdown, percent
+from utils.scoring import find
+from utils.storage.files import read_jsonl
+from utils.storage.moment import BASE, Moment
+
+Number = float | None
+# Column of a table of runs -> title. All but the last are TRACE's deltas.
+CHANGES = {
+    "general_change": "general ability change",
+    "instruction_change": "instruction following change",
+    "safety_change": "safety change",
+    "perplexity_change": "perplexity change",
+}
+NOTE = (
+    "Changes outside the stream: mean, over questions that are never trained, of the score after the last task minus "
+    "the score before training, counted so that a loss is negative; perplexity: relative, a loss is positive."
+)
+
+
+def read(run: Path, facts: dict[str, Any], tasks: int, score: Callable[[Moment, int, str, str], float]) -> list[Any]:
+    """The sets of questions of a run, each with `before` and `after` every task; empty if there are none.
+
+    Args:
+        run: Its folder.
+        facts: Of the run.
+        tasks: How many it has.
+        score: Of a moment, the number of a set, the name of its files and its metric; NaN: not asked.
+
+    Raises:
+        UserError: a file is broken.
+    """
+    moments = [BASE, *map(Moment, range(tasks))]
+    sets = []
+    for number, one in enumerate(facts.get("general", [])):
+        if one["metric"] == PERPLEXITY:
+            found = [_text(moment.predictions(run, f"general_{number}"), one["words"]) for moment in moments]
+            per_word, values = [pair[1] for pair in found], [pair[0] for pair in found]
+            more: dict[str, Any] = {"per_word": {"before": per_word[0], "after": per_word[1:]}}
+            higher = False
+        else:
+            values = [_number(score(moment, number, "general", one["metric"])) for moment in moments]
+            more, higher = {}, find(one["metric"]).higher_is_better
+        sets.append(one | {"higher_is_better": higher, "before": values[0], "after": values[1:]} | more)
+    return sets
+
+
+def _text(path: Path, words: int) -> tuple[Number, Number]:
+    """Perplexity of a text per token and per word."""
+    if not path.exists():
+        return None, None
+    rows = read_jsonl(path)
+    try:
+        total, tokens = math.fsum(row["log_likelihood"] for row in rows), sum(row["tokens"] for row in rows)
+        return _number(perplexity(total, tokens)), _number(perplexity(total, words))
+    except (KeyError, TypeError, ZeroDivisionError):
+        raise UserError(f"{path}: expected rows with tokens and log_likelihood; delete it and resume the run") from None
+
+
+def columns(results: dict[str, Any]) -> dict[str, Number]:
+    """How the answers changed from before training to after the last task; None: not asked."""
+    found: dict[str, Number] = {}
+    for name in CHANGES:
+        kind = name.removesuffix("_change")
+        sets = [one for one in results.get("general", []) if _column(one) == kind]
+        known = [one for one in sets if None not in (one["before"], one["after"][-1])]
+        before, last = ([one["before"] for one in known], [one["after"][-1] for one in known])
+        if not sets or len(known) < len(sets):
+            found[name] = None
+        elif kind == PERPLEXITY:
+            found[name] = perplexity_change(before, last)
+        else:
+            found[name] = ability_change(before, last, [one["higher_is_better"] for one in known])
+    return found
+
+
+def _column(one: dict[str, Any]) -> str:
+    return PERPLEXITY if one["metric"] == PERPLEXITY else str(one["kind"])
+
+
+def table(results: dict[str, Any]) -> list[str]:
+    """Scores of each set at each moment, and the changes, as parts of a page; empty if nothing was asked."""
+    sets = results.get("general", [])
+    if not sets:
+        return []
+    moments = ["before training", *(f"after {name[:20]}" for name in results["task_names"])]
+    rows = [["never trained", *(f"{one['name']} ({_column(one)})" for one in sets)]]
+    rows.append(["", *(one["metric"] + ("" if one["higher_is_better"] else " ↓") for one in sets)])
+    for k, moment in enumerate(moments):
+        cells = [([one["before"], *one["after"]])[k] for one in sets]
+        if any(cell is not None for cell in cells):
+            rows.append([moment, *(_show(one, cell, k) for one, cell in zip(sets, cells, strict=True))])
+    changes = [[title, percent(columns(results)[name], "+")] for name, title in CHANGES.items()]
+    changes = [row for row in changes if row[1] != MISSING]
+    parts = ["Outside the stream, in percent; perplexity per token and per word:", markdown(rows)]
+    return [*parts, markdown([["change", "percent"], *changes]), NOTE] if changes else parts
+
+
+def _show(one: dict[str, Any], value: Number, k: int) -> str:
+    """The value at moment k."""
+    if _column(one) != PERPLEXITY:
+        return percent(value)
+    both = value, [one["per_word"]["before"], *one["per_word"]["after"]][k]
+    return " / ".join(MISSING if one is None else f"{one:.4g}" for one in both)
+
+
+def _number(value: float) -> Number:
+    return value if math.isfinite(value) else None
