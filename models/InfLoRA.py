@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
@@ -11,15 +12,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.Base import Setting, Task
+from models.Base import WRITING, Setting, Task
 from models.PEFT import PEFT
 from utils.config import Config, Float, OptionGroup, search
-from utils.dataloader import Batch, collate
+from utils.dataloader import Batch, Encoded, collate
 from utils.dataset import Stream
 from utils.distributed.collectives import share, sum_over_processes
 from utils.errors import UserError
 from utils.model import adapters
-from utils.model.forward import forward
+from utils.model.forward import has_plain_head
 from utils.model.weights import eval_mode
 
 
@@ -61,10 +62,11 @@ class InfLoRA(PEFT):
 
     Options = InfLoRAOptions
     options: InfLoRAOptions  # type: ignore[assignment]  # per_task and inference, which read the options of PEFT, are set below
-    backbones = frozenset({"decoder"})
+    backbones = WRITING
     per_task = True
     inference = "sum"
-    state = ("basis",)
+    designs = True  # the down-projections; they are not trained
+    state: ClassVar[tuple[str, ...]] = ("basis",)
     excludes: ClassVar = {Setting("keep_optimizer_state"): "each task has separate parameters"}
 
     @classmethod
@@ -77,13 +79,19 @@ class InfLoRA(PEFT):
         net = adapters.innermost(self.model)
         if any(hasattr(part, "base_layer") for part in (net.get_input_embeddings(), net.get_output_embeddings())):
             raise UserError("PEFT_lora_target_modules: InfLoRA needs inner layers; leave out embeddings and head")
+        has_plain_head(net)  # tries the model, which remembers the result, before anything is watched
         self.basis: dict[str, Tensor] = {}  # layer -> M
 
     def before_task(self, task: Task) -> None:
         super().before_task(task)
+        if self.designs:
+            self._design(task)
+
+    def _design(self, task: Task) -> None:
         newest = adapters.factors(self.model, "A", adapters.names(self.model)[-1])
         for layer, covariance in self.covariances(task).items():
-            newest[layer].data.copy_(design(covariance, self._basis_of(layer, covariance), len(newest[layer])))
+            basis = self.basis.get(layer, covariance[:, :0])
+            newest[layer].data.copy_(design(covariance, basis, len(newest[layer])))
         rows = [float(row.norm()) for a in newest.values() for row in a.detach()]
         if empty := rows.count(0.0):
             self.session.log.warning(
@@ -93,32 +101,43 @@ class InfLoRA(PEFT):
         self.session.log.event("subspace", task=task.index, rows=len(rows), empty=empty)
 
     def frozen(self, task: Task) -> set[str]:
-        return super().frozen(task) | {name for name, _ in self.model.named_parameters() if ".lora_A." in name}
+        down = {name for name, _ in self.model.named_parameters() if ".lora_A." in name} if self.designs else set()
+        return super().frozen(task) | down
 
     def after_task(self, task: Task) -> None:
         super().after_task(task)
-        eps, progress = self.options.InfLoRA_threshold, task.index / len(self.stream.tasks)
-        wanted, power = eps + (1 - eps) * progress, {"squares": 2, "fourths": 4}[self.options.InfLoRA_share_of]
-        for layer, covariance in self.covariances(task).items():
-            self.basis[layer] = extend(self._basis_of(layer, covariance), covariance, wanted, power)
+        if self.designs:
+            self.protect(self.basis, self.covariances(task), self.options.InfLoRA_threshold, task)
 
-    def _basis_of(self, layer: str, like: Tensor) -> Tensor:
-        return self.basis.get(layer, like[:, :0])
+    def protect(self, basis: dict[str, Tensor], covariances: dict[str, Tensor], eps: float, task: Task) -> None:
+        """Extend the bases by directions of this task's inputs until they hold the share eps_t."""
+        wanted = eps + (1 - eps) * task.index / len(self.stream.tasks)
+        power = {"squares": 2, "fourths": 4}[self.options.InfLoRA_share_of]
+        for name, covariance in covariances.items():
+            basis[name] = extend(basis.get(name, covariance[:, :0]), covariance, wanted, power)
 
     @torch.no_grad()
     def covariances(self, task: Task) -> dict[str, Tensor]:
         """H H^T (D, D) float64 of each layer with LoRA, over all tokens of the task's training texts."""
-        rows, size = self.encoder(task.train, task.max_length), self.config.evaluate_batch_size
-        starts = range(0, len(rows), size)
-        sums: dict[str, Tensor] = {}
-        for i in share(len(starts)):  # the same batches whatever the number of processes
-            place = slice(starts[i], starts[i] + size)
-            batch = collate(rows[place], task.train[place], self.backbone.pad_id).to(self.model.device)
+        rows = self.encoder(task.train, task.max_length)
+        groups, sums = self._groups(rows), dict[str, Tensor]()
+        for i in share(len(groups)):  # the same batches whatever the number of processes
+            examples = [task.train[k] for k in groups[i]]
+            batch = collate([rows[k] for k in groups[i]], examples, self.backbone.pad_id).to(self.model.device)
             with eval_mode(self.model), self._watched(batch, sums):
-                forward(self.model, batch, logits_to_keep=1)
+                self.scores(self.model, batch, task.index)
         for layer, a in adapters.factors(self.model, "A", adapters.names(self.model)[-1]).items():
             sums.setdefault(layer, a.new_zeros(a.shape[1], a.shape[1], dtype=torch.float64))
         return sum_over_processes(dict(sorted(sums.items())))
+
+    def _groups(self, rows: Sequence[Encoded]) -> list[list[int]]:
+        """Places of the rows of each batch; rows of an encoder-decoder share one only without any padding."""
+        shapes = {k: (len(row.prompt), len(row.answer)) for k, row in enumerate(rows)}
+        alike = defaultdict[Any, list[int]](list)
+        for k, shape in shapes.items():
+            alike[shape if self.backbone.kind == "encoder-decoder" else None].append(k)
+        size = self.config.evaluate_batch_size
+        return [group[i : i + size] for group in alike.values() for i in range(0, len(group), size)]
 
     @contextmanager
     def _watched(self, batch: Batch, sums: dict[str, Tensor]) -> Iterator[None]:
@@ -127,7 +146,9 @@ class InfLoRA(PEFT):
 
         def watch(layer: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
             def look(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-                x = args[0].reshape(*real.shape, -1)[real].double()  # some layers get (B, 1, T, D)
+                x = args[0].flatten(end_dim=-2).double()
+                if self.backbone.kind == "decoder":
+                    x = x[real.flatten()]
                 sums[layer] = sums.get(layer, 0) + x.T @ x
 
             return look

@@ -23,6 +23,7 @@ METHODS = {  # name in YAML == file == class == prefix of its options
     "L2KD": "models.L2KD",
     "PCLL": "models.PCLL",
     "LFPT5": "models.LFPT5",
+    "SSR": "models.SSR",
     "TaskVector": "models.TaskVector",
     "ICL": "models.ICL",
     "PEFT": "models.PEFT",
@@ -30,5 +31,6 @@ METHODS = {  # name in YAML == file == class == prefix of its options
     "ProgPrompt": "models.ProgPrompt",
     "OLoRA": "models.OLoRA",
     "InfLoRA": "models.InfLoRA",
+    "GainLoRA": "models.GainLoRA",
     "SLAO": "models.SLAO",
 }

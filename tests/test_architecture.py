@@ -37,7 +37,7 @@ LAYERS = [
 ]
 FAMILIES = {  # methods that extend another one
     "LAMOL_KD": "LAMOL", "L2KD": "LAMOL", "LFPT5": "LAMOL_KD", "PCLL": "LAMOL_KD", "AdapterCL": "PEFT",
-    "AGEM": "GEM", "OLoRA": "PEFT", "InfLoRA": "PEFT",
+    "AGEM": "GEM", "OLoRA": "PEFT", "InfLoRA": "PEFT", "GainLoRA": "InfLoRA",
 }  # fmt: skip
 STEPPERS = ("utils/run/fit.py", "utils/pretrain/__main__.py")
 PICKLE_READER = "utils/preprocess/shared/safe_pickle.py"  # raw files of others: plain values only, no code

@@ -107,6 +107,7 @@ OWN = {
     "SDFT": {"SDFT_probe": 2},
     "SelfSFT": {"SelfSFT_fallback": "target", "SelfSFT_samples": 2},
     "GRPO": {"GRPO_warm_start": 1, "GRPO_samples": 2},
+    "SSR": {"SSR_demonstrations": 3, "SSR_draws": 1, "SSR_new_tokens": 24, "SSR_clusters": 2, "SSR_keep": 3},
 }  # fmt: skip
 
 

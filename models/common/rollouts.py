@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Literal, NamedTuple
 
@@ -38,6 +38,7 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0  # 0: from the whole vocabulary
+    repetition_penalty: float = 1.0  # divides the scores of tokens that are in the text already
 
 
 def sample(
@@ -65,7 +66,7 @@ def sample(
     order = sorted((i for i in range(len(rows)) for _ in range(how.count)), key=lambda i: len(rows[i].prompt))
     chunks = _chunks(order, rows, longest)
     mine = []
-    options = {"do_sample": True, "temperature": how.temperature, "top_p": how.top_p, "top_k": how.top_k}
+    options = {"do_sample": True} | {name: value for name, value in asdict(how).items() if name != "count"}
     for number in share(len(chunks)):
         seed_torch(*seed, number)
         asked = [rows[i] for i in chunks[number]]

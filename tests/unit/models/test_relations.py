@@ -9,6 +9,7 @@ from unittest import mock
 import pytest
 import torch
 
+from models.GainLoRA import GainLoRA
 from models.SEQ import SEQ
 from tests import tiny
 from utils.dataset import Example, Stream, TaskData
@@ -413,6 +414,20 @@ def test_cost_counts_what_was_done(scored):
     assert cost["trainable_parameters"] == [total, total - frozen, total - frozen]
     assert cost["train_examples"] == [12, 8 + 6, 10 + 10]
     assert all(seconds > 0 for seconds in [*cost["train_seconds"], cost["evaluate_seconds"]])
+
+
+@pytest.mark.slow
+def test_gainlora_with_one_task_and_an_open_gate_is_one_lora():
+    class Opened(GainLoRA):
+        def _open(self, p):
+            self.gains = [p.new_ones(len(p))]
+
+    options = {"stream": tiny.micro_stream(1), "PEFT_type": "LoRA", "PEFT_lora_dropout": 0.0}
+    plain = trained(method="OLoRA", **options).weights
+    opened = tiny.learn(
+        tiny.make_config(method="GainLoRA", **FAST), options["stream"], Opened, GainLoRA_branch="OLoRA"
+    ).weights
+    assert all(torch.equal(w, opened[name]) for name, w in plain.items())
 
 
 @pytest.fixture
