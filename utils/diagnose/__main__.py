@@ -1,9 +1,10 @@
-"""Diagnosis of spurious forgetting (Zheng et al., ICLR 2025) in a finished run: `python -m utils.diagnose WHAT RUN`.
+"""Diagnosis of forgetting in finished runs: `python -m utils.diagnose WHAT RUN`.
 
 RUN is a run folder whose checkpoints were kept (save_llm_ckpt, save_llm_ckpt_step_interval). WHAT is one of: recovery
 (task 0 practised again from each checkpoint), shift (of task 0's residual stream, layer by layer), angles (between
-early and late weight updates of task 1), surface (loss of tasks 0 and 1 on the plane through three checkpoints). Each
-writes WHAT.csv and WHAT.png to OUT (default: RUN/diagnosis) and prints its table. The same run gives the same numbers.
+early and late weight updates of task 1), surface (loss of tasks 0 and 1 on the plane through three checkpoints), as in
+Zheng et al. (ICLR 2025); or drift (forgetting against divergence, over several runs). Each writes WHAT.csv and WHAT.png
+to OUT (default: diagnosis/ in the first run) and prints its table. The same run gives the same numbers.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import io
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from utils.diagnose import figures
 from utils.errors import UserError, exit_code, exit_with, termination_interrupts
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from utils.diagnose.finished_run import Opened  # slow to import: not for --help
 
 Rows = list[dict[str, Any]]
+Row = TypeVar("Row")
 
 
 def recovery(given: argparse.Namespace, run: Opened) -> tuple[Rows, str]:
@@ -69,6 +71,17 @@ def surface(given: argparse.Namespace, run: Opened) -> tuple[Rows, str]:
     return rows, ", ".join(f"{name}: {place.name}" for name, place in zip("ABC", places, strict=True))
 
 
+def drift(given: argparse.Namespace) -> tuple[Rows, str]:
+    """See utils/diagnose/drift.py."""
+    from utils.diagnose import drift as analysis
+
+    found = (list(analysis.points(run, given.since, given.questions)) for run in given.runs)
+    rows = [row for run in _watched(found, len(given.runs), "runs") for row in run]
+    if not rows:
+        raise UserError("drift: needs runs of at least two tasks, evaluated after each; got none")
+    return rows, analysis.summary(rows, given.since)
+
+
 Analysis = Callable[[argparse.Namespace, "Opened"], tuple[Rows, str]]
 ANALYSES: dict[str, Analysis] = {
     "recovery": recovery,
@@ -81,14 +94,11 @@ ANALYSES: dict[str, Analysis] = {
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     given = _parser().parse_args(arguments)
-    given.out = given.out or given.run / "diagnosis"
+    first = given.runs[0] if given.what == "drift" else given.run
+    given.out = given.out or first / "diagnosis"
     try:
         with termination_interrupts():
-            from utils.diagnose.finished_run import open_run  # slow to import: not for --help
-
-            run = open_run(given.run)
-            rows, what = ANALYSES[given.what](given, run)
-        title = f"{describe(run.method.config)} on {run.method.stream.name}, seed {run.method.config.seed}\n{what}"
+            rows, title = drift(given) if given.what == "drift" else _of_one_run(given)
         write_text(given.out / f"{given.what}.csv", as_csv(rows))
         getattr(figures, given.what)(rows, title, given.out / f"{given.what}.png")
     except (UserError, OSError) as error:
@@ -99,6 +109,14 @@ def main(arguments: list[str] | None = None) -> int:
         return exit_code(error)
     print(f"{title}\n\n{_table(_corners(rows) if given.what == 'surface' else rows)}\n\n{given.out}/{given.what}.png")
     return 0
+
+
+def _of_one_run(given: argparse.Namespace) -> tuple[Rows, str]:
+    from utils.diagnose.finished_run import open_run  # slow to import: not for --help
+
+    run = open_run(given.run, recovery=True)
+    rows, what = ANALYSES[given.what](given, run)
+    return rows, f"{describe(run.method.config)} on {run.method.stream.name}, seed {run.method.config.seed}\n{what}"
 
 
 def as_csv(rows: Rows) -> str:
@@ -113,6 +131,11 @@ def as_csv(rows: Rows) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m utils.diagnose", description=__doc__.split("\n\n")[1])
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+    command = commands.add_parser("drift", help=drift.__doc__)
+    command.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="run folder")
+    command.add_argument("--since", choices=("stream", "task"), default="stream", help="divergence from the model then")
+    command.add_argument("--questions", type=_count, default=64, help="most questions of a task (default: 64)")
+    command.add_argument("--out", type=Path, help="folder for the table and the picture")
     for name, names in (("recovery", "*"), ("shift", 2), ("angles", 3), ("surface", 3)):
         command = commands.add_parser(name, help=ANALYSES[name].__doc__)
         command.add_argument("run", metavar="RUN", type=Path, help="run folder")
@@ -158,7 +181,7 @@ OPTIONS: dict[str, dict[str, tuple[Callable[[str], float], float | None, str]]] 
 }
 
 
-def _watched(rows: Iterable[dict[str, Any]], total: int, unit: str) -> Rows:
+def _watched(rows: Iterable[Row], total: int, unit: str) -> list[Row]:
     """All rows, one per `unit`, with progress: these analyses take minutes."""
     bar, done = Bar("diagnosis", total, unit, say_with_time), []
     for row in rows:

@@ -93,6 +93,28 @@ def surface(rows: Rows, title: str, path: Path) -> None:
     _finish(figure, title, path)
 
 
+def drift(rows: Rows, title: str, path: Path) -> None:
+    """Forgetting over both divergences, a colour for each method, with the fitted curves."""
+    from matplotlib import colormaps
+
+    from utils.diagnose.drift import fit  # slow to import: not for --help
+
+    figure, panels = _figure(11, 4.6, 2)
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    titles = {"forward": "KL(before || after)", "reverse": "KL(after || before)"}
+    for axes, (name, label) in zip(panels, titles.items(), strict=True):
+        for number, method in enumerate(methods):
+            own = [(row[name], 100 * row["forgetting"]) for row in rows if row["method"] == method]
+            axes.plot(*zip(*own, strict=True), "o", ms=5, color=colormaps["tab10"](number % 10), label=method)
+        x = [row[name] for row in rows]
+        if (found := fit(x, [100 * row["forgetting"] for row in rows])) is not None:
+            at = np.linspace(min(x), max(x), 100)
+            axes.plot(at, np.polynomial.Polynomial(found[0])(at), color=INK, label=f"R² = {found[1]:.2f}")
+        axes.set(xlabel=f"{label}, nats per answer", ylabel="forgetting, percentage points")
+        axes.legend(loc="best", frameon=False, fontsize=9)
+    _finish(figure, title, path)
+
+
 def _figure(width: float, height: float, panels: int) -> tuple[Figure, list[Axes]]:
     from matplotlib.figure import Figure
 

@@ -66,11 +66,15 @@ class Opened:
         return {name: w.cpu() for name, w in snapshot(self.method.named()).items()}
 
 
-def open_run(folder: Path) -> Opened:
+def open_run(folder: Path, **supported: bool) -> Opened:
     """Build what a run folder describes.
 
+    Args:
+        folder: The run's.
+        supported: An option that its method must allow: `recovery` or `drift`, so that the model's weights answer.
+
     Raises:
-        UserError: it is no run folder, has no checkpoints, or its method answers with more than the model's weights.
+        UserError: it is no run folder, has no checkpoints, or its method does not allow that.
     """
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} is not a run folder: expected config.yaml in it; give one like {_EXAMPLE}")
@@ -78,7 +82,7 @@ def open_run(folder: Path) -> Opened:
     if not places:
         raise UserError(f"{folder}/checkpoints holds no checkpoint; {ADVICE}")
     options = resolve(["--cfg", str(folder / "config.yaml")])
-    config = options.config.updated(recovery=True)  # diagnosis supports the same methods as recovery
+    config = options.config.updated(**supported)
     try:
         plan = check(options._replace(config=config))
     except ConfigError as error:

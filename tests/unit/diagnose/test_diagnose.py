@@ -12,7 +12,7 @@ from tests.e2e.test_cli import run, small, streams  # noqa: F401 (fixtures)
 from tests.tiny import class_stream
 from utils.dataset import save_stream
 from utils.diagnose import __main__ as diagnose
-from utils.diagnose import angles, recovery, shift, surface
+from utils.diagnose import angles, drift, recovery, shift, surface
 from utils.diagnose.finished_run import open_run
 from utils.errors import UserError
 from utils.run.checkpoint import Place
@@ -106,6 +106,19 @@ def test_checkpoints_of_a_curve_are_thinned_inside_tasks():
     assert recovery.choose(places, 1) == places[1:]
 
 
+def test_forgetting_where_lower_is_better_or_scores_are_missing():
+    R = [[0.8, None, None], [0.5, 0.9, None], [0.6, 0.5, 1.0]]
+    assert drift.forgotten(R, [False] * 3, "task") == [None, -0.3, -0.15]
+    assert drift.forgotten([[0.8, None], [None, 1.0]], [True] * 2, "task") == [None, None]
+
+
+def test_a_fit_needs_points_and_says_what_it_explains():
+    assert drift.fit([-1, -1, 1, 1], [0, 1, 0, 1]) is None  # two places
+    assert drift.fit([-1, 0, 1, 0], [0, 1, 0, -1])[1] == pytest.approx(0)
+    assert drift.fit([0, 1, 2], [0, 1, 2]) is None
+    assert drift.fit([0, 1, 2, 3], [1, 1, 1, 1]) is None
+
+
 @pytest.fixture(scope="module")
 def kept(small, tmp_path_factory):  # noqa: F811
     """A run of which every third step was kept."""
@@ -154,7 +167,7 @@ def test_existing_results_are_not_computed_again(kept, tmp_path, monkeypatch):
 
 def test_layers_are_those_of_the_model(kept):
     """The states that hooks see are those that transformers gives out, but for the last norm."""
-    opened = open_run(kept)
+    opened = open_run(kept, recovery=True)
     opened.load(opened.find(["task_1"])[0])
     examples, method = opened.method.stream.tasks[0].test, opened.method
     found = shift.residual_stream(opened, examples)
@@ -179,7 +192,7 @@ def test_the_surface_is_that_of_the_loss(kept, tmp_path):
     assert diagnose.main(["surface", str(kept), "--out", str(tmp_path), "--points", "7"]) == 0
     found = {(float(r["x"]), float(r["y"])): float(r["task_0"]) for r in rows(tmp_path, "surface")}
     assert len(found) == 49
-    opened = open_run(kept)
+    opened = open_run(kept, recovery=True)
     for place, checkpoint in zip(((0, 0), (1, 0), (1, 1)), opened.triple(), strict=True):
         opened.load(checkpoint)
         assert surface.loss(opened, 0, opened.method.stream.tasks[0].test) == pytest.approx(found[place], rel=1e-5)
@@ -240,3 +253,18 @@ def test_heads_are_diagnosed_too(small, tmp_path):  # noqa: F811
     assert [
         float(row["task_0"]) for row in rows(folder / "diagnosis", "recovery") if "epoch" not in row["checkpoint"]
     ] == [row[0] for row in results]
+
+
+@pytest.mark.slow
+def test_drift_command(kept, tmp_path, capsys):
+    for since in ("stream", "task"):
+        words = ["drift", str(kept), "--since", since, "--questions", "6", "--out", str(tmp_path / since)]
+        assert diagnose.main(words) == 0
+        found = rows(tmp_path / since, "drift")
+        assert [row["task"] for row in found] == ["1", "2"] and all(float(row["forward"]) > 0 for row in found)
+        assert (tmp_path / since / "drift.png").stat().st_size > 1000
+    assert "no fit" in capsys.readouterr().out
+    assert diagnose.main(["drift", str(tmp_path)]) == 2
+    shutil.rmtree(kept / "checkpoints" / "task_0")
+    assert diagnose.main(["drift", str(kept), "--since", "task"]) == 2
+    assert "task_0 is missing" in capsys.readouterr().err
