@@ -50,7 +50,8 @@ def test_the_queue_says_which_runs_it_has(answers, tmp_path):
 def test_what_is_missing_is_submitted_and_waited_for(monkeypatch, tmp_path, capsys):
     todo, submitted = jobs(tmp_path), []
     waits, runs = slurm.Queued("7_1", "PENDING", "Resources"), slurm.Queued("7_0", "RUNNING", "None")
-    readings = [{todo[0]: runs}, {todo[0]: runs, todo[1]: waits}, UserError("no answer"), {todo[1]: runs}, {}, {}]
+    silent = UserError("no answer")
+    readings = [{todo[0]: runs}, {todo[0]: runs, todo[1]: waits}, silent, silent, {todo[1]: runs}, {}, {}]
 
     def in_queue(_):
         if isinstance(reading := readings.pop(0), UserError):
@@ -68,9 +69,9 @@ def test_what_is_missing_is_submitted_and_waited_for(monkeypatch, tmp_path, caps
     told = capsys.readouterr().out
     for words in (
         "in the queue already: c/SEQ.yaml, seed 1\n",
-        "1 running, 1 waiting (Resources); 3 of 3 left",
+        "1 running, 1 waiting (Resources)\n",
         "no answer",
-        "seed 1: done",
+        "seed 1: done; 1 of 3 left",
         "seed 2: failed: the loss is not finite  (",
         "seed 3: failed: it did not start; see ",
     ):

@@ -121,22 +121,29 @@ class Queue:
             submit(missing, self.workers, self.options)
         left, gone, failed, said = list(self.todo), list[Job](), list[Job](), ""
         while left:
-            self._read()
+            now = self._read()
             ended = [job for job in left if job not in self.waiting]
             for job in [job for job in ended if job in gone or is_finished(job.folder())]:
                 left.remove(job)
-                failed += self._end(job)
+                is_done, words = self._ending(job)
+                failed += [] if is_done else [job]
+                say_with_time(f"{job}: {words}; {len(left)} of {len(self.todo)} left")
             gone = ended  # the next reading decides: files that another machine wrote appear late
-            if said != (now := self._state(len(left))):
+            if said != now:
                 say_with_time(said := now)
             time.sleep(SECONDS if left else 0)
         return failed
 
-    def _read(self) -> None:
+    def _read(self) -> str:
+        """Read the queue; returns what it looks like."""
         try:
             self.waiting = in_queue(self.todo)
         except UserError as error:  # Slurm's controller may be starting again
-            say_with_time(str(error))
+            return str(error)
+        waits = [one.why for one in self.waiting.values() if one.state == "PENDING"]
+        whys = f" ({', '.join(sorted(set(waits)))})" if waits else ""
+        running = len(self.waiting) - len(waits)
+        return f"Slurm: {running} running, {len(waits)} waiting{whys}"
 
     def stop(self) -> None:
         """The jobs stay in the queue."""
@@ -145,23 +152,14 @@ class Queue:
             count = len(self.waiting)
             say(f"{count} runs stay in Slurm; the same command waits for them; this ends them: scancel {numbers}")
 
-    def _end(self, job: Job) -> list[Job]:
-        """Report a job that has left the queue; returns it if it failed."""
+    def _ending(self, job: Job) -> tuple[bool, str]:
+        """Whether a job that has left the queue did its run, and in words."""
         if is_finished(job.folder()):
-            say_with_time(f"{job}: done")
-            return []
+            return True, "done"
         if (others := job.begun()) and is_finished(others[-1]):  # the program was changed in the meantime
-            why = f"{others[-1]} is another run: {'; '.join(differences(job, others[-1]))}"
-        else:
-            why = reason(job.output) if job.output.is_file() else f"it did not start; see {folder_of(job)}"
-        say_with_time(f"{job}: failed: {why}")
-        return [job]
-
-    def _state(self, left: int) -> str:
-        waits = [one.why for one in self.waiting.values() if one.state == "PENDING"]
-        whys = f" ({', '.join(sorted(set(waits)))})" if waits else ""
-        running = len(self.waiting) - len(waits)
-        return f"Slurm: {running} running, {len(waits)} waiting{whys}; {left} of {len(self.todo)} left"
+            return False, f"failed: {others[-1]} is another run: {'; '.join(differences(job, others[-1]))}"
+        why = reason(job.output) if job.output.is_file() else f"it did not start; see {folder_of(job)}"
+        return False, f"failed: {why}"
 
 
 def words_of(job: Job) -> str:
