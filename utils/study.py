@@ -2,12 +2,15 @@
 
 The three parts are the commands utils.tune, utils.sweep and utils.report; each starts where an interrupted one stopped.
 The values of every method are chosen on dev with one budget, then all methods run with all seeds and orders on test.
+With `tune: false` the files run as they are: config/published has studies with published settings, whose reports show
+the published numbers next to the measured ones.
 """
 
 from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,10 +19,11 @@ from pydantic import Field
 from utils.config import Count, Int, Name, OptionGroup
 from utils.errors import exit_with
 from utils.jobs import choice
-from utils.jobs.runs import check_all
+from utils.jobs.runs import Job, check_all
 from utils.jobs.work import How
 from utils.options.parse import ConfigError, Given, clean_name, read_yaml, validate
 from utils.progress import say
+from utils.report.published import MARKS, keep, problems_of
 from utils.sweep import check_comparable, interruptible, jobs_of
 from utils.sweep import run as sweep
 from utils.tune.__main__ import TRIES, Budget
@@ -27,6 +31,7 @@ from utils.tune.__main__ import run as tune
 from utils.tune.space import text_of
 from utils.tune.trials import Where
 
+OF_TUNING = ("tries", "passes", "first_k", "sampler", "space", "tune_seed")
 Text = Annotated[str, Field(min_length=1)]
 
 
@@ -39,12 +44,19 @@ class Study(OptionGroup):
     seeds: tuple[Annotated[Int, Field(ge=0)], ...] = Field((1, 2, 3), min_length=1, description="Seeds on test.")
     orders: tuple[Text, ...] = Field(("stored",), min_length=1, description="Task orders on test, see utils.sweep.")
     baseline: str | None = Field(None, description="Row that the others are compared with, with intervals.")
+    tune: bool = Field(True, description="Choose values on dev first; false: run the files as they are.")
     tries: Count | None = Field(None, description="Tries of each method; None: 6, unless passes is given.")
     passes: Count | None = Field(None, description="Sequences of each method through the model; replaces tries.")
     first_k: Count | Literal["all"] = Field(2, description="Tasks that are tuned on, or all (an oracle).")
     sampler: Literal["grid", "random", "tpe"] = Field("grid", description="How values are proposed.")
     space: dict[str, Any] = Field({}, description="Replaces declared values, see utils.tune.")
     tune_seed: Int = Field(1, ge=0, description="Seed of the runs that are tuned on.")
+    published: dict[str, Any] = Field(
+        {},
+        description="Published numbers, shown next to the measured ones: file or method -> {metric: percent, mark: "
+        f"{' | '.join(MARKS)}}}.",
+    )
+    source: Text | None = Field(None, description="Paper and table of the published numbers.")
     jobs: Count | None = Field(None, description="Runs at a time; None: one, in Slurm all.")
     slurm: dict[str, Any] | None = Field(None, description="Options of sbatch; None: the runs are not submitted.")
     launch: str | None = Field(None, description="Start each run with accelerate launch and these words.")
@@ -65,11 +77,21 @@ def read_study(file: Path) -> Study:
         if name not in Study.model_fields
     ]
     study = validate(Study, content, problems)
-    if study is not None and study.tries is not None and study.passes is not None:
-        problems.append(f"tries, passes: expected one of them, got both  ({file})")
+    if study is not None:
+        problems += [f"{problem}  ({file})" for problem in _contradictions(study)]
     if study is None or problems:
         raise ConfigError(problems)
     return study
+
+
+def _contradictions(study: Study) -> Iterator[str]:
+    if study.tries is not None and study.passes is not None:
+        yield "tries, passes: expected one of them, got both"
+    if not study.tune:
+        changed = [name for name in OF_TUNING if study.is_changed(name)]
+        yield from (f"{name}: has no effect with tune: false; leave one of them out" for name in changed)
+    if study.source is not None and not study.published:
+        yield "source: has no effect without published; leave it out"
 
 
 def run(study: Study, prefix: str, dry: bool) -> int:
@@ -84,21 +106,31 @@ def run(study: Study, prefix: str, dry: bool) -> int:
         UserError: something is wrong, before anything runs; or no try of a method came to an end.
     """
     rows = choice.entries(list(map(Path, study.files)), study.methods, [(n, text_of(v)) for n, v in study.set.items()])
+    if found := problems_of(study.published, [row.name for row in rows]):
+        raise ConfigError(found)
     root = Path(study.dump_path)
     how = How(study.jobs, study.slurm)
     launcher = None if study.launch is None else tuple(shlex.split(study.launch))
-    jobs = jobs_of(rows, study.seeds, study.orders, prefix, root, launcher)
-    plans = check_all(jobs)
-    if study.baseline is not None:
-        check_comparable(list(plans.values()), study.baseline)
-    say(f"on test: {len(jobs)} runs, {how.in_words(root, list(plans.values()))}; before that on dev:")
-    budget = Budget(None, study.passes) if study.passes is not None else Budget(study.tries or TRIES)
-    where = Where(f"{prefix}-tune", root, study.tune_seed, None if study.first_k == "all" else study.first_k, launcher)
-    files = tune(rows, study.space, study.sampler, budget, where, how, dry)
-    if files is None:
-        return 0 if dry else 1
-    chosen = choice.entries(files, [], [])
-    return sweep(jobs_of(chosen, study.seeds, study.orders, prefix, root, launcher), how, study.baseline)
+
+    def jobs(wanted: list[choice.Entry]) -> list[Job]:
+        return jobs_of(wanted, study.seeds, study.orders, prefix, root, launcher)
+
+    if study.tune:
+        plans = list(check_all(jobs(rows)).values())
+        if study.baseline is not None:
+            check_comparable(plans, study.baseline)
+        say(f"on test: {len(plans)} runs, {how.in_words(root, plans)}; before that on dev:")
+        budget = Budget(None, study.passes) if study.passes is not None else Budget(study.tries or TRIES)
+        first = None if study.first_k == "all" else study.first_k
+        where = Where(f"{prefix}-tune", root, study.tune_seed, first, launcher)
+        files = tune(rows, study.space, study.sampler, budget, where, how, dry)
+        if files is None:
+            return 0 if dry else 1
+        rows = choice.entries(files, [], [])
+    if study.published and not dry:
+        numbers = [(job.name, study.published.get(row.name)) for row in rows for job in jobs([row])]
+        keep(root / prefix, {name: known for name, known in numbers if known is not None}, study.source)
+    return sweep(jobs(rows), how, study.baseline, dry)
 
 
 def main(arguments: list[str] | None = None) -> int:

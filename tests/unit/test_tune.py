@@ -181,6 +181,9 @@ def test_a_study_is_checked_as_a_whole(base, tmp_path, capsys, monkeypatch):
         ("methods: [Lora]\n", "methods: expected one of"),
         ("baseline: Joint\n", "baseline: 'Joint': there is no such row; expected one of SEQ"),
         ("space: {lr: []}\n", "space: lr: expected a list"),
+        ("tune: false\ntries: 3\n", "tries: has no effect with tune: false"),
+        ("source: a paper\n", "source: has no effect without published"),
+        ("published: {EWC: {task_0: 1, mark: paper}}\n", "published: 'EWC': there is no such row; expected one of SEQ"),
     ):
         write_text(file, good + text)
         assert study.main([str(file)]) == 2, text
@@ -190,3 +193,7 @@ def test_a_study_is_checked_as_a_whole(base, tmp_path, capsys, monkeypatch):
     told = capsys.readouterr().out
     assert "on test: 2 runs, time not known yet" in told and "2 runs at most" in told
     assert [row.name for row in entries([base], [], [])] == ["SEQ"]
+    write_text(file, good + "tune: false\npublished: {SEQ: {task_0: 1, mark: paper}}\n")
+    assert study.main([str(file), "--dry_run"]) == 0
+    assert "1 runs, 1 to do: time not known yet" in capsys.readouterr().out
+    assert not list(tmp_path.rglob("published.json"))

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from utils.errors import UserError, exit_with
-from utils.report import differences
+from utils.report import differences, published
 from utils.report.compare import compare_text
 from utils.report.results import group
 from utils.report.summary import table, write
@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         runs = [(run, write(run)) for run in options.runs]
         sections = group(runs)
+        published.add(sections)
         by_path = {str(run): results for run, results in runs}
         if options.reference is not None:
             differences.add_transfer(sections, by_path, options.reference)

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
+from utils.metric import summary
 from utils.report import general
 from utils.report import probing as probed
 from utils.storage import drift
@@ -14,7 +17,8 @@ from utils.storage import drift
 # Questions besides the test split, where the scenario asks them: name in the results -> (files, metric or the task's).
 EXTRA = {"R_train": ("train_task", None), "R_locality": ("locality_task", "exact_match")}
 SIZES = ("trainable_parameters", "stored_parameters", "kept_bytes")  # after the last task
-SUMMARISED = ("average_accuracy", "backward_transfer", "forgetting")
+SUMMARISED = ("average_accuracy", "average_incremental_accuracy", "backward_transfer", "forgetting")
+TRAINING = {"training_incremental_accuracy": "average_incremental_accuracy", "training_forgetting": "forgetting"}
 
 
 def order_sensitivity(lasts: Sequence[tuple[str, Mapping[str, float | None]]]) -> list[float]:
@@ -51,12 +55,21 @@ def columns_of(results: dict[str, Any]) -> dict[str, float | None]:
         **{name: results["summary"][name] for name in SUMMARISED},
         "recovery": recovery["after"] if recovery else None,
         **{name: _last_mean(results, name) for name in EXTRA},
+        **_training_columns(results),
         "probing": probed.last_mean(results),
         **general.columns(results),
         "routing": statistics.fmean(results["routing"]) if results.get("routing") else None,
         **drift.columns(results),
         **_cost_columns(results["cost"] or {}, len(final)),
     }
+
+
+def _training_columns(results: dict[str, Any]) -> dict[str, float | None]:
+    """Metrics of the matrix of training questions, where the scenario asks them."""
+    if "R_train" not in results:
+        return dict.fromkeys(TRAINING)
+    found = summary(np.array(results["R_train"], dtype=float), None, results["higher_is_better"])
+    return {name: found[metric] for name, metric in TRAINING.items()}
 
 
 def _cost_columns(cost: dict[str, Any], tasks: int) -> dict[str, float | None]:

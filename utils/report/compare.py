@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from utils.metric import METRICS
-from utils.report import differences, general
+from utils.report import differences, general, published
 from utils.report.tables import MISSING, headline, mark, markdown, percent
 
 SCORES = {
@@ -92,6 +92,7 @@ def _section_text(section: dict[str, Any]) -> str:
         parts += [markdown(_rows(section, {name: title for name, (title, *_) in COSTS.items()})), COST_NOTE]
     if section.get("differences"):
         parts.append(differences.text(section))
+    parts += [known] if (known := published.text(section)) else []
     return "\n\n".join(parts) + "\n"
 
 
