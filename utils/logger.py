@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import platform
 import re
 import shlex
@@ -209,6 +210,20 @@ def _last_trained(path: Path) -> int:
     with open(path, encoding="utf-8", errors="replace") as file:
         found = [_TRAINED.match(line) for line in file]
     return max((int(match[1]) for match in found if match), default=-1)
+
+
+def check_dump_path(config: Config) -> None:
+    """Find out before any weights are loaded that no run folder can be made.
+
+    Raises:
+        UserError: it can't.
+    """
+    root = (Path(config.dump_path) / config.run_name).absolute()
+    nearest = next(path for path in (root, *root.parents) if path.exists())
+    if not nearest.is_dir():
+        raise UserError(f"dump_path: cannot make {root}: {nearest} is not a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"dump_path: cannot make {root}: {nearest} cannot be written to")
 
 
 def make_run_folder(config: Config) -> Path:

@@ -16,6 +16,7 @@ from resource import RUSAGE_CHILDREN, getrusage
 
 import pytest
 import yaml
+from transformers import PreTrainedModel
 
 import main_CL
 from tests.fixtures.deaf_host import deaf_host
@@ -193,6 +194,7 @@ MISTAKES = {
     "list too short": (["--training_epochs_list", "[1, 2]"], "training_epochs_list: expected 3 entries"),
     "unknown metric": (["--metric_for_each_task", "[acc, exact_mach, acc]"], "exact_mach"),
     "part that matches nothing": (["--freeze_parts", "[layers 7]"], "'layers 7' matches no parameter"),
+    "all parts frozen": (["--freeze_parts", "[embeddings, gpt_neox, head]"], "nothing is left to train"),
     "unknown method": (["--method", "EWCC"], "method: expected one of SEQ,"),
     "method that excludes a setting": (["--method", "Joint", "--is_replay"], "Joint cannot be combined with is_replay"),
     "not a backbone": (["--backbone", "{tmp}"], "expected a folder with a saved model"),
@@ -204,7 +206,8 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_configuration_error_is_reported_and_leaves_no_files(name, small, tmp_path, capsys):
+def test_a_configuration_error_is_reported_and_leaves_no_files(name, small, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", None)  # no weights are loaded before
     for file, text in {"SEQ": "method: SEQ\n", "broken": "lr: [1\n", "typo": "batch_sise: 3\n"}.items():
         (tmp_path / f"{file}.yaml").write_text(text)
     before = sorted(tmp_path.rglob("*"))

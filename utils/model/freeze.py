@@ -20,6 +20,7 @@ from torch import nn
 from utils.errors import UserError
 from utils.model.architecture import Model
 
+NOTHING_LEFT = "freeze_parts: nothing is left to train; freeze less"
 _BLOCKS = re.compile(r"(layers|attention|mlp) (\d+)(?:-(\d+))?")
 # Names of a block's own children; whole, because the norm between them is called post_attention_layernorm.
 _ATTENTION = re.compile(r"(self_?|cross_?|encoder_?|EncDec)?(attn|attention)", re.IGNORECASE)

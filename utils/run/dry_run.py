@@ -17,6 +17,7 @@ from utils.dataloader import parts_of
 from utils.dataset import Example
 from utils.errors import UserError
 from utils.model import adapters
+from utils.model.freeze import NOTHING_LEFT
 from utils.model.kept_states import frozen_blocks, size_of
 from utils.quantization import saved_bytes
 from utils.report.tables import markdown
@@ -62,7 +63,7 @@ def _sizes(method: Method, task: Task) -> tuple[int, int, list[int]]:
     steps = math.ceil(examples / (method.config.batch_size - method.memory_rows())) * task.epochs
     learning = [w.numel() for w in method.learning(task).values()]
     if not learning:
-        raise UserError("freeze_parts: nothing is left to train; freeze less")  # as training would say
+        raise UserError(NOTHING_LEFT)  # as training would say
     return examples, steps, learning
 
 

@@ -19,7 +19,7 @@ from utils.distributed import modes
 from utils.distributed.placement import OptimizerState, Replicated, place
 from utils.errors import UserError
 from utils.logger import Window
-from utils.model.freeze import describe
+from utils.model.freeze import NOTHING_LEFT, describe
 from utils.model.kept_states import KeptStates, frozen_blocks
 from utils.model.weights import snapshot
 from utils.optimizer import Group, as_laid_out, set_learning_rate
@@ -321,7 +321,7 @@ def _set_trainable(method: Method, groups: list[Group]) -> list[Group]:
         w.grad = None
     groups = [replace(group) for group in groups if group.parameters]
     if not groups:
-        raise UserError("freeze_parts: nothing is left to train; freeze less")
+        raise UserError(NOTHING_LEFT)
     return groups
 
 

@@ -21,9 +21,10 @@ from utils.dataloader import Encoder
 from utils.dataset import Stream
 from utils.distributed import modes
 from utils.distributed.modes import make_accelerator, mode
+from utils.errors import UserError
 from utils.factory import describe
 from utils.general import asking, questions
-from utils.logger import RunLog, make_run_folder, write_environment
+from utils.logger import RunLog, check_dump_path, make_run_folder, write_environment
 from utils.model import freeze
 from utils.model.architecture import Backbone
 from utils.model.kept_states import needs_frozen_blocks
@@ -49,10 +50,12 @@ SMALL = 10_000_000
 def launch(plan: Plan, folder: Path | None) -> dict[str, Any]:
     """Run, or resume the run in `folder`; returns the results (on the main process)."""
     quieten()
+    if folder is None:
+        check_dump_path(plan.config)
     accelerator = make_accelerator(plan.config)
     log = RunLog(plan.config, accelerator.is_main_process)
     if plan.config.dry_run:
-        method = sketch(plan, accelerator, log)
+        method = sketch(plan, accelerator, log) or build_method(plan, accelerator, log)
         if accelerator.is_main_process:
             head = "\n".join([origin(plan.resolved), *notes(plan)])
             print(head, dry_run.text(method, accelerator.num_processes), sep="\n\n")
@@ -60,8 +63,11 @@ def launch(plan: Plan, folder: Path | None) -> dict[str, Any]:
     with explained(folder):
         if folder is not None:
             identity.check(folder, plan.resolved, plan.stored)
+        if outline := sketch(plan, accelerator, log):  # it checks freeze_parts and lengths before weights are loaded
+            data.check_lengths(outline)
         method = build_method(plan, accelerator, log)
-        data.check_lengths(method)
+        if outline is None:
+            data.check_lengths(method)
         has_virtual = plan.method.soft_prompt is not Method.soft_prompt
         tested = self_test(method.backbone, plan.config, accelerator.num_processes, has_virtual, method.is_plain)
         folder = _open_folder(plan, accelerator, folder)
@@ -120,16 +126,16 @@ def build_method(plan: Plan, accelerator: Accelerator, log: RunLog) -> Method:
     return assemble(plan, backbone, accelerator, log)
 
 
-def sketch(plan: Plan, accelerator: Accelerator, log: RunLog) -> Method:
-    """The method around a model that has shapes, but no weights; with them if its setup reads some."""
-    shapes = plan.config.updated(backbone_random_init=True)
+def sketch(plan: Plan, accelerator: Accelerator, log: RunLog) -> Method | None:
+    """The method around a model that has shapes, but no weights; None if its setup reads weights."""
+    config = plan.config.updated(backbone_random_init=True)
     try:
-        with torch.device("meta"):
-            return assemble(plan, load_backbone(shapes), accelerator, log)
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            return assemble(plan, load_backbone(config), accelerator, log)
     except (NotImplementedError, RuntimeError) as error:
         if "meta" not in str(error).lower():  # torch names the device when a value is missing
             raise
-        return build_method(plan, accelerator, log)
+        return None
 
 
 def assemble(plan: Plan, backbone: Backbone, accelerator: Accelerator, log: RunLog) -> Method:
@@ -154,10 +160,21 @@ def assemble(plan: Plan, backbone: Backbone, accelerator: Accelerator, log: RunL
     method = plan.method(session, plan.options, backbone, stream)
     plain.method = method
     method.setup()
-    freeze.select(method.model, config.freeze_parts, config.freeze_match)  # not first in the task that needs it
-    if config.keep_frozen_states is not None and method.takes_steps(task := task_of(method, config.freeze_from_task)):
-        needs_frozen_blocks(method.model, method.learning(task))
+    _check_frozen(method)
     return method
+
+
+def _check_frozen(method: Method) -> None:
+    """Refuse parts to freeze that the model lacks, or that leave nothing to train or no layer whose states are kept."""
+    config = method.config
+    freeze.select(method.model, config.freeze_parts, config.freeze_match)
+    if not config.freeze_parts and config.keep_frozen_states is None:
+        return
+    if method.takes_steps(task := task_of(method, config.freeze_from_task)):
+        if not (learning := method.learning(task)):
+            raise UserError(freeze.NOTHING_LEFT)
+        if config.keep_frozen_states is not None:
+            needs_frozen_blocks(method.model, learning)
 
 
 def quieten() -> None:
