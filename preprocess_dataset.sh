@@ -4,7 +4,9 @@
 #   bash preprocess_dataset.sh                         all streams whose raw data exist or that need none
 #   bash preprocess_dataset.sh biography_demo_task6    the named streams (clinc150 is short for clinc150_task15)
 #   bash preprocess_dataset.sh --force [NAME...]       replace streams that have other content
+#   bash preprocess_dataset.sh --raw-dir DIR [NAME...] read the raw data in DIR instead of dataset/
 set -euo pipefail
+called_from=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 # stream | raw file in dataset/ ("or" another; -: needs none; only: made when named) | options
@@ -41,10 +43,25 @@ streams=(
 )
 
 options=(--seed 1)
-if [[ "${1:-}" == --force ]]; then
-    options+=(--force)
+raw_dir=dataset
+while [[ "${1:-}" == --* ]]; do
+    case "$1" in
+    --force) options+=(--force) ;;
+    --raw-dir)
+        if [[ -z "${2:-}" ]] || ! raw_dir=$(cd "$called_from" && cd "$2" 2>/dev/null && pwd); then
+            echo "error: --raw-dir: expected a folder, got '${2:-}'" >&2
+            exit 2
+        fi
+        options+=(--raw-dir "$raw_dir")
+        shift
+        ;;
+    *)
+        echo "error: unknown option '$1'; expected --force or --raw-dir DIR" >&2
+        exit 2
+        ;;
+    esac
     shift
-fi
+done
 
 program=""
 stop() { # stop CODE: end the program that is at work, then this script
@@ -54,10 +71,10 @@ stop() { # stop CODE: end the program that is at work, then this script
 trap 'stop 143' TERM
 trap 'stop 130' INT
 
-has_raw() { # has_raw "a or b": true if dataset/ has one of the files
+has_raw() { # has_raw "a or b": true if the folder of the raw data has one of the files
     local file
     for file in ${1// or / }; do
-        [[ -e "dataset/$file" ]] && return 0
+        [[ -e "$raw_dir/$file" ]] && return 0
     done
     return 1
 }
@@ -71,7 +88,7 @@ run() { # run NAME: make one stream of the table; without NAME: those whose raw 
             if [[ "$raw" == only ]]; then
                 continue
             elif [[ "$raw" != - ]] && ! has_raw "$raw"; then
-                echo "$name: skipped, dataset/${raw%% or *} is absent; where to get it: dataset/README.md"
+                echo "$name: skipped, $raw_dir/${raw%% or *} is absent; where to get it: dataset/README.md"
                 continue
             fi
         elif [[ "$1" != "$name" && "$1" != "${name%%_task*}" ]]; then

@@ -33,8 +33,10 @@ def sweep(prefix, files, *options):
     paths = [f"{file}.yaml" for file in files]
     words = ["--seeds", *map(str, SEEDS), "--prefix", prefix, *sets]
     subprocess.run([sys.executable, "-m", "utils.sweep", *paths, *words], cwd=ROOT, check=True)
-    return {Path(file).name: [newest(dump, f"{prefix}-{Path(file).parent.name}-{Path(file).name}", seed) for seed in SEEDS]
-            for file in files}  # fmt: skip
+    found = {}
+    for path in map(Path, files):
+        found[path.name] = [newest(dump, f"{prefix}-{path.parent.name}-{path.name}", seed) for seed in SEEDS]
+    return found
 
 
 def newest(dump, name, seed):

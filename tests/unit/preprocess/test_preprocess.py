@@ -166,3 +166,9 @@ def test_shell_script(tmp_path):
     raw = run("biography_qa_task2")
     assert raw.returncode == 0 and "has 12 persons of the 120000 published" in raw.stdout
     assert "dataset/biography_qa_task2: written" in raw.stdout
+    (tmp_path / "elsewhere").mkdir()
+    shutil.move(tmp_path / "dataset/biography_qa", tmp_path / "elsewhere")
+    elsewhere = run("--force", "--raw-dir", str(tmp_path / "elsewhere").lstrip("/"), "biography_qa_task2")  # from /
+    assert elsewhere.returncode == 0 and "has 12 persons of the 120000 published" in elsewhere.stdout
+    for words in (["--rawdir", "x"], ["--raw-dir", "nowhere"], ["--raw-dir"]):
+        assert run(*words).returncode == 2
