@@ -41,7 +41,7 @@ class AdapterCL(PEFT):
 
     @classmethod
     def problems(cls, config: Config, options: Any, stream: Stream) -> list[str]:
-        return []
+        return cls.outside_the_stream(config, "task_id" if config.il_mode == "TIL" else "route")
 
     @property
     def inference(self) -> str:

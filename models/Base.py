@@ -31,6 +31,7 @@ from utils.distributed.modes import WHOLE_GRADIENTS, WHOLE_WEIGHTS
 from utils.model import adapters, freeze
 from utils.model.architecture import KINDS, Backbone, Model
 from utils.model.forward import features
+from utils.model.generation import likelihoods
 from utils.model.head import Scores
 from utils.model.weights import Weights, borrowed, eval_mode, moved
 from utils.optimizer import Group
@@ -82,19 +83,18 @@ class Method:
 
     What authors of methods ask:
 
-    Is `before_task` called again when a run is resumed? No. A run that was interrupted inside a task continues after
-    its last checkpoint: `setup`, `load_state_dict`, then the remaining steps. What `before_task` computed and later
-    hooks read belongs in `state`; structure it added to the model must be rebuilt in `load_state_dict`.
+    Is `before_task` called again when a run is resumed? No. The run continues after its last checkpoint: `setup`,
+    `load_state_dict`, the remaining steps. What `before_task` computed and later hooks read belongs in `state`;
+    structure it added to the model must be rebuilt in `load_state_dict`.
 
-    Where are the weights before a step? `on_update` gets them. Weights before a task: `snapshot(self.learning(task))`
-    in `before_task`; `borrowed` and `teacher_scores` run the model under such a copy.
+    Where are the weights before a step? `on_update` gets them; before a task: `snapshot(self.learning(task))`.
+    `borrowed` and `teacher_scores` run the model under such a copy.
 
     How to sum over processes? `share(count)` says which pieces of work are this process's; `sum_over_processes` adds
     the results (utils/distributed/collectives.py). The loop averages losses and gradients itself.
 
-    How to keep weights fixed? Whole tensors: leave them out of `trainable` or `frozen`. Single entries: a masked
-    gradient is not a masked update, as AdamW still applies its momentum and weight decay. Restore them in `on_update`:
-    `w.data[mask] = before[name][mask]`; they stay bit for bit.
+    How to keep weights fixed? Tensors: leave them out of `trainable`. Single entries: restore them in `on_update`,
+    `w.data[mask] = before[name][mask]`; masking gradients leaves AdamW's momentum and weight decay.
 
     Where do forward hooks belong? Permanent ones in `setup`. Temporary ones in a `with` block that removes them. In
     ZeRO-3 and FSDP2 a copy of the model is trained, made with its hooks when the task begins.
@@ -272,7 +272,8 @@ class Method:
 
     def likelihoods(self, rows: Sequence[Encoded], task_id: int | None) -> list[float]:
         """log p(answer | prompt) of each row, in nats; arguments as in `predict`, but answers are read."""
-        return self.answers.likelihoods(rows, self.soft_prompt(task_id))
+        batch = collate(rows, [Example("", "")] * len(rows), self.backbone.pad_id).to(self.model.device)
+        return likelihoods(*self.scores(self.model, batch, task_id))
 
     @property
     def is_plain(self) -> bool:

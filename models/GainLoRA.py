@@ -90,7 +90,7 @@ class GainLoRA(InfLoRA):
         branch = options.GainLoRA_branch
         unused = {"InfLoRA": ["GainLoRA_lambda"], "OLoRA": ["InfLoRA_threshold"]}[branch]
         found = [f"{name}: has no effect with GainLoRA_branch {branch}" for name in unused if options.is_changed(name)]
-        return [*super().problems(config, options, stream), *found]
+        return [*super().problems(config, options, stream), *found, *cls.outside_the_stream(config, "route")]
 
     @property
     def designs(self) -> bool:  # type: ignore[override]

@@ -25,7 +25,7 @@ from utils.distributed.modes import ALL
 from utils.model import adapters
 from utils.model.architecture import Model
 from utils.model.forward import forward, labelled_states
-from utils.model.generation import generate, likelihoods
+from utils.model.generation import generate
 from utils.model.head import Scores, as_scores
 from utils.model.weights import Weights
 
@@ -89,18 +89,6 @@ class PEFT(Method):
                 "PEFT_inference: route needs the perplexity of a question, which an encoder-decoder reads and does not "
                 "write; use newest, sum or task_id",
             ),
-            (
-                bool(config.general_files or config.general_tasks) and way == "task_id" and per_task,
-                "general_files, general_tasks: questions outside the stream have no task, which PEFT_inference task_id "
-                "needs; use newest, sum or route",
-            ),
-            (
-                any(name.lower().endswith(".txt") for name in config.general_files or ())
-                and way == "route"
-                and per_task,
-                "general_files: a text holds no question by which PEFT_inference route could choose an adapter; use "
-                "newest or sum, or leave the text out",
-            ),
             (config.keep_optimizer_state and per_task, "keep_optimizer_state: has no effect with PEFT_per_task"),
             (
                 config.recovery and way == "route",
@@ -122,6 +110,29 @@ class PEFT(Method):
                 config.is_replay and config.classifier is not None and per_task and way != "sum",
                 "is_replay: remembered rows need the adapters and heads of earlier tasks, which are frozen with a "
                 "classifier and PEFT_per_task; leave it out or set PEFT_per_task: False",
+            ),
+        ]
+        unasked = cls.outside_the_stream(config, way) if per_task else []
+        return [problem for found, problem in rules if found] + unasked
+
+    @staticmethod
+    def outside_the_stream(config: Config, way: str) -> list[str]:
+        """What cannot be asked outside the stream where `way` chooses the adapter that answers."""
+        texts = [name for name in config.general_files or () if name.lower().endswith(".txt")]
+        rules = [
+            (
+                bool(config.general_files or config.general_tasks) and way == "task_id",
+                "general_files, general_tasks: questions outside the stream have no task, which chooses the adapter; "
+                "let the newest adapter, the sum or a router answer",
+            ),
+            (
+                bool(texts) and way == "route",
+                f"general_files: {', '.join(texts)} holds no question that could choose an adapter; leave it out",
+            ),
+            (
+                config.general_harness is not None and way in ("task_id", "route"),
+                "general_harness: lm-eval calls the model itself, and an adapter is chosen for each question; leave "
+                "it out",
             ),
         ]
         return [problem for found, problem in rules if found]
@@ -212,7 +223,8 @@ class PEFT(Method):
     def likelihoods(self, rows: Sequence[Encoded], task_id: int | None) -> list[float]:
         if self.inference in ("newest", "sum"):
             return super().likelihoods(rows, task_id)
-        return self._chosen(rows, task_id, lambda own: likelihoods(self.backbone, own))
+        whole = super().likelihoods
+        return self._chosen(rows, task_id, lambda own: whole(own, None))
 
     def _chosen(self, rows: Sequence[Encoded], task_id: int | None, ask: Callable[[list[Encoded]], list[T]]) -> list[T]:
         """What `ask` returns for each row under the adapter that answers it."""

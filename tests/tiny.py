@@ -44,7 +44,7 @@ from utils.dataloader import Batch, Encoder
 from utils.dataset import Example, Stream, TaskData
 from utils.distributed.modes import make_accelerator
 from utils.factory import load_method
-from utils.general import questions
+from utils.general.asking import outside
 from utils.logger import RunLog
 from utils.model import weights
 from utils.model.architecture import Backbone
@@ -402,7 +402,7 @@ def run(
     write_json(folder / "facts.json", facts(config, stream))
     without_plots = mock.patch.object(summary, "write", _write_without_plots)
     with _copied(folder, cuts), without_plots, mock.patch.object(os, "fsync"), mock.patch.object(gc, "collect"):
-        results = Trainer(method, folder, questions.read(config)).run()
+        results = Trainer(method, folder, outside(config)).run()
     return Run(results, method, method.session.log)
 
 

@@ -22,7 +22,7 @@ from utils.model import freeze
 from utils.model.adapters import innermost
 from utils.model.architecture import Backbone, Model
 from utils.model.forward import answer_scores, labelled_states
-from utils.model.generation import generate, likelihoods
+from utils.model.generation import generate
 from utils.model.head import Scores, as_scores
 from utils.optimizer import Group
 from utils.scoring import normalise
@@ -196,10 +196,6 @@ class WrittenAnswers:
     ) -> list[str]:
         """Answers to encoded prompts; arguments as in `Method.predict`."""
         return generate(self.backbone, rows, max_new_tokens, prompt)
-
-    def likelihoods(self, rows: Sequence[Encoded], prompt: Tensor | None = None) -> list[float]:
-        """log p of the answers of encoded rows; arguments as in `Method.likelihoods`."""
-        return likelihoods(self.backbone, rows, prompt)
 
     def count(self, index: int | None) -> int:
         """How many heads are in use after task `index`."""

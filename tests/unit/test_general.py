@@ -11,6 +11,7 @@ from tests import tiny
 from utils.dataset import Stream, save_stream
 from utils.errors import UserError
 from utils.general import asking, questions
+from utils.general.asking import Outside
 from utils.general.questions import Asked
 from utils.metric import ability_change
 from utils.options.checks import problems
@@ -97,10 +98,11 @@ def test_what_cannot_be_asked_is_found_before_loading(files):
     (error,) = found("{}/story.txt", backbone=tiny.backbone_folder("t5"))
     assert error == "general_files: the perplexity of a text needs a decoder; got encoder-decoder"
     known = {"method": "PEFT", "il_mode": "TIL", "own": {"PEFT_inference": "task_id"}}
-    assert any("have no task, which PEFT_inference task_id needs" in error for error in found("{}/qa.jsonl", **known))
+    assert any("outside the stream have no task" in error for error in found("{}/qa.jsonl", **known))
     routed = {"method": "PEFT", "own": {"PEFT_inference": "route"}}
     assert found("{}/qa.jsonl", **routed) == []
-    assert any("holds no question" in error for error in found("{}/story.txt", **routed))
+    for other in (routed, {"method": "AdapterCL"}):
+        assert any("story.txt holds no question" in error for error in found("{}/story.txt", **other))
     assert found(general_fields="trace")[0].startswith("general_fields: has no effect without general_files")
 
 
@@ -114,7 +116,7 @@ def test_the_perplexity_of_a_text_predicts_each_token_once(files, tmp_path, monk
     assert [token for window in windows for token in window.answer] == ids
     assert windows[0].prompt == ([tiny.BOS] if bos else [tiny.EOS]) and len(windows) > 2
     assert all(len(window.prompt) + len(window.answer) <= 16 for window in windows)
-    asking.ask(method, tmp_path, BASE, [one])
+    asking.ask(method, tmp_path, BASE, Outside([one]))
     total = 0.0
     for window in windows:
         whole = torch.tensor([[*window.prompt, *window.answer]])
@@ -130,13 +132,13 @@ def test_questions_leave_no_trace_and_are_asked_once(files, tmp_path, monkeypatc
     method = tiny.make_method(tiny.make_session(tiny.make_config()))
     method.model.train()
     before = tiny.snapshot(method), method.backbone.stop_ids, torch.get_rng_state()
-    asking.ask(method, tmp_path, Moment(0), sets)
+    asking.ask(method, tmp_path, Moment(0), Outside(sets))
     assert tiny.same(before[0], tiny.snapshot(method)) and method.model.training
     assert method.backbone.stop_ids == before[1] and torch.equal(before[2], torch.get_rng_state())
     assert [len(read_jsonl(Moment(0).predictions(tmp_path, f"general_{k}"))) for k in range(2)] == [4, 2]
     monkeypatch.setattr(asking, "_log_likelihoods", lambda *_: pytest.fail("read again"))
     monkeypatch.setattr("utils.evaluation.predict", lambda *_: pytest.fail("asked again"))
-    asking.ask(method, tmp_path, Moment(0), sets)
+    asking.ask(method, tmp_path, Moment(0), Outside(sets))
 
 
 @pytest.mark.slow

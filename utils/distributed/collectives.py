@@ -39,6 +39,13 @@ def sum_over_processes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: reduce(value, "sum") for name, value in tensors.items()}
 
 
+def from_main(value: Any) -> Any:
+    """The value of the main process, on every process."""
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([value])[0]
+
+
 def agree(wish: bool) -> bool:
     """True on every process if `wish` is true on any: clocks differ, but all processes must take the same branch."""
     if _state().num_processes == 1:

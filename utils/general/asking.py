@@ -10,16 +10,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from models.Base import Method
 from utils.backbone import stop_also_at
+from utils.config import Config
 from utils.dataloader import Encoded, Encoder
 from utils.distributed.collectives import gather, share
 from utils.errors import UserError
 from utils.evaluation import Cell, autocast, evaluate, sampled
+from utils.general import harness, questions
+from utils.general.harness import HarnessTask
 from utils.general.questions import Asked
 from utils.metric import perplexity
 from utils.model import adapters
@@ -31,9 +34,34 @@ WINDOW = 1024  # most tokens of a text that are read at once
 ROWS = 16  # as many times fewer windows than questions are read at once
 
 
-def ask(method: Method, folder: Path, moment: Moment, sets: Sequence[Asked]) -> None:
-    """Score all sets; what is in the run folder already is not measured again."""
-    for number, one in enumerate(sets):
+class Outside(NamedTuple):
+    """All that a run is asked outside its stream."""
+
+    sets: Sequence[Asked] = ()
+    tasks: Sequence[HarnessTask] = ()
+
+    def files(self, folder: Path, moment: Moment) -> list[Path]:
+        """Where the answers at one moment of a run are."""
+        own = [moment.predictions(folder, f"general_{number}") for number in range(len(self.sets))]
+        return own + ([harness.file_of(folder, moment)] if self.tasks else [])
+
+
+NOTHING = Outside()
+
+
+def outside(config: Config) -> Outside:
+    """What the options ask.
+
+    Raises:
+        UserError: see `questions.read` and `harness.read`.
+    """
+    return Outside(questions.read(config), harness.read(config))
+
+
+def ask(method: Method, folder: Path, moment: Moment, asked: Outside) -> None:
+    """Score everything; what is in the run folder already is not measured again."""
+    harness.ask(method, folder, moment, asked.tasks)
+    for number, one in enumerate(asked.sets):
         name = f"general_{number}"
         file = moment.predictions(folder, name)
         score = _read_text(method, one, file) if one.text else _ask(method, one, file)
@@ -43,13 +71,16 @@ def ask(method: Method, folder: Path, moment: Moment, sets: Sequence[Asked]) -> 
         method.session.log.event("evaluate", **fields)
 
 
-def facts(sets: Sequence[Asked]) -> list[dict[str, Any]]:
-    """What a report needs besides the predictions."""
-    return [
+def facts(config: Config) -> dict[str, list[dict[str, Any]]]:
+    """What a report needs besides the answers; nothing if nothing is asked."""
+    asked = outside(config)
+    sets = [
         {"name": one.name, "kind": one.kind, "metric": one.metric}
         | ({"words": len(one.text.split())} if one.text else {})
-        for one in sets
+        for one in asked.sets
     ]
+    tasks = [{"name": one.name, "kind": one.kind} for one in asked.tasks]
+    return {name: found for name, found in (("general", sets), ("harness", tasks)) if found}
 
 
 def _ask(method: Method, one: Asked, file: Path) -> float:

@@ -84,6 +84,11 @@ class EvaluateOptions(OptionGroup):
         "with safety=, otherwise exact_match.",
     )
     general_max_new_tokens: Int = Field(32, ge=1, description="Maximum tokens of an answer to general_files.")
+    general_harness: tuple[str, ...] | None = Field(
+        None,
+        description="Tasks of lm-eval (pip install lm_eval), by name or by the path of a YAML file, asked like "
+        "general_files; instruction=TASK, safety=TASK.",
+    )
     recovery: bool = Field(
         False,
         description="After the last task, fine-tune a copy of the model on part of the training examples of task 0 and "

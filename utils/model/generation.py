@@ -16,8 +16,8 @@ from utils.dataloader import IGNORE, Encoded, collate
 from utils.dataset import Example
 from utils.model import adapters
 from utils.model.architecture import Backbone
-from utils.model.forward import answer_logits, answer_scores, text_inputs
-from utils.model.head import log_likelihoods
+from utils.model.forward import answer_logits, text_inputs
+from utils.model.head import Scores, log_likelihoods
 from utils.scoring import normalise
 
 
@@ -55,16 +55,13 @@ def continuations(
 
 
 @torch.no_grad()
-def likelihoods(backbone: Backbone, rows: Sequence[Encoded], prompt: Tensor | None = None) -> list[float]:
+def likelihoods(scores: Scores, labels: Tensor) -> list[float]:
     """log p(answer | prompt) of each row, in nats: the sum over the tokens of its answer.
 
     Args:
-        backbone: Model and tokenizer; the model must be in eval mode.
-        rows: Encoded examples, prompt and answer.
-        prompt: Virtual tokens before each text, see `answer_logits`.
+        scores: (B, K, V).
+        labels: (B, K) int64, IGNORE where a row has no token.
     """
-    batch = collate(rows, [Example("", "")] * len(rows), backbone.pad_id).to(backbone.model.device)
-    scores, labels = answer_scores(backbone.model, batch, prompt)
     is_label = labels != IGNORE
     values = torch.zeros(labels.shape, device=labels.device)
     values[is_label] = log_likelihoods(scores[is_label], labels[is_label])

@@ -22,7 +22,7 @@ from utils.dataset import LEVELS, Example, Stream, load_stream
 from utils.distributed.modes import check_parallel, mode
 from utils.errors import UserError
 from utils.factory import check_capability, load_method
-from utils.general import questions
+from utils.general import harness, questions
 from utils.metric import PERPLEXITY
 from utils.options import consistency, stream_view
 from utils.options.parse import ConfigError, Resolved
@@ -30,6 +30,7 @@ from utils.preprocess import jsonl
 from utils.scoring import Metric, find
 from utils.storage.files import read_json
 
+VIRTUAL = ("PromptTuning", "PrefixTuning")  # kinds of adapters that put tokens before a text
 WRONG = "?"  # an answer that no question has
 
 
@@ -195,6 +196,28 @@ def classes_are_complete(plan: Plan) -> list[str]:
     return []
 
 
+def harness_fits(plan: Plan) -> list[str]:
+    """Tasks of lm-eval that cannot be loaded, or that the method cannot be asked."""
+    config = plan.config
+    if not config.general_harness:
+        return []
+    own = "general_harness: lm-eval calls the model itself, "
+    found = [
+        own + reason
+        for is_so, reason in (
+            (config.classifier is not None, "and a classifier gives classes; leave it out"),
+            (kind(config) != "decoder", f"which must be a decoder; got {kind(config)}"),
+            (
+                plan.method.soft_prompt is not Method.soft_prompt or config.PEFT_type in VIRTUAL,
+                "without the virtual tokens that answer here; leave it out",
+            ),
+        )
+        if is_so
+    ]
+    harness.read(config)  # raises UserError
+    return found
+
+
 def general_fits(plan: Plan) -> list[str]:
     """Questions outside the stream that cannot be read, or that the method cannot be asked."""
     if not questions.is_asked(plan.config):
@@ -323,6 +346,7 @@ CHECKS: tuple[Callable[[Plan], list[str]], ...] = (
     lambda plan: buffer.problems(plan.config, plan.stream),
     lambda plan: probing.problems(plan.config, plan.stream),
     general_fits,
+    harness_fits,
     watching_fits,
     checkpoint_is_whole,
     attention_is_installed,

@@ -11,7 +11,7 @@ from utils.errors import UserError
 from utils.metric import PERPLEXITY, ability_change, perplexity, perplexity_change
 from utils.report.tables import MISSING, markdown, percent
 from utils.scoring import find
-from utils.storage.files import read_jsonl
+from utils.storage.files import read_json, read_jsonl
 from utils.storage.moment import BASE, Moment
 
 Number = float | None
@@ -22,6 +22,11 @@ CHANGES = {
     "safety_change": "safety change",
     "perplexity_change": "perplexity change",
 }
+# Metrics of lm-eval that are shares of right answers; others are shown and are no part of a change.
+SHARES = {
+    "acc", "acc_norm", "acc_mutual_info", "em", "exact_match", "f1", "mc1", "mc2", "pass@1", "pass_at_1",
+    "prompt_level_strict_acc", "prompt_level_loose_acc", "inst_level_strict_acc", "inst_level_loose_acc",
+}  # fmt: skip
 NOTE = (
     "Changes outside the stream: mean, over questions that are never trained, of the score after the last task minus "
     "the score before training, counted so that a loss is negative; perplexity: relative, a loss is positive."
@@ -52,7 +57,35 @@ def read(run: Path, facts: dict[str, Any], tasks: int, score: Callable[[Moment, 
             values = [_number(score(moment, number, "general", one["metric"])) for moment in moments]
             more, higher = {}, find(one["metric"]).higher_is_better
         sets.append(one | {"higher_is_better": higher, "before": values[0], "after": values[1:]} | more)
-    return sets
+    asked = [_harness(run / "harness" / f"{moment.folder}.json") for moment in moments]
+    return sets + [_of_harness(one, [at.get(one["name"]) for at in asked]) for one in facts.get("harness", [])]
+
+
+def _harness(file: Path) -> dict[str, Any]:
+    """What lm-eval measured at one moment, by task."""
+    content = read_json(file) if file.exists() else {"tasks": {}}
+    if not isinstance(content, dict) or not isinstance(content.get("tasks"), dict):
+        raise UserError(f"{file}: expected results of lm-eval; delete it and resume the run")
+    return dict(content["tasks"])
+
+
+def _of_harness(one: dict[str, Any], found: list[dict[str, Any] | None]) -> dict[str, Any]:
+    """The main metric of a task of lm-eval at each moment, with its standard errors; all metrics in `metrics`."""
+    known = next((at for at in found if at is not None), None)
+    main = known["main"] if known else "not measured"
+    values, errors = ([at["metrics"][main][key] if at else None for at in found] for key in ("value", "stderr"))
+    higher = known["metrics"][main]["higher_is_better"] if known else None
+    shares = all(value is None or 0 <= value <= 1 for value in values) and main.partition(",")[0] in SHARES
+    return one | {
+        "metric": main,
+        "source": "lm-eval",
+        "is_share": shares and higher is not None,
+        "higher_is_better": higher is not False,
+        "before": values[0],
+        "after": values[1:],
+        "stderr": {"before": errors[0], "after": errors[1:]},
+        "metrics": [at and at["metrics"] for at in found],
+    }
 
 
 def _text(path: Path, words: int) -> tuple[Number, Number]:
@@ -85,6 +118,9 @@ def columns(results: dict[str, Any]) -> dict[str, Number]:
 
 
 def _column(one: dict[str, Any]) -> str:
+    """The change that a set is a part of; of a metric of lm-eval with another scale, none."""
+    if not one.get("is_share", True):
+        return "not in the changes"
     return PERPLEXITY if one["metric"] == PERPLEXITY else str(one["kind"])
 
 
@@ -102,16 +138,26 @@ def table(results: dict[str, Any]) -> list[str]:
             rows.append([moment, *(_show(one, cell, k) for one, cell in zip(sets, cells, strict=True))])
     changes = [[title, percent(columns(results)[name], "+")] for name, title in CHANGES.items()]
     changes = [row for row in changes if row[1] != MISSING]
-    parts = ["Outside the stream, in percent; perplexity per token and per word:", markdown(rows)]
+    parts = [
+        "Outside the stream, in percent (lm-eval: ± standard error); perplexity per token and per word:",
+        markdown(rows),
+    ]
     return [*parts, markdown([["change", "percent"], *changes]), NOTE] if changes else parts
 
 
 def _show(one: dict[str, Any], value: Number, k: int) -> str:
     """The value at moment k."""
+    if "stderr" in one:
+        error, show = [one["stderr"]["before"], *one["stderr"]["after"]][k], percent if one["is_share"] else _plain
+        return show(value) + (f" ± {show(error)}" if error is not None and value is not None else "")
     if _column(one) != PERPLEXITY:
         return percent(value)
     both = value, [one["per_word"]["before"], *one["per_word"]["after"]][k]
     return " / ".join(MISSING if one is None else f"{one:.4g}" for one in both)
+
+
+def _plain(value: Number) -> str:
+    return MISSING if value is None else f"{value:.4g}"
 
 
 def _number(value: float) -> Number:

@@ -17,7 +17,7 @@ from utils.backbone import find_source
 from utils.config import Config
 from utils.dataset import Example, Stream
 from utils.errors import UserError
-from utils.general import questions
+from utils.general import harness, questions
 from utils.options.parse import ConfigError, Resolved, flatten
 from utils.report.results import NOT_COMPARED, read_facts
 from utils.storage.files import is_file
@@ -43,6 +43,8 @@ def of(options: Resolved, stream: str) -> dict[str, Any]:
     digests = {"stream": stream, "backbone": of_backbone(options.config), "code": of_code()}
     if questions.is_asked(options.config):
         digests["general"] = questions.digest(options.config)
+    if options.config.general_harness:
+        digests["general_harness"] = harness.digest(options.config)
     stored = {name: value for name, value in flatten(options).items() if name not in IGNORED}
     return {"options": stored, "identity": digests}
 

@@ -99,7 +99,7 @@ def _run(
                 folder, config, str(accelerator.device), accelerator.num_processes, kind, launched, tested
             )
         log.tracker = start_tracker(accelerator, config, flatten(plan.resolved), folder, log.warning)
-        results = Trainer(method, folder, questions.read(config)).run()
+        results = Trainer(method, folder, asking.outside(config)).run()
         if results:
             log.info("\n" + summary.table(results) + f"\nresults: {folder}/results.md")
         return results
@@ -217,5 +217,5 @@ def facts(config: Config, stream: Stream) -> dict[str, Any]:
         "task_names": [task.name for task in stream.tasks],
         "metrics": list(config.metric_for_each_task or (stream.metric(k) for k in tasks)),
         "chance": [stream.chance(k) for k in tasks],
-        **({"general": asking.facts(questions.read(config))} if questions.is_asked(config) else {}),
+        **asking.facts(config),
     }

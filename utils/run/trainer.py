@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from utils.distributed.placement import OptimizerState, Replicated
 from utils.errors import Terminated, UserError, termination_waits
 from utils.evaluation import Cell, check_finite, evaluate, predict_ahead
 from utils.general import asking
-from utils.general.questions import Asked
+from utils.general.asking import NOTHING, Outside
 from utils.logger import Window
 from utils.model import adapters
 from utils.model.weights import assign, borrowed
@@ -43,7 +43,7 @@ TRAIN_SCORED = ("IIL", "CKE")  # scenarios that also score the questions that we
 class Trainer:
     """One run over one stream."""
 
-    def __init__(self, method: Method, folder: Path, general: Sequence[Asked] = ()):
+    def __init__(self, method: Method, folder: Path, general: Outside = NOTHING):
         self.general = general  # what is asked outside the stream
         self.session, self.method, self.folder = method.session, method, folder
         self.config, self.stream = method.config, method.stream
@@ -97,7 +97,7 @@ class Trainer:
 
     def _is_asked(self, moment: Moment) -> bool:
         """True if everything outside the stream has been asked."""
-        return all(moment.predictions(self.folder, f"general_{k}").exists() for k in range(len(self.general)))
+        return all(file.exists() for file in self.general.files(self.folder, moment))
 
     def _evaluated_after(self, index: int) -> range:
         """The tasks that are evaluated after a task; none if the schedule leaves it out."""
