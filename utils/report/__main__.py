@@ -3,7 +3,9 @@
 Everything is recomputed from the saved predictions. One run: results.json, results.md, R.png, accuracy.png and, if
 it was probed, probing.png are written into its folder and its matrix is printed. Several runs: the same for each, and
 one table with a row per method is printed; runs that differ only by seed share a row. FOLDER gets that table as
-compare.md and compare.json. JSON files hold scores in [0, 1]; percent appears only in tables and pictures.
+compare.md, compare.json, table.tex and table.csv, all charts as figures/*.pdf, svg and png, and report.html: one page
+that holds everything and needs no network. JSON and CSV files hold scores in [0, 1]; percent appears only in tables and
+pictures.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from pathlib import Path
 
 from utils.errors import UserError, exit_with
 from utils.report import differences, published
-from utils.report.compare import compare_text
+from utils.report.compare import check_columns, compare_text
+from utils.report.page import render
 from utils.report.results import group
 from utils.report.summary import table, write
 from utils.storage.files import write_json, write_text
@@ -30,9 +33,13 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="METHOD",
         help="row that learned each task alone, such as Single: adds the transfer to later tasks relative to it",
     )
-    parser.add_argument("--out", type=Path, help="folder for compare.md and compare.json")
+    parser.add_argument("--out", type=Path, help="folder for report.html, compare.md, tables and figures")
+    parser.add_argument(
+        "--metrics", metavar="COLUMN", nargs="+", default=[], help="columns of the tables, such as average_accuracy"
+    )
     options = parser.parse_args(arguments)
     try:
+        check_columns(options.metrics)
         runs = [(run, write(run)) for run in options.runs]
         sections = group(runs)
         published.add(sections)
@@ -41,10 +48,12 @@ def main(arguments: list[str] | None = None) -> int:
             differences.add_transfer(sections, by_path, options.reference)
         if options.baseline is not None:
             differences.add(sections, by_path, options.baseline)
-        text = table(runs[0][1]) if len(runs) == 1 else compare_text(sections)
+        text = table(runs[0][1]) if len(runs) == 1 else compare_text(sections, options.metrics)
         if options.out:
+            differences.add_intervals(sections, by_path)
             write_json(options.out / "compare.json", sections)
-            write_text(options.out / "compare.md", compare_text(sections))
+            write_text(options.out / "compare.md", compare_text(sections, options.metrics))
+            render.write(options.out, sections, by_path, options.metrics)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

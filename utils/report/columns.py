@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.metric import summary
+from utils.metric import METRICS, summary
 from utils.report import general
 from utils.report import probing as probed
 from utils.storage import drift
@@ -17,7 +17,6 @@ from utils.storage import drift
 # Questions besides the test split, where the scenario asks them: name in the results -> (files, metric or the task's).
 EXTRA = {"R_train": ("train_task", None), "R_locality": ("locality_task", "exact_match")}
 SIZES = ("trainable_parameters", "stored_parameters", "kept_bytes")  # after the last task
-SUMMARISED = ("average_accuracy", "average_incremental_accuracy", "backward_transfer", "forgetting")
 TRAINING = {"training_incremental_accuracy": "average_incremental_accuracy", "training_forgetting": "forgetting"}
 
 
@@ -52,7 +51,7 @@ def columns_of(results: dict[str, Any]) -> dict[str, float | None]:
     return {
         "task_0": final[0],
         "last_task": final[-1],
-        **{name: results["summary"][name] for name in SUMMARISED},
+        **{name: results["summary"][name] for name in METRICS},
         "recovery": recovery["after"] if recovery else None,
         **{name: _last_mean(results, name) for name in EXTRA},
         **_training_columns(results),

@@ -1,15 +1,17 @@
-"""Runs side by side, as text: for each stream a table of scores and one of cost."""
+"""Runs side by side: for each stream a table of scores and one of cost, as text or as rows of texts."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any
 
+from utils.errors import UserError
 from utils.metric import METRICS
 from utils.report import differences, general, published
-from utils.report.tables import MISSING, headline, mark, markdown, percent
+from utils.report.columns import TRAINING
+from utils.report.tables import MISSING, headline, mark, markdown, percent, words
 
 SCORES = {
     "task_0": "task 0",
@@ -34,6 +36,7 @@ DRIFT_NOTE = (
     "KL from, to the first model: of the last task's answers in nats, KL(first || last) and KL(last || first), see "
     "utils/drift.py."
 )
+CHOSEN = {name: words(name) for name in (*METRICS, *TRAINING) if name not in SCORES}  # shown only where chosen
 MIXED = "The tasks have different metrics; averages are means of different scores."
 COSTS = {  # title, divisor, digits
     "train_seconds": ("train seconds", 1, 1),
@@ -72,53 +75,91 @@ COST_NOTE = (
 )
 
 
-def compare_text(sections: list[dict[str, Any]]) -> str:
-    """The tables of `utils.report.results.group` in percent: mean ± sample standard deviation over seeds."""
-    return "\n".join(_section_text(section) for section in sections)
+def compare_text(sections: list[dict[str, Any]], chosen: Sequence[str] = ()) -> str:
+    """The tables of `utils.report.results.group` in percent: mean ± sample standard deviation over seeds.
+
+    Args:
+        sections: One per stream.
+        chosen: Columns to show, of both tables; empty: those that the runs have numbers for.
+    """
+    return "\n".join(_section_text(section, chosen) for section in sections)
 
 
-def _section_text(section: dict[str, Any]) -> str:
-    chance, remarks = section["chance"], [NOTE, *(remark for row in section["rows"] for remark in _remarks(row))]
-    remarks += [ORDERS] if any(len(set(row["orders"])) > 1 for row in section["rows"]) else []
-    remarks += [general.NOTE] if _shown(section, general.CHANGES) else []
-    remarks += [MIXED] if len(set(section["metrics"])) > 1 else []
-    marks = {"task_0": mark(section, 0), "last_task": mark(section, -1), "recovery": mark(section, 0)}
-    titles = SCORES | {name: title for name, (title, *_) in DRIFT.items()}
-    scores = _rows(section, {name: title + marks.get(name, "") for name, title in titles.items()})
-    guess = [percent(chance[name]) if name in chance else "" for name in _shown(section, titles)]
-    parts = [headline(section), markdown([*scores, ["chance", "", *guess]]), "\n".join(remarks)]
-    parts += [DRIFT_NOTE] if _shown(section, DRIFT) else []
-    if _shown(section, COSTS):
-        parts += [markdown(_rows(section, {name: title for name, (title, *_) in COSTS.items()})), COST_NOTE]
+def check_columns(chosen: Sequence[str]) -> None:
+    """Refuse columns that do not exist.
+
+    Raises:
+        UserError: names them and those that exist.
+    """
+    columns = [*score_titles(), *COSTS]
+    unknown = [name for name in chosen if name not in columns]
+    if unknown:
+        raise UserError(f"metrics: there is no column {', '.join(unknown)}; expected some of {', '.join(columns)}")
+
+
+def _section_text(section: dict[str, Any], chosen: Sequence[str]) -> str:
+    scores, costs = score_rows(section, chosen), cost_rows(section, chosen)
+    parts = [headline(section), *([markdown(scores)] if scores else []), "\n".join(remarks(section))]
+    parts += [markdown(costs), COST_NOTE] if costs else []
     if section.get("differences"):
         parts.append(differences.text(section))
     parts += [known] if (known := published.text(section)) else []
     return "\n\n".join(parts) + "\n"
 
 
-def _shown(section: dict[str, Any], columns: Iterable[str]) -> list[str]:
+def remarks(section: dict[str, Any]) -> list[str]:
+    """What a reader of the table of scores must know."""
+    found = [NOTE, *(remark for row in section["rows"] for remark in _remarks(row))]
+    found += [ORDERS] if any(len(set(row["orders"])) > 1 for row in section["rows"]) else []
+    found += [general.NOTE] if shown(section, general.CHANGES) else []
+    found += [MIXED] if len(set(section["metrics"])) > 1 else []
+    return found + ([DRIFT_NOTE] if shown(section, DRIFT) else [])
+
+
+def score_titles() -> dict[str, str]:
+    """Titles of the columns of the table of scores."""
+    return {**SCORES, **{name: title for name, (title, *_) in DRIFT.items()}, **CHOSEN}
+
+
+def score_rows(section: dict[str, Any], chosen: Sequence[str] = ()) -> list[list[str]]:
+    """The table of scores, titles first and chance last; empty if no column is shown."""
+    marks = {"task_0": mark(section, 0), "last_task": mark(section, -1), "recovery": mark(section, 0)}
+    titles = {name: title + marks.get(name, "") for name, title in score_titles().items()}
+    names = shown(section, titles, chosen)
+    chance = section["chance"]
+    guess = [percent(chance[name]) if name in chance else "" for name in names]
+    return [*_rows(section, {name: titles[name] for name in names}), ["chance", "", *guess]] if names else []
+
+
+def cost_rows(section: dict[str, Any], chosen: Sequence[str] = ()) -> list[list[str]]:
+    """The table of costs, titles first; empty if no column is shown."""
+    names = shown(section, COSTS, chosen)
+    return _rows(section, {name: COSTS[name][0] for name in names}) if names else []
+
+
+def shown(section: dict[str, Any], columns: Collection[str], chosen: Sequence[str] = ()) -> list[str]:
+    """The chosen ones of these columns, or those that a reader expects and a run has."""
+    if chosen:
+        return [name for name in dict.fromkeys(chosen) if name in columns]
     rows = section["rows"]
-    return [name for name in columns if name not in OPTIONAL or any(row["columns"][name]["n"] for row in rows)]
+    found = [name for name in columns if name not in CHOSEN]
+    return [name for name in found if name not in OPTIONAL or any(row["columns"][name]["n"] for row in rows)]
 
 
 def _rows(section: dict[str, Any], titles: dict[str, str]) -> list[list[str]]:
-    names = _shown(section, titles)
-    lines = [["method", "n", *(titles[name] for name in names)]]
+    lines = [["method", "n", *titles.values()]]
     for row in section["rows"]:
-        cells = [_spread_text(name, row["columns"][name], len(row["seeds"])) for name in names]
-        lines.append([_row_title(row), str(len(row["seeds"])), *cells])
+        cells = [spread_text(name, row["columns"][name], len(row["seeds"])) for name in titles]
+        lines.append([differences.title_of(row), str(len(row["seeds"])), *cells])
     return lines
 
 
-def _row_title(row: dict[str, Any]) -> str:
-    return differences.title_of(row)
-
-
-def _spread_text(name: str, cell: dict[str, Any], runs: int) -> str:
+def spread_text(name: str, cell: dict[str, Any], runs: int) -> str:
+    """Mean ± standard deviation of a column in the unit of its table, with n where runs are missing."""
     if cell["mean"] is None:
         return MISSING
     show = partial(_quantity, name) if name in UNITS else percent
-    is_change = name in general.CHANGES or (name in METRICS and METRICS[name].is_change)
+    is_change = name in general.CHANGES or name in published.CHANGES
     text = show(cell["mean"], "+" if is_change else "")
     text += f" ± {show(cell['std'])}" if cell["std"] is not None else ""
     return text if cell["n"] == runs else f"{text} (n={cell['n']})"
@@ -131,7 +172,7 @@ def _quantity(name: str, value: float, _sign: str = "") -> str:
 
 def _remarks(row: dict[str, Any]) -> list[str]:
     """Caveats about the rows."""
-    title, remarks = _row_title(row), []
+    title, remarks = differences.title_of(row), []
     runs = Counter(zip(row["seeds"], row["orders"], strict=True))
     twice = [str(seed) for (seed, _), count in runs.items() if count > 1]
     if twice:

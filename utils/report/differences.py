@@ -58,6 +58,28 @@ def add(sections: Sequence[dict[str, Any]], runs: Mapping[str, dict[str, Any]], 
         section["baseline"], section["differences"] = title_of(base), _bootstrap(found, section)
 
 
+def add_intervals(sections: Sequence[dict[str, Any]], runs: Mapping[str, dict[str, Any]]) -> None:
+    """Give each row the `interval` of its own average: {"low", "high"}; None where no run is finished.
+
+    Args:
+        sections: Of `utils.report.results.group`.
+        runs: Path of a run -> its results.
+    """
+    for section in sections:
+        names = section["task_names"]
+        by_size: dict[tuple[int, ...], list[tuple[dict[str, Any], _Difference]]] = {}
+        for row in section["rows"]:
+            row["interval"] = None
+            answers = _answers(row, runs) if row["columns"]["average_accuracy"]["n"] else {}
+            if pairs := sorted(answers):
+                by_task = {name: np.stack([answers[pair].by_task[name] for pair in pairs]) for name in names}
+                sizes = tuple(scores.shape[1] for scores in by_task.values())
+                by_size.setdefault(sizes, []).append((row, _Difference(title_of(row), pairs, by_task)))
+        for same in by_size.values():
+            for (row, _), found in zip(same, _bootstrap([one for _, one in same], section), strict=True):
+                row["interval"] = {"low": found["low"], "high": found["high"]}
+
+
 def add_transfer(sections: Sequence[dict[str, Any]], runs: Mapping[str, dict[str, Any]], reference: str) -> None:
     """Give each row the column `transfer_to_reference`: mean over j >= 1 of R[j, j] - S[j, j].
 
@@ -216,6 +238,16 @@ def holm(values: Sequence[float]) -> list[float]:
 
 def text(section: dict[str, Any]) -> str:
     """The table of differences, with what its numbers are."""
+    return f"{head(section)}\n\n{markdown(table(section))}\n\n{note(section)}"
+
+
+def head(section: dict[str, Any]) -> str:
+    """Title of the table of differences."""
+    return f"Differences of the average to {section['baseline']}, positive: better."
+
+
+def table(section: dict[str, Any]) -> list[list[str]]:
+    """The table of differences as rows of texts, titles first."""
     rows = [["method", "runs", "difference", f"{LEVEL} % interval", "tasks won", "p (Holm)"]]
     for one in section["differences"]:
         interval = f"{percent(one['low'], '+')} to {percent(one['high'], '+')}"
@@ -225,12 +257,11 @@ def text(section: dict[str, Any]) -> str:
         )
     without = [title_of(row) for row in section["rows"]]
     known = {one["method"] for one in section["differences"]} | {section["baseline"]}
-    rows += [[title, "0", *[MISSING] * 4] for title in without if title not in known]
-    head = f"Differences of the average to {section['baseline']}, positive: better."
-    return f"{head}\n\n{markdown(rows)}\n\n{_note(section)}"
+    return rows + [[title, "0", *[MISSING] * 4] for title in without if title not in known]
 
 
-def _note(section: dict[str, Any]) -> str:
+def note(section: dict[str, Any]) -> str:
+    """What the numbers of the table of differences are."""
     counts = {len(one["pairs"]) for one in section["differences"]}
     over = "questions and runs (seeds, task orders)" if counts - {1} else "questions"
     words = [

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from utils.errors import UserError
 from utils.metric import METRICS
 from utils.report import general
 from utils.report import probing as probed
@@ -12,7 +15,7 @@ from utils.report.compare import MIXED
 from utils.report.plots import curves, heat_map, probing_curves, shorten
 from utils.report.results import build
 from utils.report.tables import MISSING, headline, mark, markdown, mean, percent, words
-from utils.storage.files import write_json, write_text
+from utils.storage.files import read_json, write_json, write_text
 
 MAIN_METRICS = (
     "average_accuracy",
@@ -36,18 +39,33 @@ TITLES = {
 def write(run: Path, plots: bool = True) -> dict[str, Any]:
     """Recompute a run; write results.json, results.md and, with `plots`, R.png and accuracy.png.
 
+    Pictures take a second each; they are drawn again only where the results have changed since.
+
     Raises:
         UserError: the folder is not a run folder, or one of its files is broken.
     """
-    results = build(run)
-    write_json(run / "results.json", results)
+    results, file = build(run), run / "results.json"
+    if not _holds(file, results):
+        write_json(file, results)
     write_text(run / "results.md", page(results, plots))
-    if plots:
-        heat_map(results, run / "R.png")
-        curves(results, run / "accuracy.png")
-        if results.get("probing"):
-            probing_curves(results, probed.matrices(results), run / "probing.png")
+    pictures: dict[str, Callable[[Path], None]] = {
+        "R.png": partial(heat_map, results),
+        "accuracy.png": partial(curves, results),
+    }
+    if results.get("probing"):
+        pictures["probing.png"] = partial(probing_curves, results, probed.matrices(results))
+    for name, draw in pictures.items() if plots else ():
+        picture = run / name
+        if not picture.is_file() or picture.stat().st_mtime_ns < file.stat().st_mtime_ns:
+            draw(picture)
     return results
+
+
+def _holds(file: Path, results: dict[str, Any]) -> bool:
+    try:
+        return file.is_file() and bool(read_json(file) == results)
+    except UserError:  # damaged
+        return False
 
 
 def table(results: dict[str, Any]) -> str:

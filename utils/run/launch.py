@@ -29,10 +29,11 @@ from utils.model import freeze
 from utils.model.architecture import Backbone
 from utils.model.kept_states import needs_frozen_blocks
 from utils.model.self_test import self_test
+from utils.options import data
 from utils.options.checks import Plan
 from utils.options.parse import flatten, origin, to_yaml
 from utils.prompt import choose, strips
-from utils.report import data, summary
+from utils.report import summary
 from utils.run import dry_run, identity
 from utils.run.failures import explained, how_to_resume
 from utils.run.fit import fit

@@ -8,7 +8,7 @@ from tests import tiny
 from utils.dataloader import Encoder
 from utils.dataset import Example, Stream, TaskData
 from utils.errors import UserError
-from utils.report import data
+from utils.options import data
 
 
 def stream_of(train, test, name="animals"):
