@@ -136,7 +136,7 @@ def _drift(section: dict[str, Any], rows: Sequence[int]) -> Chart:
 
 
 def _pairs(
-    section: dict[str, Any], rows: Sequence[int], columns: tuple[str, str], divisor: float = 1, **texts: str
+    section: dict[str, Any], rows: Sequence[int], columns: tuple[str, str], divisor: float = 1, **texts: Any
 ) -> Chart:
     """One column over another; the second is a share, shown in percent."""
     series = []
