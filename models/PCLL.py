@@ -174,12 +174,18 @@ class PCLL(LAMOL_KD):
         prior = self.extra["prior"](hidden, part.attention_mask * (part.labels == IGNORE))  # causal: p can't see x
         mean, log_variance = posterior = self.extra["posterior"](hidden, part.attention_mask)
         z = mean + (log_variance / 2).exp() * self._noise(part.examples).to(mean)
-        added = self.options.PCLL_alpha_z * self.extra["W"](z) * bool(rows)
+        added = self.options.PCLL_alpha_z * self.shift(z) * bool(rows)
         at = torch.tensor(rows or [0], device=added.device)
         shift = added.new_zeros(len(batch.examples), added.shape[1]).index_copy(0, at, added)
         with shifted(model, shift):
             scores, labels = answer_scores(model, batch)
         return scores, labels, self._mean(gaussian_kl(posterior, prior), part) * bool(rows)
+
+    def shift(self, z: Tensor) -> Tensor:
+        """What latents (B, Z) add to the embedding of every token: (B, D)."""
+        matrix = self.extra["W"]
+        shift: Tensor = matrix(z.to(matrix.get_parameter("weight").dtype))
+        return shift
 
     @staticmethod
     def _mean(kl: Tensor, batch: Batch) -> Tensor:
@@ -231,7 +237,7 @@ class PCLL(LAMOL_KD):
             hidden = token_states(self.reader, prompt)
             mean, log_variance = self.extra["prior"](hidden, prompt.attention_mask)
             z = mean + (log_variance / 2).exp() * torch.randn(count, mean.shape[1]).to(mean)
-            with shifted(self.model, self.options.PCLL_alpha_z * self.extra["W"](z)):
+            with shifted(self.model, self.options.PCLL_alpha_z * self.shift(z)):
                 yield
 
 

@@ -15,7 +15,7 @@ from utils import quantization
 from utils.config import Config
 from utils.errors import UserError, reason_of
 from utils.model import adapters
-from utils.model.architecture import Backbone, Model, kind_of
+from utils.model.architecture import Backbone, Model, kind_of, recompute
 from utils.seed import seed_torch
 from utils.storage.files import is_file
 
@@ -104,7 +104,7 @@ def _checkpoint_layers(net: PreTrainedModel) -> None:
     """In train mode only. Not reentrant: that would need inputs with gradients, and lose those of adapters."""
     if not net.supports_gradient_checkpointing:
         raise UserError(f"gradient_checkpointing: {type(net).__name__} cannot do that; leave it out")
-    net.activation_checkpointing_enable({"use_reentrant": False})
+    recompute(net)
 
 
 def _load_base(config: Config) -> PreTrainedModel:

@@ -139,7 +139,8 @@ class Heads(nn.ModuleList):
     def one(self, k: int, states: Tensor) -> Tensor:
         """Logits (B, K, classes of task k) float32 of one head; states may be of another type than its weights."""
         head = self[k]
-        logits: Tensor = head(states.to(head.get_parameter("weight").dtype))
+        with torch.autocast(states.device.type, enabled=False):  # in bfloat16 cosines near each other would be equal
+            logits: Tensor = head(states.to(head.get_parameter("weight").dtype))
         return logits.float()
 
     def _of_tasks(self, logits: Tensor, tasks: Sequence[int]) -> Tensor:

@@ -264,11 +264,28 @@ def environment(
         "processes": processes,
         "distributed_type": distributed,
         "mode": mode,
+        "gpu": _gpu(),
         "threads": torch.get_num_threads(),
         "self_test": self_test,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def _gpu() -> dict[str, Any] | None:
+    """The GPU of this process and the libraries on it; None: there is none."""
+    if not torch.cuda.is_available():
+        return None
+    return {
+        "name": torch.cuda.get_device_name(),
+        "memory_bytes": torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory,
+        "count": torch.cuda.device_count(),
+        "cuda": vars(torch.version)["cuda"],
+        "cudnn": torch.backends.cudnn.version(),
+        "nccl": ".".join(map(str, torch.cuda.nccl.version())),
+        "float32_matmul": torch.get_float32_matmul_precision(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
 
 

@@ -11,6 +11,8 @@ from torch import nn
 
 from utils.config import Config
 
+RATE_OF_BFLOAT16 = 1e-4  # with 8 bits a weight of 0.02 takes up a step of 4e-5 or more
+
 
 @dataclass
 class Group:
@@ -34,6 +36,17 @@ def make_optimizer(groups: list[Group], config: Config) -> torch.optim.Optimizer
         short: torch.optim.Optimizer = AdamW8bit(rows, eps=config.adam_epsilon)
         return short
     return torch.optim.AdamW(rows, eps=config.adam_epsilon, fused=True)
+
+
+def lost_updates(config: Config, dtype: torch.dtype) -> list[str]:
+    """A warning about weights whose type rounds most updates away."""
+    rate = min(config.lr_list or (config.lr,))
+    if dtype != torch.bfloat16 or config.PEFT_type is not None or rate >= RATE_OF_BFLOAT16:
+        return []
+    return [
+        f"backbone_dtype: at a learning rate of {rate:g} most updates are smaller than what a bfloat16 weight can take "
+        "up, and are lost; use backbone_dtype float32 with mixed_precision bfloat16, or PEFT_type"
+    ]
 
 
 def as_laid_out(parameters: Iterable[nn.Parameter]) -> None:

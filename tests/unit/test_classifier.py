@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from models.common.losses import answer_loss
 from models.SEQ import SEQ
 from tests import tiny
-from utils.classifier import MASKED, ClassEncoder, Classes, CosineLinear
+from utils.classifier import MASKED, AnswerKind, ClassEncoder, Classes, CosineLinear, Heads
 from utils.dataloader import collate
 from utils.dataset import Stream, TaskData
 from utils.errors import UserError
@@ -441,3 +441,12 @@ def test_a_teacher_with_heads_is_calm_under_dropout():
     assert torch.equal(first, second) and method.model.training
     with eval_mode(method.model), torch.no_grad():
         assert torch.equal(first, tiny.outputs(method, method.model, batch, 0)[0])
+
+
+def test_heads_compute_in_float32_inside_autocast():
+    states = torch.randn(2, 1, 8)
+    heads = Heads(AnswerKind.COSINE, 8, Classes(tiny.class_stream()), False, 1.0, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(heads(states, 3, [0, 0]), heads(states.float(), 3, [0, 0]))
+        short = heads.one(0, states)
+    assert torch.equal(short, heads.one(0, states))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.tiny import make_config
-from utils.optimizer import Group, as_laid_out, make_optimizer, schedule_factor, set_learning_rate
+from utils.optimizer import Group, as_laid_out, lost_updates, make_optimizer, schedule_factor, set_learning_rate
 
 
 @pytest.mark.parametrize(
@@ -74,3 +74,17 @@ def test_the_fused_step_is_that_of_the_loop_whatever_the_layout():
             optimizer.step()
         torch_way.append(w.detach().clone())
     assert torch.allclose(*torch_way, rtol=1e-5, atol=1e-6)
+
+
+def test_updates_that_bfloat16_weights_cannot_take_up_are_reported():
+    assert lost_updates(make_config(lr=1e-5), torch.float32) == []
+    assert lost_updates(make_config(lr=1e-4), torch.bfloat16) == []
+    assert lost_updates(make_config(lr=1e-5, PEFT_type="LoRA"), torch.bfloat16) == []
+    (warning,) = lost_updates(make_config(lr=1e-3, lr_list=(1e-3, 1e-5)), torch.bfloat16)
+    assert "learning rate of 1e-05 most updates" in warning
+    w, config = torch.nn.Parameter(torch.full((1000,), 0.02, dtype=torch.bfloat16)), make_config(adam_epsilon=1e-8)
+    optimizer = make_optimizer([Group([w], 1e-5, 0.0)], config)
+    for _ in range(20):
+        w.grad = torch.ones_like(w)
+        optimizer.step()
+    assert (w == torch.tensor(0.02, dtype=torch.bfloat16)).all()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 WHOLE_GRADIENTS = frozenset({"DDP"})
 WHOLE_WEIGHTS = frozenset({"DDP", "ZeRO-1", "ZeRO-2"})
 ALL = frozenset({"DDP", "ZeRO-1", "ZeRO-2", "ZeRO-3", "FSDP2"})
+PATIENCE = timedelta(hours=2)  # for the process that writes a checkpoint; one that fails leaves at once
 ON_CPUS = "on CPUs use --config_file config/accelerate/cpu_2.yaml"
 DEEPSPEED = "ACCELERATE_DEEPSPEED_"  # prefix of the variables that accelerate launch sets for DeepSpeed
 PRECISION = "ACCELERATE_MIXED_PRECISION"
@@ -175,10 +177,18 @@ def make_accelerator(config: Config) -> Accelerator:
 def _data_parallel(config: Config) -> Accelerator:
     """For one process, DDP and FSDP2, which accelerate treats as DDP because it has no FSDP without a GPU."""
     from accelerate import Accelerator
-    from accelerate.utils import GradientAccumulationPlugin, patch_environment
+    from accelerate.utils import (
+        DistributedDataParallelKwargs,
+        GradientAccumulationPlugin,
+        InitProcessGroupKwargs,
+        patch_environment,
+    )
 
+    # Gradients are views of what is reduced, not copies; tables such as rotary ones are equal everywhere.
+    replicated = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
     with patch_environment(accelerate_use_fsdp="false"):
         return Accelerator(
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE), replicated],
             cpu=not torch.accelerator.is_available(),
             mixed_precision={"float32": "no", "bfloat16": "bf16", None: None}[config.mixed_precision],
             # As a plugin: a plain number is overridden by the variable that accelerate launch sets.
@@ -196,7 +206,7 @@ def _deepspeed(config: Config) -> Accelerator:
         deepspeed_internals.skip_shared_memory()
     with patch_environment(accelerate_use_cpu="false"):  # and not cpu=True: accelerate would silently make it DDP
         accelerator = Accelerator(
-            kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if on_cpu else [],
+            kwargs_handlers=[InitProcessGroupKwargs(backend="gloo" if on_cpu else "nccl", timeout=PATIENCE)],
             mixed_precision="no",  # weights in float32; placement.py runs the model in autocast, as with DDP
             gradient_accumulation_plugin=GradientAccumulationPlugin(config.gradient_accumulation_steps),
         )

@@ -22,6 +22,10 @@ class RunOptions(OptionGroup):
     dump_path: str = Field("experiments", description="Folder that holds the run folders.")
     logger_filename: Name = Field("train.log", description="Name of the text log inside the run folder.")
     seed: Int = Field(1, ge=0, description="Seed of all randomness.")
+    deterministic: bool = Field(
+        False, description="Deterministic kernels only, on GPUs: the same run gives the same numbers, but more slowly."
+    )
+    tf32: bool = Field(False, description="Multiply float32 matrices in TF32 on GPUs: faster, with 10 bits for 23.")
     dry_run: bool = Field(False, description="Check the options, print the plan of the run and stop.")
     resume: str | None = Field(None, description="Run folder to resume; its config.yaml replaces all other options.")
     save_llm_ckpt: bool = Field(False, description="Keep the checkpoint of every task, not only the newest one.")

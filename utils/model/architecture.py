@@ -55,6 +55,19 @@ def has_fixed_positions(shape: PreTrainedConfig) -> bool:
     return not getattr(shape.get_text_config(), "rope_parameters", None)
 
 
+def recompute(net: PreTrainedModel) -> None:
+    """Let layers be computed again in the backward pass, in train mode."""
+    renamed = hasattr(net, "activation_checkpointing_enable")  # since transformers 5.23
+    enable = net.activation_checkpointing_enable if renamed else net.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+def recomputes(net: PreTrainedModel) -> bool:
+    """True after `recompute`."""
+    renamed = hasattr(net, "is_activation_checkpointing")
+    return bool(net.is_activation_checkpointing if renamed else net.is_gradient_checkpointing)
+
+
 @dataclass
 class Backbone:
     """A language model with its tokenizer."""

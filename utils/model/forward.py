@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from utils.dataloader import IGNORE, Batch
 from utils.model import adapters
-from utils.model.architecture import Model, kind_of
+from utils.model.architecture import Model, kind_of, recomputes
 from utils.model.head import Scores, as_scores
 from utils.model.weights import eval_mode
 
@@ -134,7 +134,7 @@ def can_read_ahead(net: PreTrainedModel) -> bool:
         kind_of(config) == "decoder"
         and "past_key_values" in inspect.signature(net.forward).parameters
         and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
-        and not (net.training and (drops_out(net) or net.is_activation_checkpointing))
+        and not (net.training and (drops_out(net) or recomputes(net)))
     )
 
 

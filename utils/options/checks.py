@@ -13,6 +13,8 @@ from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
+
 from models.Base import Method
 from utils import buffer, probing, quantization
 from utils.backbone import find_source, kind, shape
@@ -294,6 +296,14 @@ def attention_is_installed(plan: Plan) -> list[str]:
     return []
 
 
+def kernels_are_there(plan: Plan) -> list[str]:
+    """Options about the kernels of a GPU without one."""
+    used = [name for name in ("deterministic", "tf32") if plan.config.is_changed(name)]
+    return (
+        [f"{', '.join(used)}: no effect without a GPU; leave it out"] if used and not torch.cuda.is_available() else []
+    )
+
+
 def quantization_fits(plan: Plan) -> list[str]:
     """8 bits or fewer without the package for them, or of a model that is quantised already."""
     found = []
@@ -350,6 +360,7 @@ CHECKS: tuple[Callable[[Plan], list[str]], ...] = (
     watching_fits,
     checkpoint_is_whole,
     attention_is_installed,
+    kernels_are_there,
     quantization_fits,
     backbone_fits,
     method_agrees,

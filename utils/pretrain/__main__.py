@@ -156,7 +156,7 @@ class Pretraining:
         say_with_time(
             f"step {bar.done} of {bar.total}: loss {fmean(self.losses[-steps:]):.4f}, "
             f"lr {self.optimizer.param_groups[0]['lr']:.3g}, {speed:,.0f} tokens/s, "
-            f"peak memory {peak_memory() / 1e9:.2f} GB, {bar.left()}"
+            f"peak memory {peak_memory(self.accelerator.device) / 1e9:.2f} GB, {bar.left()}"
         )
 
     def _step(self, number: int) -> float:

@@ -12,10 +12,12 @@ import hashlib
 import os
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -166,18 +168,28 @@ def pack(state: Any) -> Packed:
     """
     tensors: dict[str, Tensor] = {}
 
-    def walk(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            key = str(len(tensors))
-            tensors[key] = value.detach().cpu().contiguous().clone()
-            return {"tensor": key}
-        if isinstance(value, dict):
-            return {"dict": [[walk(k), walk(v)] for k, v in value.items()]}
-        if isinstance(value, list | tuple):
-            return {"tuple" if isinstance(value, tuple) else "list": [walk(v) for v in value]}
-        return value
+    def keep(value: Tensor) -> str:
+        tensors[key := str(len(tensors))] = _on_host(value.detach())
+        return key
 
-    return walk(state), tensors
+    return split(state, keep), tensors
+
+
+def _on_host(value: Tensor) -> Tensor:
+    """A copy in memory of its own, made once: safetensors refuses tensors that share memory."""
+    copied = torch.empty(value.shape, dtype=value.dtype)  # contiguous, and without a second copy from a GPU
+    return copied.copy_(value)
+
+
+def split(state: Any, keep: Callable[[Tensor], Any]) -> Any:
+    """Nested dicts and lists as JSON values, see `pack`; `keep` gets each tensor and returns its key."""
+    if isinstance(state, Tensor):
+        return {"tensor": keep(state)}
+    if isinstance(state, dict):
+        return {"dict": [[split(k, keep), split(v, keep)] for k, v in state.items()]}
+    if isinstance(state, list | tuple):
+        return {"tuple" if isinstance(state, tuple) else "list": [split(v, keep) for v in state]}
+    return state
 
 
 def unpack(plain: Any, tensors: dict[str, Tensor]) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from models.Base import Method, Task
 from utils.distributed.collectives import sum_over_processes
 from utils.model.adapters import innermost
-from utils.run.checkpoint import pack
+from utils.run.checkpoint import split
 
 PER_TASK = {
     "train_seconds": 0.0,  # hooks included: teachers, pseudo-samples, Fisher
@@ -121,7 +121,7 @@ class Cost:
 
     def peak(self) -> None:
         """Note the most memory held so far."""
-        self.values["peak_memory_bytes"] = max(self.values["peak_memory_bytes"], peak_memory())
+        self.values["peak_memory_bytes"] = max(self.values["peak_memory_bytes"], peak_memory(self.method.home))
 
     def _spent(self) -> Spent:
         """What was counted since the last call, over all processes."""
@@ -138,16 +138,13 @@ def kept_bytes(state: dict[str, Any]) -> int:
     >>> kept_bytes({"fisher": {"w": torch.zeros(10)}}) - kept_bytes({"fisher": {"w": torch.zeros(5)}})
     20
     """
-    plain, tensors = pack(state)
-    return sum(map(_bytes, tensors.values())) + len(json.dumps(plain, ensure_ascii=False).encode())
+    tensors: list[Tensor] = []
+    plain = split(state, tensors.append)
+    return sum(w.numel() * w.element_size() for w in tensors) + len(json.dumps(plain, ensure_ascii=False).encode())
 
 
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
-def peak_memory() -> int:
-    """Most bytes this process has held: on the GPU if there is one, else resident."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+def peak_memory(device: torch.device) -> int:
+    """Most bytes this process has held: on its GPU, or resident if it computes on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,10 +13,13 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from utils.errors import UserError
+from utils.errors import UserError, exit_code
+from utils.options.parse import fail
 from utils.run.checkpoint import checkpoints
 
-NO_MEMORY = ("out of memory", "can't allocate memory")  # torch raises a plain RuntimeError on a CPU
+NO_MEMORY = (  # torch raises a plain RuntimeError on a CPU, and for the libraries of a GPU
+    "out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED",
+)  # fmt: skip
 NO_PARTNER = (  # gloo's words, and NCCL's
     "Connection closed by peer",
     "Connection reset by peer",
@@ -38,14 +44,43 @@ def explained(folder: Path | None) -> Iterator[None]:
         raise UserError(sentence + ("" if folder is None else f"; {how_to_resume(folder)}")) from error
 
 
+@contextmanager
+def leaving_at_once(processes: int) -> Iterator[None]:
+    """Report an error and end this process without waiting, if it is one of several: the launcher then ends the rest.
+
+    The usual end would wait for processes that wait for this one in a collective: on GPUs until the time-out.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if processes == 1:
+            raise
+        code = _report(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _report(error: BaseException) -> int:
+    """Print what main_CL or Python would print; returns the exit code."""
+    if isinstance(error, UserError):
+        return fail(error)
+    if isinstance(error, KeyboardInterrupt):
+        if error.args:
+            print(error, file=sys.stderr)
+        return exit_code(error)
+    traceback.print_exception(error)
+    return 1
+
+
 def explain(error: Exception) -> str | None:
     """What stopped the run and what to do about it; None if that is not known."""
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or _says(error, NO_MEMORY):
         return (
-            "out of memory: raise gradient_accumulation_steps or lower evaluate_batch_size (neither changes what is "
-            "computed, so both may be edited in the config.yaml of the run), or start a new run with a lower "
-            "batch_size or max_seq_length"
+            "out of memory: raise gradient_accumulation_steps or lower evaluate_batch_size (both change only rounding, "
+            "so they may be edited in the config.yaml of the run), or start a new run with a lower batch_size or "
+            "max_seq_length"
         )
     if isinstance(error, OSError) and error.errno is not None:
         return f"{error.filename or 'a file'} could not be read or written: {error.strerror}; fix that"

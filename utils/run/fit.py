@@ -274,7 +274,8 @@ class _Meter:
         *means, tokens = self.session.accelerator.reduce(values, "mean").tolist()
         speed = tokens * self.session.accelerator.num_processes / max(seconds, 1e-9)
         losses = dict(zip(window.sums, means, strict=True))
-        memory, terms = peak_memory(), {f"loss/{name}": value for name, value in losses.items()}
+        memory = peak_memory(self.session.accelerator.device)
+        terms = {f"loss/{name}": value for name, value in losses.items()}
         log.event(
             "train",
             task=at.task,

@@ -29,13 +29,14 @@ from utils.model import freeze
 from utils.model.architecture import Backbone
 from utils.model.kept_states import needs_frozen_blocks
 from utils.model.self_test import self_test
+from utils.optimizer import lost_updates
 from utils.options import data
 from utils.options.checks import Plan
 from utils.options.parse import flatten, origin, to_yaml
 from utils.prompt import choose, strips
 from utils.report import summary
 from utils.run import dry_run, identity
-from utils.run.failures import explained, how_to_resume
+from utils.run.failures import explained, how_to_resume, leaving_at_once
 from utils.run.fit import fit
 from utils.run.tasks import task_of
 from utils.run.trackers import start_tracker
@@ -53,6 +54,7 @@ def launch(plan: Plan, folder: Path | None) -> dict[str, Any]:
     quieten()
     if folder is None:
         check_dump_path(plan.config)
+    set_kernels(plan.config)
     accelerator = make_accelerator(plan.config)
     log = RunLog(plan.config, accelerator.is_main_process)
     if plan.config.dry_run:
@@ -61,7 +63,7 @@ def launch(plan: Plan, folder: Path | None) -> dict[str, Any]:
             head = "\n".join([origin(plan.resolved), *notes(plan)])
             print(head, dry_run.text(method, accelerator.num_processes), sep="\n\n")
         return {}
-    with explained(folder):
+    with leaving_at_once(accelerator.num_processes), explained(folder):
         if folder is not None:
             identity.check(folder, plan.resolved, plan.stored)
         if outline := sketch(plan, accelerator, log):  # it checks freeze_parts and lengths before weights are loaded
@@ -73,8 +75,10 @@ def launch(plan: Plan, folder: Path | None) -> dict[str, Any]:
         tested = self_test(method.backbone, plan.config, accelerator.num_processes, has_virtual, method.is_plain)
         folder = _open_folder(plan, accelerator, folder)
         log.write_to(folder)
-    with explained(folder):
-        return _run(plan, method, accelerator, log, folder, tested)
+    with leaving_at_once(accelerator.num_processes), explained(folder):
+        results = _run(plan, method, accelerator, log, folder, tested)
+    accelerator.end_training()  # waits for the others: not after a failure
+    return results
 
 
 def _run(
@@ -87,7 +91,9 @@ def _run(
         log.info(origin(plan.resolved))
         for note in notes(plan):
             log.info(note)
-        for remark in [*buffer.remarks(config, method.stream), *questions.remarks(config, method.stream)]:
+        lost = lost_updates(config, method.model.dtype) if method.trains else []
+        remarks = [*buffer.remarks(config, method.stream), *questions.remarks(config, method.stream), *lost]
+        for remark in remarks:
             log.warning(remark)
         for line in data.lines(plan.stream, method.encoder, method.backbone) if accelerator.is_main_process else []:
             log.info(line)
@@ -110,7 +116,15 @@ def _run(
         raise
     finally:
         log.close()
-        accelerator.end_training()
+
+
+def set_kernels(config: Config) -> None:
+    """How kernels compute, before the first one runs."""
+    torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(config.deterministic, warn_only=True)  # warns where there is no such kernel
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def notes(plan: Plan) -> list[str]:

@@ -31,7 +31,8 @@ class Tracker:
 
     def finish(self) -> None:
         """Close the trackers; accelerate must not try again, where nobody would catch what they raise."""
-        self._try(self.accelerator.end_training)
+        for tracker in self.accelerator.trackers:
+            self._try(tracker.finish)
         self.accelerator.trackers = []
 
     def _try(self, action: Callable[[], None]) -> None:

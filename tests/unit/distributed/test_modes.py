@@ -7,7 +7,7 @@ import pytest
 
 from tests import tiny
 from utils.distributed import modes
-from utils.distributed.modes import check_parallel, deepspeed_numbers, mode
+from utils.distributed.modes import PATIENCE, check_parallel, deepspeed_numbers, make_accelerator, mode
 from utils.errors import UserError
 from utils.factory import load_method
 
@@ -179,3 +179,11 @@ def test_deepspeed_does_not_become_ddp_by_a_variable(monkeypatch):
     monkeypatch.setattr(modes.deepspeed_internals, "skip_shared_memory", lambda: None)  # imports DeepSpeed
     with pytest.raises(Seen, match="false"):
         modes._deepspeed(tiny.make_config())
+
+
+def test_gradients_are_not_copied_and_a_checkpoint_may_take_its_time():
+    tiny.forget_processes()
+    accelerator = make_accelerator(tiny.make_config())
+    assert accelerator.ddp_handler.gradient_as_bucket_view
+    assert not accelerator.ddp_handler.broadcast_buffers
+    assert accelerator.init_handler.timeout == PATIENCE

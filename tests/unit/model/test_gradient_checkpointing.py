@@ -5,6 +5,7 @@ import torch
 from torch.utils import checkpoint
 
 from tests import tiny
+from utils.model.architecture import recompute, recomputes
 from utils.options.consistency import check
 
 ADAPTERS = ({}, {"PEFT_type": "LoRA"}, {"PEFT_type": "PromptTuning"}, {"PEFT_type": "IA3"})
@@ -42,6 +43,21 @@ def test_layers_are_computed_again_in_training_and_only_there(monkeypatch, tmp_p
     sum(method.loss(method.model, batch, tiny.make_task()).values()).backward()
     assert len(calls) == 2 and all(given["use_reentrant"] is False for given in calls)
     assert all(torch.isfinite(w.grad).all() for w in method.model.parameters())
+
+
+def test_the_names_of_older_versions_of_transformers_are_used_too():
+    class Old:
+        """A model of transformers 5.17."""
+
+        is_gradient_checkpointing = False
+
+        def gradient_checkpointing_enable(self, options):
+            self.options, self.is_gradient_checkpointing = options, True
+
+    net = Old()
+    assert not recomputes(net)
+    recompute(net)
+    assert recomputes(net) and net.options == {"use_reentrant": False}
 
 
 def test_prefixes_are_refused():

@@ -86,6 +86,14 @@ def test_a_missing_package_is_found_before_the_backbone_is_loaded(monkeypatch):
     assert problem.startswith("attn_implementation: flash_attention_2 needs the package flash-attn")
 
 
+def test_options_about_the_kernels_of_a_gpu_need_one(monkeypatch):
+    config = tiny.make_config(deterministic=True, tf32=True)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert problems(tiny.plan(config)) == ["deterministic, tf32: no effect without a GPU; leave it out"]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert problems(tiny.plan(config)) == []
+
+
 def test_main_reports_them_without_a_traceback(capsys):
     words = ["--dataset", "nosuch", "--lr_min_ratio", "0.5", "--backbone", "/nowhere"]
     assert main_CL.main(words) == 2

@@ -150,8 +150,6 @@ def test_a_failing_tracker_does_not_change_the_log(tmp_path):
         def log(self, *_, **__):
             raise OSError("full")
 
-        end_training = log
-
     log, told = RunLog(tiny.make_config(), True), []
     log.write_to(tmp_path)
     log.tracker = Tracker(Broken(), told.append)
