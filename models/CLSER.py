@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -11,11 +12,14 @@ from torch import Tensor
 
 from models.Base import Method, Setting, Task
 from models.common.losses import answer_loss, squared_error
-from utils.config import Float, OptionGroup, search
+from utils.backbone import kind
+from utils.config import Config, Float, OptionGroup, search
 from utils.dataloader import IGNORE, Batch
+from utils.dataset import Stream
 from utils.model.architecture import Model
-from utils.model.head import Scores, sum_over_pieces
-from utils.model.weights import Weights, snapshot
+from utils.model.forward import layer_states
+from utils.model.head import PIECE, Scores, sum_over_pieces
+from utils.model.weights import Weights, follow, snapshot
 from utils.seed import random_for
 
 
@@ -29,8 +33,11 @@ class CLSEROptions(OptionGroup):
     CLSER_lambda: Float = Field(
         0.1,
         ge=0,
-        description="Weight of the squared error to the averages' logits.",
+        description="Weight of the squared error to the better average.",
         json_schema_extra=search(0.01, 0.1, 1),
+    )
+    CLSER_match: Literal["logits", "states"] = Field(
+        "logits", description="What is compared with the better average: logits, or the hidden states of all layers."
     )
     CLSER_predict_with: Literal["stable", "working"] = Field(
         "stable", description="Weights that answer; the others are evaluated alongside them."
@@ -49,6 +56,13 @@ class CLSER(Method):
 
     where n counts the steps of the whole stream. Both averages start as the first weights. The stable average answers;
     the working model is evaluated alongside it.
+
+    I-LoRA (Ren et al., "Analyzing and Reducing Catastrophic Forgetting in Parameter Efficient Tuning", 2024, arXiv
+    2402.18865) is this with hidden states in the place of logits, on LoRA, and with one average: `CLSER_match: states`,
+    `PEFT_type: LoRA`, and a plastic average that is the working model (`CLSER_alpha_fast: 0`, `CLSER_freq_fast: 1`), so
+    that tokens which this knows better add nothing. f and z* are then the embeddings and the outputs of all layers,
+    where tokens of the answer are predicted, and the MSE is the mean over them. In the released code the slow adapter
+    never moves, and the better of two states is their elementwise maximum; here both are as in CLS-ER.
 
     As published, the new examples are offered to a reservoir after every step. An average is chosen for each token;
     the paper's unit is an image, and the MSE is the mean over the vocabulary. Averages are float32 whatever the weights
@@ -69,15 +83,32 @@ class CLSER(Method):
         self.slow: Weights = {}
         self.steps = 0  # of the whole stream
 
+    @classmethod
+    def problems(cls, config: Config, options: CLSEROptions, stream: Stream) -> list[str]:
+        if options.CLSER_match == "logits":
+            return []
+        if config.classifier is not None or kind(config) != "decoder":
+            return ["CLSER_match: states are those that a decoder writes answers from; use logits"]
+        if config.gradient_checkpointing:
+            return ["gradient_checkpointing: discards the states that CLSER_match states compares; leave it out"]
+        return []
+
     def before_task(self, task: Task) -> None:
         for average in (self.fast, self.slow):  # heads of later tasks become trainable later
             new = {name: w for name, w in self.learning(task).items() if name not in average}
             average |= {name: w.float() for name, w in snapshot(new).items()}
 
     def loss(self, model: Model, batch: Batch, task: Task) -> dict[str, Tensor]:
-        scores, labels = self.scores(model, batch, task.index)
+        nothing: AbstractContextManager[list[Tensor]] = nullcontext([])
+        with layer_states(model) if self.options.CLSER_match == "states" else nothing as states:
+            scores, labels = self.scores(model, batch, task.index)
         old = batch.rows("memory")
-        error = self._error(scores[old], labels[old], batch.only(old), task) if old else scores.states.sum() * 0
+        if not old:
+            error = scores.states.sum() * 0
+        elif self.options.CLSER_match == "states":
+            error = self._error_of_states([layer[old] for layer in states], labels[old], batch.only(old), task)
+        else:
+            error = self._error(scores[old], labels[old], batch.only(old), task)
         return {
             "answer": answer_loss(scores, labels, batch.tokens["all"]),
             "consistency": self.options.CLSER_lambda * error / batch.tokens.get("memory", 1.0),
@@ -95,6 +126,27 @@ class CLSER(Method):
 
         of_teachers = (teacher[labelled] for teacher in teachers)
         return sum_over_pieces(term, scores[labelled], *of_teachers, labels[labelled])
+
+    def _error_of_states(self, states: list[Tensor], labels: Tensor, batch: Batch, task: Task) -> Tensor:
+        """Squared errors to the states of the better average, () float: mean over layers and D, sum over tokens of x'.
+
+        Args:
+            states: (B, T, D) of each layer, with gradients.
+            labels: (B, K), of the last K columns.
+            batch: These B rows, without the padding that they share.
+            task: The task being learned.
+        """
+        found, chances = [], []
+        for weights in (self.fast, self.slow):
+            with layer_states(self.model) as layers:
+                scores = self.teacher_scores(weights, batch, task.index)
+            columns = scores.shape[1]
+            labels = labels[:, -columns:]
+            found.append(at_labels(layers, labels))
+            chances.append(log_probabilities(scores[labels != IGNORE], labels[labels != IGNORE]))
+        is_plastic = (chances[0] > chances[1])[:, None, None]
+        own = at_labels(states, labels)
+        return (own - torch.where(is_plastic, found[0], found[1])).float().square().mean(dim=(1, 2)).sum()
 
     def after_step(self, task: Task) -> None:
         super().after_step(task)
@@ -115,15 +167,21 @@ class CLSER(Method):
         return {"": None, "stable": self.slow}
 
 
+def at_labels(layers: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """(N, L, D): the states (B, T, D) of L layers from which the N labels in the last columns (B, K) are predicted."""
+    columns = labels.shape[1]
+    return torch.stack([states[:, -columns - 1 : -1][labels != IGNORE] for states in layers], dim=1)
+
+
+@torch.no_grad()
+def log_probabilities(scores: Scores, labels: Tensor) -> Tensor:
+    """Of the labels (N,), (N,) float32; in pieces of the positions."""
+    size = max(1, PIECE // scores.width)
+    pieces = [scores[start : start + size].whole().float().log_softmax(dim=-1) for start in range(0, len(labels), size)]
+    return torch.cat(pieces).gather(1, labels[:, None])[:, 0]
+
+
 def better(plastic: Tensor, stable: Tensor, labels: Tensor) -> Tensor:
     """From two models' logits (N, V), at each token those that give the label (N,) more probability."""
     of_label = [z.float().log_softmax(dim=-1).gather(-1, labels[:, None]) for z in (plastic, stable)]
     return torch.where(of_label[0] > of_label[1], plastic, stable)
-
-
-@torch.no_grad()
-def follow(average: Weights, weights: Mapping[str, Tensor], a: float) -> None:
-    """Move an average towards the weights: a average + (1 - a) weights, tensor by tensor."""
-    for name, value in average.items():
-        own = weights[name].detach().float()
-        average[name] = torch.lerp(value, own, 1 - a)

@@ -10,6 +10,7 @@ METHODS = {  # name in YAML == file == class == prefix of its options
     "LwF": "models.LwF",
     "DERpp": "models.DERpp",
     "CLSER": "models.CLSER",
+    "SuRe": "models.SuRe",
     "AGEM": "models.AGEM",
     "GEM": "models.GEM",
     "OSF": "models.OSF",

@@ -24,8 +24,8 @@ class Memory:
 
     The budget is a share of each task (`Replay_buffer_ratio`: at least one example, grows with the tasks) or a fixed
     number of examples (`Replay_buffer_size`), shared equally among the groups seen so far: tasks, or classes if
-    class-balanced. Within a group examples are ordered by random draw or by herding, and a shrinking quota drops them
-    from the end. No example is held twice.
+    class-balanced. Within a group examples are ordered by random draw, by herding or by how much they surprised the
+    model, and a shrinking quota drops them from the end. No example is held twice.
 
     `reservoir` knows no groups (Vitter, 1985): every offer so far has the same chance to be in memory. A finished task
     offers each of its examples once. With `Replay_update: step` each presentation in training is an offer, as in the
@@ -37,6 +37,7 @@ class Memory:
         self.config, self.num_class = config, num_class
         self.groups: dict[Hashable, list[Example]] = {}
         self.seen = 0  # examples offered so far, for the reservoir
+        self.surprise: list[float] = []  # of each example of the task that comes next, see utils/surprise.py
         self.notes: dict[int, Any] = {}  # what a method keeps of a row of the reservoir, by the row's `presentation`
 
     def __len__(self) -> int:
@@ -69,6 +70,9 @@ class Memory:
         new = [replace(example, source="memory") for example in offered]
         if self.config.Replay_sampling_algorithm == "reservoir":
             return self._reservoir(new, rng)
+        if self.config.Replay_sampling_algorithm == "surprise":
+            surprise, self.surprise = dict(zip(new, self.surprise, strict=True)), []
+            new.sort(key=lambda example: surprise[example], reverse=True)
         arrived: dict[Hashable, list[Example]] = {}
         for example in new:
             arrived.setdefault(self._key(example), []).append(example)
@@ -98,7 +102,7 @@ class Memory:
         quota = min(quota, len(group))
         if self.config.Replay_sampling_algorithm == "herding":
             return [group[i] for i in herding(features(group), quota)] if quota else []
-        return rng.sample(group, quota)
+        return group[:quota] if self.config.Replay_sampling_algorithm == "surprise" else rng.sample(group, quota)
 
     def _reservoir(self, new: list[Example], rng: random.Random) -> None:
         size = self.config.Replay_buffer_size or 0  # a reservoir has a size: the options are checked
@@ -114,12 +118,13 @@ class Memory:
     def state_dict(self) -> dict[str, Any]:
         """The memory as plain values."""
         groups = {key: [asdict(example) for example in group] for key, group in self.groups.items()}
-        return {"groups": groups, "seen": self.seen, "notes": self.notes}
+        return {"groups": groups, "seen": self.seen, "surprise": self.surprise, "notes": self.notes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
         self.seen = state["seen"]
         self.groups = {key: [Example(**row) for row in rows] for key, rows in state["groups"].items()}
+        self.surprise = list(state.get("surprise", []))  # absent from earlier versions
         self.notes = dict(state["notes"])
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,7 @@ from utils.model import adapters
 from utils.model.head import PIECE, sum_over_pieces
 from utils.model.weights import Weights, eval_mode, moved, snapshot
 from utils.seed import random_for
+from utils.storage import drift as stored
 from utils.storage.drift import Row
 
 DIRECTIONS: tuple[Divergence, ...] = ("forward", "reverse")
@@ -47,6 +49,18 @@ def first_weights(method: Method, tasks: Iterable[Task]) -> Weights:
     """Copies of them on the CPU; to be taken before anything is trained or loaded."""
     weights: Weights = moved(snapshot(trained(method, tasks)), torch.device("cpu"))
     return weights
+
+
+def record(method: Method, first: Weights, task: Task, run: Path) -> None:
+    """Measure after a task and write it to the run's folder, unless it is there already; arguments as in `measure`."""
+    if task.index in {row["task"] for row in stored.rows(run)}:
+        return
+    row = measure(method, first, task, method.config.drift_questions)
+    if method.session.accelerator.is_main_process:
+        stored.add(run, row)
+    method.session.accelerator.wait_for_everyone()
+    method.session.log.info(f"drift after task {task.index}: {stored.text(row)}")
+    method.session.log.event("drift", **row)
 
 
 def measure(method: Method, first: Weights, task: Task, count: int) -> Row:

@@ -139,6 +139,16 @@ def test_random_choice_within_a_task_is_uniform():
     assert sum((n - 180) ** 2 / 180 for n in counts.values()) < 27.9  # 9 degrees of freedom, p = 0.001
 
 
+def test_the_most_surprising_are_kept_and_a_smaller_quota_drops_the_least():
+    memory = Memory(make_config(is_replay=True, Replay_buffer_size=4, Replay_sampling_algorithm="surprise"))
+    for index, surprise in enumerate(([0.1, 0.9, 0.5, 0.7, 0.3], [2.0, 1.0, 3.0])):
+        memory.surprise = surprise
+        memory.load_state_dict(unpack(*pack(memory.state_dict())))
+        memory.update(task(index, len(surprise)), random.Random(0), no_features)
+        kept = ["q 0 1", "q 0 3"] + (["q 1 2", "q 1 0"] if index else ["q 0 2", "q 0 4"])
+        assert [row.input for row in memory.rows()] == kept and memory.surprise == []
+
+
 def brute_force_herding(points, count):
     unit = [p / np.linalg.norm(p) for p in points]
     mean, chosen = np.mean(unit, axis=0), []

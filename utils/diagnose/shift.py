@@ -20,15 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from utils.dataloader import Batch, Encoded, collate
+from utils.dataloader import Encoded, collate
 from utils.dataset import Example
 from utils.diagnose.finished_run import Opened
 from utils.errors import UserError
-from utils.model import freeze
-from utils.model.architecture import Model
-from utils.model.forward import forward
+from utils.model.forward import forward, layer_states
 from utils.model.weights import eval_mode
 from utils.run.checkpoint import Place
 from utils.run.tasks import task_of
@@ -103,28 +100,7 @@ def residual_stream(run: Opened, examples: Sequence[Example]) -> list[States]:
     parts = []
     for start in range(0, len(rows), size):
         batch = collate(rows[start : start + size], examples[start : start + size], method.backbone.pad_id)
-        parts.append(layer_states(method.model, batch.to(method.model.device)))
+        with torch.no_grad(), eval_mode(method.model), layer_states(method.model) as states:
+            forward(method.model, batch.to(method.model.device), logits_to_keep=1)
+        parts.append([layer[:, -1] for layer in states])
     return [torch.cat(layer).double().cpu().numpy() for layer in zip(*parts, strict=True)]
-
-
-@torch.no_grad()
-def layer_states(model: Model, batch: Batch) -> list[Tensor]:
-    """(B, D) at the last column: the input of the first block, then the output of each block."""
-    layers = freeze.blocks(model)
-    found: list[Tensor] = []
-
-    def given(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found.append((args[0] if args else kwargs["hidden_states"])[:, -1])
-
-    def result(_block: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-        found.append((output[0] if isinstance(output, tuple) else output)[:, -1])
-
-    handles = [layers[0].register_forward_pre_hook(given, with_kwargs=True)]
-    handles += [layer.register_forward_hook(result) for layer in layers]
-    try:
-        with eval_mode(model):
-            forward(model, batch, logits_to_keep=1)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found

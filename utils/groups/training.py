@@ -121,8 +121,14 @@ class ReplayOptions(OptionGroup):
     Replay_batch_level: bool = Field(
         True, description="Fill half of each batch from memory; False: add the memory to the examples of the task."
     )
-    Replay_sampling_algorithm: Literal["random", "reservoir", "herding"] = Field(
-        "random", description="How examples for the memory are selected."
+    Replay_sampling_algorithm: Literal["random", "reservoir", "herding", "surprise"] = Field(
+        "random", description="How examples for the memory are selected; surprise: those with the largest mean loss."
+    )
+    Replay_surprise_on: Literal["answer", "sequence"] = Field(
+        "answer", description="Tokens of the mean loss: those of the answer, or of prompt and answer."
+    )
+    Replay_surprise_when: Literal["before", "after"] = Field(
+        "before", description="Whether that loss is measured before or after the task is learned."
     )
     Replay_update: Literal["task", "step"] = Field(
         "task",

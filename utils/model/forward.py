@@ -10,7 +10,8 @@ Shapes: B rows, T tokens of a row, S of a prompt, K answer columns, P virtual to
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.dataloader import IGNORE, Batch
-from utils.model import adapters
+from utils.model import adapters, freeze
 from utils.model.architecture import Model, kind_of, recomputes
 from utils.model.head import Scores, as_scores
 from utils.model.weights import eval_mode
@@ -245,6 +246,27 @@ def features(model: Model, batch: Batch, extract: str = "last_token") -> Tensor:
         if extract == "cls_token":
             return states.take_along_dim(_padding(batch)[..., None], 1)[:, 0].float()
         return states[:, -1].float()
+
+
+@contextmanager
+def layer_states(model: Model) -> Iterator[list[Tensor]]:
+    """A list of the input of the first block and the output of each, (B, T, D), in the last pass inside the `with`."""
+    layers = freeze.blocks(model)
+    found: list[Tensor] = []
+
+    def given(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found[:] = [args[0] if args else kwargs["hidden_states"]]
+
+    def result(_block: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        found.append(output[0] if isinstance(output, tuple) else output)
+
+    handles = [layers[0].register_forward_pre_hook(given, with_kwargs=True)]
+    handles += [layer.register_forward_hook(result) for layer in layers]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _padding(batch: Batch) -> Tensor:

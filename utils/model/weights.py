@@ -78,3 +78,11 @@ def interpolate(a: Weights, b: Weights, share: float) -> Weights:
     """a + share (b - a), tensor by tensor; share 0 is exactly a, share 1 exactly b."""
     pairs = {name: (value, b[name].to(value.device)) for name, value in a.items()}
     return {name: torch.lerp(x.float(), y.float(), share).to(x.dtype) for name, (x, y) in pairs.items()}
+
+
+@torch.no_grad()
+def follow(average: Weights, weights: Mapping[str, Tensor], a: float) -> None:
+    """Move an average towards the weights: a average + (1 - a) weights, tensor by tensor."""
+    for name, value in average.items():
+        own = weights[name].detach().float()
+        average[name] = torch.lerp(value, own, 1 - a)

@@ -335,6 +335,8 @@ def backbone_fits(plan: Plan) -> list[str]:
         )
     if own != "encoder" and config.backbone_extract_token == "cls_token":
         found.append(f"backbone_extract_token: cls_token needs an encoder; {source} is {own}; use last_token")
+    if config.Replay_surprise_on == "sequence" and (own != "decoder" or config.classifier is not None):
+        found.append(f"Replay_surprise_on: sequence needs a decoder that writes answers, to predict prompts; got {own}")
     if own != "encoder" and config.classifier is not None and plan.stream.is_word_level:
         found.append(f"backbone: words are classified by encoders, which see both sides; {source} is {own}")
     return found

@@ -86,6 +86,12 @@ def _check_replay(config: Config) -> list[str]:
     problems = []
     if config.Replay_sampling_algorithm == "reservoir" and config.Replay_buffer_size is None:
         problems.append("Replay_sampling_algorithm: reservoir needs Replay_buffer_size")
+    if config.Replay_sampling_algorithm != "surprise":
+        problems += [
+            f"{name}: has no effect without Replay_sampling_algorithm surprise"
+            for name in ("Replay_surprise_on", "Replay_surprise_when")
+            if config.is_changed(name)
+        ]
     if config.Replay_update == "step" and config.Replay_sampling_algorithm != "reservoir":
         problems.append("Replay_update: step needs Replay_sampling_algorithm reservoir")
     if config.Replay_update == "step" and not config.Replay_batch_level:

@@ -88,7 +88,7 @@ def _kept_states(method: Method, task: Task) -> int:
 
 def _plan_memory(method: Method) -> None:
     """Give the method a memory that is as large as the real one, but needs no model to choose."""
-    if method.memory is not None and method.config.Replay_sampling_algorithm == "herding":
+    if method.memory is not None and method.config.Replay_sampling_algorithm in ("herding", "surprise"):
         config = method.config.updated(Replay_sampling_algorithm="random")
         method.memory = Memory(config, method.stream.config.get("NUM_CLASS"))
 

@@ -32,9 +32,9 @@ from utils.run.recovery import relearn
 from utils.run.tasks import Questions, cell_of, questions_of, score_cell, task_of
 from utils.seed import seed_torch
 from utils.session import Progress
-from utils.storage import drift as stored_drift
 from utils.storage.files import read_jsonl, write_json
 from utils.storage.moment import BASE, RECOVERY, Moment
+from utils.surprise import note_surprise
 
 TOKENS_KEPT = 2**27  # bytes of token ids that may stay from task to task, so that test sets are tokenised once
 TRAIN_SCORED = ("IIL", "CKE")  # scenarios that also score the questions that were trained on
@@ -152,6 +152,7 @@ class Trainer:
     def _learn(self, task: Task, inside: Place | None) -> None:
         seed_torch(self.config.seed, "before_task", task.index)
         if inside is None:
+            note_surprise(self.method, task, "before")
             self.method.before_task(task)
             if not self.config.keep_optimizer_state:
                 self.moments = {}
@@ -161,6 +162,7 @@ class Trainer:
         learning = [w.numel() for w in self.method.named().values() if w.requires_grad]
         examples = len(self.method.train_examples(task))
         epochs = self.watch.finish(task)
+        note_surprise(self.method, task, "after")
         self.method.after_task(task)
         self._compare_processes(task)
         self.cost.sizes(replace(task, epochs=epochs), examples, sum(learning))
@@ -281,16 +283,10 @@ class Trainer:
 
     def _measure_drift(self, learned: int) -> None:
         """How far are the weights that answer from those before the stream? See utils/drift.py."""
-        if not self.config.drift or learned in {row["task"] for row in stored_drift.rows(self.folder)}:
-            return
-        method, count = self.method, self.config.drift_questions
-        with self.cost.evaluating(), borrowed(method.named(), method.versions()[""] or {}), method.answering(""):
-            row = drift.measure(method, self.first, task_of(method, learned), count)
-        if self.session.accelerator.is_main_process:
-            stored_drift.add(self.folder, row)
-        self.session.accelerator.wait_for_everyone()
-        self.session.log.info(f"drift after task {learned}: {stored_drift.text(row)}")
-        self.session.log.event("drift", **row)
+        if self.config.drift:
+            method = self.method
+            with self.cost.evaluating(), borrowed(method.named(), method.versions()[""] or {}), method.answering(""):
+                drift.record(method, self.first, task_of(method, learned), self.folder)
 
     def _recover(self) -> None:
         """Is the knowledge of task 0 still there? (Zheng et al., ICLR 2025, section 3)

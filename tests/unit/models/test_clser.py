@@ -1,15 +1,17 @@
 """CLS-ER: two averages, the choice between them, and the evaluated weights."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from models.CLSER import CLSER, better, follow
+from models.CLSER import CLSER, at_labels, better, follow
 from tests import tiny
 from utils.dataloader import collate
 from utils.evaluation import Cell, predict
 from utils.model.weights import borrowed
+from utils.options.checks import problems
 from utils.run.fit import fit
 from utils.storage.files import read_jsonl
 
@@ -138,3 +140,56 @@ def test_nothing_answers_for_it_before_training():
     method = tiny.make_method(tiny.make_session(tiny.make_config("CLSER")))
     assert isinstance(method, CLSER)
     assert method.versions() == {"": None}
+
+
+def test_states_where_labels_are_predicted():
+    layers = [torch.arange(8.0).reshape(1, 4, 2) + 10 * layer for layer in range(3)]
+    labels = torch.tensor([[-100, 7]])  # of the last two of four columns
+    assert at_labels(layers, labels).tolist() == [[[4.0, 5.0], [14.0, 15.0], [24.0, 25.0]]]  # of the third column
+
+
+def test_the_error_of_states_by_hand(tmp_path):
+    """Of one remembered text: the better average at each token, and the mean over embeddings, layers and width."""
+    method = method_of(tmp_path, CLSER_match="states", CLSER_lambda=2.0)
+    torch.manual_seed(0)
+    for average, noise in ((method.fast, 0.1), (method.slow, 0.1)):
+        for name, value in average.items():
+            average[name] = value + noise * torch.randn_like(value)
+    example = replace(tiny.make_task().train[10], source="memory")
+    batch = method.collated([example], tiny.make_task())
+    labels, found = batch.labels[0, -batch.answer_length :], []
+    for weights in ({}, method.fast, method.slow):
+        with borrowed(method.named(), weights), torch.no_grad():
+            last: list[torch.Tensor] = []
+            hook = method.model.base_model.layers[-1].register_forward_hook(lambda *call, to=last: to.append(call[2]))
+            output = method.model(batch.input_ids, output_hidden_states=True)
+            hook.remove()
+        ends = last[0][0] if isinstance(last[0], tuple) else last[0]  # before the last norm
+        layers = torch.stack([*output.hidden_states[:-1], ends])[:, 0, -len(labels) - 1 : -1]
+        log_p = output.logits[0, -len(labels) - 1 : -1].log_softmax(dim=-1).gather(1, labels[:, None])[:, 0]
+        found.append((layers, log_p))
+    (own, _), (fast, p), (slow, q) = found
+    errors = [(own[:, t] - (fast if p[t] > q[t] else slow)[:, t]).square().mean() for t in range(len(labels))]
+    assert {bool(p[t] > q[t]) for t in range(len(labels))} == {True, False}, "each average is the better one somewhere"
+    terms = method.loss(method.model, batch, tiny.make_task())
+    assert terms["consistency"].item() == pytest.approx(2 * torch.stack(errors).mean().item(), rel=1e-4)
+
+
+def test_states_need_a_decoder_that_keeps_them():
+    for reason, options in {
+        "use logits": {"backbone": tiny.backbone_folder("t5")},
+        "discards the states": {"gradient_checkpointing": True},
+    }.items():
+        found = problems(tiny.plan(tiny.make_config("CLSER", **options), CLSER_match="states"))
+        assert any(reason in problem for problem in found), reason
+
+
+@pytest.mark.slow
+def test_ilora_is_replay_while_the_slow_average_is_the_working_model():
+    """Both averages follow at once, so nothing differs from the better one: as with lambda 0."""
+    lora = {"PEFT_type": "LoRA", "PEFT_lora_dropout": 0.0, "lr": 1e-2}
+    follows = {f"CLSER_{name}": value for name in ("freq_fast", "freq_slow") for value in [1.0]}
+    own = follows | {"CLSER_alpha_fast": 0.0, "CLSER_alpha_slow": 0.0, "CLSER_match": "states"}
+    made = [tiny.learn(tiny.make_config("CLSER", **lora), None, None, **own, CLSER_lambda=x) for x in (0.0, 5.0)]
+    for name, value in made[0].weights.items():
+        torch.testing.assert_close(made[1].weights[name], value, atol=1e-5, rtol=1e-4)
