@@ -81,8 +81,8 @@ def test_jobs_outlive_their_sweep_a_node_and_a_limit(slurm, options, tmp_path):
     assert first.returncode == 130 and "3 runs stay in Slurm; the same command waits for them" in said, said
     second, at = begin(slurm, cfg, root, *seeds), running(slurm)
     assert at.keys() == {"n1", "n2"}
+    slurm.warn(at["n2"][0])
     slurm.lose("n1")
-    slurm.call("scancel", "--signal=USR2", at["n2"][0])  # what Slurm sends before the time limit
     slurm.start("n1")
     wait_for(lambda: slurm.release() or second.poll() is not None)
     said = second.communicate()[0]

@@ -141,7 +141,8 @@ class Queue:
         except UserError as error:  # Slurm's controller may be starting again
             return str(error)
         waits = [one.why for one in self.waiting.values() if one.state == "PENDING"]
-        whys = f" ({', '.join(sorted(set(waits)))})" if waits else ""
+        reasons = ", ".join(sorted(set(waits) - {"None"}))
+        whys = f" ({reasons})" if reasons else ""
         running = len(self.waiting) - len(waits)
         return f"Slurm: {running} running, {len(waits)} waiting{whys}"
 

@@ -28,7 +28,7 @@ from utils.seed import seed_torch
 
 if TYPE_CHECKING:  # seconds to import: not for --help
     from peft import PeftConfig, PeftModel
-    from peft.tuners.tuners_utils import BaseTuner
+    from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
     from transformers import PreTrainedModel
     from typing_extensions import TypeIs
 
@@ -179,10 +179,24 @@ def active(model: Model) -> list[str]:
 def use(model: Model, chosen: Sequence[str]) -> None:
     """Make these the active adapters, without changing which parameters are trainable."""
     adapted = _adapted(model)
-    with _unchanged_flags(model):
-        adapted.set_adapter(chosen[0])
-        if len(chosen) > 1:  # only adapters inside layers can be summed
-            cast("BaseTuner", adapted.base_model).set_adapter(list(chosen))
+    adapted.active_adapter = chosen[0]
+    if adapted.active_peft_config.is_prompt_learning:
+        return
+    # Without peft's `set_adapter`, which visits the weights of all adapters: a router changes them for every batch.
+    cast("BaseTuner", adapted.base_model).active_adapter = list(chosen)
+    for layer in _layers(adapted.base_model):
+        layer._active_adapter = list(chosen)
+
+
+def _layers(module: nn.Module) -> Iterator[BaseTunerLayer]:
+    """The layers with adapters."""
+    from peft.tuners.tuners_utils import BaseTunerLayer  # seconds to import: not for --help
+
+    if isinstance(module, BaseTunerLayer):
+        yield module
+        module = module.get_base_layer()
+    for part in module.children():
+        yield from _layers(part)
 
 
 @contextmanager
