@@ -33,10 +33,15 @@ def machine(threads: int) -> str:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Time of one call; with one thread the processor's time, which a busy machine changes little."""
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    """Time of one call; on a CPU with one thread the processor's time, which a busy machine changes little."""
+    has_gpu = torch.cuda.is_available()
+    clock = time.process_time if torch.get_num_threads() == 1 and not has_gpu else time.perf_counter
+    if has_gpu:
+        torch.cuda.synchronize()
     began = clock()
     work()
+    if has_gpu:
+        torch.cuda.synchronize()
     return clock() - began
 
 

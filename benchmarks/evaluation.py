@@ -167,8 +167,9 @@ def prepare(stream: Stream, folder: Path, questions: int) -> Bench:
     backbone = load_backbone(config)
     with torch.no_grad():  # the best token is never one that the small tokenizer lacks
         backbone.model.get_output_embeddings().weight[len(backbone.tokenizer) :] = 0
-    encoder = Encoder(backbone.tokenizer, stream.prompt_type or "none")
-    session = Session(config, make_accelerator(config), encoder, RunLog(config, is_main=False), fit)
+    encoder, accelerator = Encoder(backbone.tokenizer, stream.prompt_type or "none"), make_accelerator(config)
+    backbone.model.to(accelerator.device)
+    session = Session(config, accelerator, encoder, RunLog(config, is_main=False), fit)
     return Bench(SEQ(session, SEQ.Options(), backbone, stream), session, list(stream.tasks[0].train[:questions]))
 
 

@@ -155,9 +155,15 @@ def prepare(row: str, raw: Path, smollm2: Path, folder: Path) -> Bench | None:
     )
     if trained == "half":
         config = config.updated(freeze_parts=("embeddings", f"layers 0-{_layers(config) // 2 - 1}"))
-    backbone = load_backbone(config)
+    return assemble(config, stream, data)
+
+
+def assemble(config: Config, stream: Stream, data: Data) -> Bench:
+    """A model on the device of the bench, with the batches of the first task of a stream."""
+    backbone, accelerator = load_backbone(config), make_accelerator(config)
+    backbone.model.to(accelerator.device)
     encoder = Encoder(backbone.tokenizer, stream.prompt_type or "none")
-    session = Session(config, make_accelerator(config), encoder, RunLog(config, is_main=False), fit)
+    session = Session(config, accelerator, encoder, RunLog(config, is_main=False), fit)
     examples = list(stream.tasks[0].train[: data.rows * data.steps])
     lengths = encoder.lengths(examples)
     order = epoch_order(lengths, data.rows, random_for(config.seed, 0, 0, "order"))
@@ -291,7 +297,7 @@ def settings(bench: Bench, folder: Path) -> dict[str, Any]:
         "use_cpu": not torch.accelerator.is_available(),
         "dataloader_pin_memory": False,
         "remove_unused_columns": False,
-        "bf16": False,
+        "bf16": bench.session.config.mixed_precision == "bfloat16",
     }
 
 
