@@ -5,7 +5,7 @@
 A small GPT-NeoX (random weights, 4 layers, width 256) learns a stream of tasks of twelve questions. Printed for each
 method: milliseconds of an optimizer step of eight rows in the second task (the first in which there is something to
 keep) and in the last ones, and of the evaluation of a question of task 0; medians, and last / second. The parameters
-of all modules and the bytes kept besides say whether a method promises constant memory.
+of all modules and the other bytes kept say whether a method promises constant memory.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Cost(NamedTuple):
     step: float  # seconds of an optimizer step
     evaluation: float  # seconds of a question of task 0
     parameters: int  # of all modules
-    kept: int  # bytes besides
+    kept: int  # bytes, without the modules
 
 
 def write_backbone(folder: Path) -> str:

@@ -16,7 +16,9 @@ from utils.dataset import Example
 class AGEMOptions(OptionGroup):
     """AGEM."""
 
-    AGEM_batch_size: Count = Field(256, description="Examples drawn from memory for g_ref at each step, or all.")
+    AGEM_batch_size: Count = Field(
+        256, description="Examples drawn from memory for g_ref at each step; all if there are fewer."
+    )
 
 
 class AGEM(GEM):

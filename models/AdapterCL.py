@@ -11,7 +11,7 @@ from utils.dataset import Stream
 
 
 class AdapterCL(PEFT):
-    """Trains an adapter per task as a language model; the one with the lowest perplexity of a question answers.
+    """Trains an adapter per task as a language model; the one with the lowest perplexity on a question answers it.
 
     Madotto et al., "Continual Learning in Task-Oriented Dialogue Systems", EMNLP 2021. For a text x of prompt and
     answer, task t minimises the loss over all of its tokens, not only those of the answer,

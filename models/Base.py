@@ -276,6 +276,15 @@ class Method:
         return likelihoods(*self.scores(self.model, batch, task_id))
 
     @property
+    def separates(self) -> bool:
+        """True if each task has weights that answer for it alone."""
+        return False
+
+    def reading_as(self, index: int) -> AbstractContextManager[None]:
+        """Inside the `with` the model reads with the weights that answer a task, where `separates`."""
+        return nullcontext()
+
+    @property
     def is_plain(self) -> bool:
         """True if answers are the model's greedy ones, which `evaluation_mode: verify` can check."""
         return type(self).predict is Method.predict and self.answers.are_greedy
@@ -289,7 +298,7 @@ class Method:
         return self.model.device
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything besides the model and `extra` that a resumed run needs."""
+        """Everything that a resumed run needs in addition to the model and `extra`."""
         own = {name: getattr(self, name) for name in self.state} | {"newest": self.answers.newest}
         return own | ({} if self.memory is None else {"memory": self.memory.state_dict()})
 
@@ -374,15 +383,6 @@ class Method:
         own = self.config.backbone_max_new_token
         length = own if own > 0 else self.stream.max_new_tokens(index)
         return per_task(self.config.backbone_max_new_token_list, length, index)
-
-    @property
-    def separates(self) -> bool:
-        """True if each task has weights that answer for it alone."""
-        return False
-
-    def reading_as(self, index: int) -> AbstractContextManager[None]:
-        """Inside the `with` the model reads with the weights that answer a task, where `separates`."""
-        return nullcontext()
 
     @torch.no_grad()
     def features(self, examples: Sequence[Example], max_length: int | None) -> NDArray[np.float32]:

@@ -29,7 +29,9 @@ class EWCOptions(OptionGroup):
     EWC_fisher: Literal["sample", "batch"] = Field(
         "sample", description="Squared gradients of single examples, or of batches as in the published code."
     )
-    EWC_samples: Count | None = Field(None, description="Examples of a task for the estimate of its Fisher; None: all.")
+    EWC_samples: Count | None = Field(
+        None, description="Examples per task from which the Fisher is estimated; None: all."
+    )
     EWC_merge: Literal["sum", "average", "online"] = Field(
         "sum",
         description="One penalty per task; or the latest anchor, with an average or a decayed sum of F.",

@@ -35,7 +35,7 @@ class GRPOOptions(OptionGroup):
         "sample", description="Divide the sum over tokens by each answer's length, the batch's, or the longest allowed."
     )
     GRPO_beta: Float = Field(0, ge=0, description="beta, weight of the KL to the weights before the task.")
-    GRPO_warm_start: Int = Field(0, ge=0, description="Epochs of fine-tuning on the given answers before it.")
+    GRPO_warm_start: Int = Field(0, ge=0, description="Epochs of fine-tuning on the given answers before GRPO.")
     GRPO_must_end: bool = Field(False, description="An answer that is cut at the limit has reward 0.")
 
 

@@ -118,8 +118,8 @@ class ICL(Method):
         if len(lines) < count and not self.warned:
             self.warned = True
             self.session.log.warning(
-                f"a prompt with {count} demonstrations has more than {limit} tokens: it gets {len(lines)}, and others "
-                "too get as many as fit (max_seq_length)"
+                f"a prompt with {count} demonstrations has more than {limit} tokens: it gets {len(lines)}, and each "
+                "other one as many as fit (max_seq_length)"
             )
         return lines
 

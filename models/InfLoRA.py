@@ -180,7 +180,7 @@ def design(covariance: Tensor, basis: Tensor, rank: int) -> Tensor:
 
 
 def extend(basis: Tensor, covariance: Tensor, wanted: float, power: int = 2) -> Tensor:
-    """A basis that holds at least a share of the inputs; the old one is its beginning.
+    """A basis that spans at least a share of the inputs; its first columns are the old one.
 
     Args:
         basis: (D, k) float64, orthonormal columns.

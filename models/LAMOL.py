@@ -43,10 +43,10 @@ class LAMOLOptions(OptionGroup):
         description="Pseudo-samples, as a share of the new task's examples.",
         json_schema_extra=search(0.05, 0.2),
     )
-    LAMOL_topk: Int = Field(20, ge=1, description="Pseudo-samples are drawn from the k best tokens.")
-    LAMOL_top_up: Int = Field(5, ge=0, description="Most rounds in which malformed pseudo-samples are replaced.")
-    LAMOL_use_task_specific_gen_token: bool = Field(False, description="A separate GEN token for each task.")
-    LAMOL_use_eos_as_gen_token: bool = Field(False, description="The end-of-sequence token is GEN.")
+    LAMOL_topk: Int = Field(20, ge=1, description="Sample pseudo-samples from the k most likely tokens.")
+    LAMOL_top_up: Int = Field(5, ge=0, description="Maximum number of rounds that replace malformed pseudo-samples.")
+    LAMOL_use_task_specific_gen_token: bool = Field(False, description="Use a separate GEN token for each task.")
+    LAMOL_use_eos_as_gen_token: bool = Field(False, description="Use the end-of-sequence token as GEN.")
     LAMOL_use_ans_token: bool = Field(True, description="Put the token ANS between question and answer.")
     LAMOL_ans_split_token: str | None = Field(
         None,

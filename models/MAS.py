@@ -25,7 +25,9 @@ class MASOptions(OptionGroup):
     """MAS."""
 
     MAS_lambda: Float = Field(1, ge=0, description="lambda, weight of the penalty.")
-    MAS_samples: Count | None = Field(None, description="Examples of a task for its importance; None: all.")
+    MAS_samples: Count | None = Field(
+        None, description="Examples per task from which the importance is estimated; None: all."
+    )
     MAS_output: Literal["logits", "centred"] = Field(
         "logits", description="What is kept: the logits, or the logits minus their mean over the vocabulary."
     )

@@ -27,7 +27,7 @@ class OSFOptions(OptionGroup):
 
 
 class OSF(Method):
-    """Fine-tunes all weights, but leaves the main singular directions of each matrix as earlier tasks left them.
+    """Fine-tunes all weights, but not along the main singular directions of each matrix after the earlier tasks.
 
     Nayak et al., "Sculpting Subspaces: Constrained Full Fine-Tuning in LLMs for Continual Learning", 2025
     (arXiv 2504.07097). Before each task the weight of every linear layer is decomposed, W = U S V^T. U_h and V_h, the

@@ -174,12 +174,15 @@ class PCLL(LAMOL_KD):
         prior = self.extra["prior"](hidden, part.attention_mask * (part.labels == IGNORE))  # causal: p can't see x
         mean, log_variance = posterior = self.extra["posterior"](hidden, part.attention_mask)
         z = mean + (log_variance / 2).exp() * self._noise(part.examples).to(mean)
-        added = self.options.PCLL_alpha_z * self.shift(z) * bool(rows)
+        added = self.options.PCLL_alpha_z * self.shift(z)
+        kl = self._mean(gaussian_kl(posterior, prior), part)
+        if not rows:  # no effect, but in the graph
+            added, kl = added * 0, kl * 0
         at = torch.tensor(rows or [0], device=added.device)
         shift = added.new_zeros(len(batch.examples), added.shape[1]).index_copy(0, at, added)
         with shifted(model, shift):
             scores, labels = answer_scores(model, batch)
-        return scores, labels, self._mean(gaussian_kl(posterior, prior), part) * bool(rows)
+        return scores, labels, kl
 
     def shift(self, z: Tensor) -> Tensor:
         """What latents (B, Z) add to the embedding of every token: (B, D)."""
@@ -194,7 +197,7 @@ class PCLL(LAMOL_KD):
         return (kl / kl.new_tensor(counts)).sum()
 
     def _noise(self, examples: Sequence[Example]) -> Tensor:
-        """(N, Z): of each row its own, whatever micro-batch or process it is in."""
+        """(N, Z): drawn per row, so that it does not depend on micro-batches or processes."""
         seeds = [seed_for(self.draw, example.source, example.task, example.input) for example in examples]
         size = self.options.PCLL_latent_size
         return torch.stack([torch.randn(size, generator=torch.Generator().manual_seed(seed)) for seed in seeds])

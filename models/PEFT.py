@@ -63,7 +63,7 @@ class PEFT(Method):
     A row of `route` measures the router as well. So the same questions are also answered by the adapters of their
     tasks (version "task given", an upper bound that knows the task), and reports show the share that was routed right.
 
-    With a classifier and an adapter per task, each head reads the states of its own task's adapter and is learned among
+    With a classifier and an adapter per task, each head reads the states of its task's adapter and is learned among
     the classes of its task; in CIL all adapters are evaluated and the likeliest class answers. Of words, the tag O
     is task 0's.
     """
@@ -291,7 +291,7 @@ class PEFT(Method):
 
 
 class AdapterHeads(HeadAnswers):
-    """Heads that each read the states of their own task's adapter."""
+    """Heads, each of which reads the states of its task's adapter."""
 
     def __init__(self, answers: HeadAnswers):
         super().__init__(answers.backbone, answers.config, answers.stream)

@@ -46,7 +46,7 @@ class SDFTOptions(OptionGroup):
     )
     SDFT_topk: Count | None = Field(
         None,
-        description="D compares the student's k most likely tokens one by one, the others as one; None: all of them.",
+        description="D compares the student's k most likely tokens, and all others as one token; None: all tokens.",
     )
     SDFT_teacher: Literal["ema", "base", "live"] = Field(
         "ema",

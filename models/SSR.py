@@ -109,7 +109,7 @@ class SSR(Method):
                 kept = self.refined(kept, task)
         if not kept:
             self.session.log.warning(
-                f"task {task.index}: the base model does not imitate demonstrations; nothing of it will be rehearsed"
+                f"task {task.index}: the base model does not imitate demonstrations; none of its examples is rehearsed"
             )
         self.written = [*self.written, *((x, y, task.index) for x, y in kept)]
 

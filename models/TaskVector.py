@@ -23,7 +23,7 @@ class TaskVectorOptions(OptionGroup):
     TaskVector_alpha: Share = Field(
         0.5, description="alpha, share of the change that is kept.", json_schema_extra=search(0.25, 0.5, 0.75)
     )
-    TaskVector_grid: tuple[Share, ...] = Field((), description="Other shares, evaluated alongside it.")
+    TaskVector_grid: tuple[Share, ...] = Field((), description="Other values of alpha, evaluated alongside it.")
 
 
 class TaskVector(Method):

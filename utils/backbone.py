@@ -27,7 +27,7 @@ LONGEST_NAME = 200  # of a model on the hub it is 96
 
 
 def find_source(config: Config) -> str:
-    """Folder or hub name that the options mean; nothing is loaded.
+    """The folder or hub name that the options select; nothing is loaded.
 
     Raises:
         UserError: a folder that is not there or holds no model.
@@ -126,7 +126,7 @@ def _load_base(config: Config) -> PreTrainedModel:
 
 
 def _load_whole(family: Any, source: str, **options: Any) -> PreTrainedModel:
-    """A model all of whose weights are in the files; the library would draw those that are not."""
+    """Load a model; refuse missing weights, which the library would draw at random."""
     model, found = family.from_pretrained(source, output_loading_info=True, **options)
     if found["missing_keys"]:
         raise UserError(f"backbone: {source} lacks weights, such as {min(found['missing_keys'])}")
@@ -167,7 +167,7 @@ def _load_encoder(config: Config, source: str, **options: Any) -> PreTrainedMode
 
 
 def kind(config: Config) -> str:
-    """What a method's `backbones` must hold, see utils/model/architecture.py; no weights are loaded for the answer."""
+    """Kind of the backbone (see utils/model/architecture.py), by its configuration; no weights are loaded."""
     return kind_of(shape(config))
 
 

@@ -53,7 +53,7 @@ class Memory:
         return rng.sample(rows, min(size, len(rows)))
 
     def update(self, examples: Sequence[Example], rng: random.Random, features: Features) -> None:
-        """Take in a finished task.
+        """Add examples of a finished task.
 
         Args:
             examples: The task's training examples.
@@ -156,7 +156,7 @@ def problems(config: Config, stream: Stream) -> list[str]:
 
 
 def remarks(config: Config, stream: Stream) -> list[str]:
-    """What is to be said about the memory of a run."""
+    """Remarks on the memory of a run, for the log."""
     ratio = config.Replay_buffer_ratio
     if not config.is_replay or config.Replay_buffer_size is not None:
         return []

@@ -24,7 +24,7 @@ from torch import Tensor
 from utils.dataset import CUT_SIDES, Example
 from utils.prompt import DEFAULT_DAY, ChatTemplate, SpecialTexts, render
 
-OVERHEAD = 200  # bytes of an entry of the cache of token ids, besides its text and ids
+OVERHEAD = 200  # bytes of an entry of the cache of token ids, without its text and ids
 IGNORE = -100  # label of a position without a loss
 
 

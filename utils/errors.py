@@ -48,7 +48,7 @@ GRACE_SECONDS = 20  # from SIGTERM to the end of a step; accelerate's launcher k
 
 @contextmanager
 def termination_waits() -> Iterator[Callable[[], bool]]:
-    """In this block SIGTERM raises after GRACE_SECONDS: until then, work may come to a point where it can be resumed.
+    """Delay SIGTERM in this block by up to GRACE_SECONDS, until work reaches a point where it can be resumed.
 
     Yields:
         Says whether SIGTERM has come.

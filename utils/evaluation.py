@@ -1,4 +1,4 @@
-"""What the model answers on one task, scored: one cell of R.
+"""Evaluate the model on one task: one cell of R.
 
 Predictions are gathered over the processes together with their targets; every example is scored once.
 """
@@ -47,7 +47,7 @@ class Cell(NamedTuple):
 
 
 def check_finite(method: Method) -> None:
-    """Refuse weights that are no numbers: every answer would be wrong, and no score would say why.
+    """Refuse weights that are not finite: every answer would be wrong, and no score would say why.
 
     Raises:
         UserError: a parameter holds NaN or an infinite value.
@@ -81,7 +81,7 @@ def sampled(
     Args:
         examples: The set.
         limit: Most questions, see the option `evaluate_limit`; None: no limit.
-        purpose: What tells this set from others.
+        purpose: Identifies this set.
     """
     if limit is None or len(examples) <= limit:
         return examples, None

@@ -1,4 +1,4 @@
-"""The run folder: the options of a run, what it did, how far it is.
+"""The run folder: options, logs and progress of a run.
 
 Only the main process writes. Logs and trackers are extras: whatever happens to them, the run continues.
 """
@@ -136,7 +136,7 @@ class RunLog:
 
 
 class Aside:
-    """The log of training besides the run's own, such as a teacher's: its lines are marked, its steps do not count."""
+    """The log of other training, such as a teacher's: its lines are marked, its steps do not count."""
 
     def __init__(self, log: RunLog | Aside, name: str):
         self.log, self.name, self.step, self.window = log, name, 0, Window()
@@ -213,10 +213,10 @@ def _last_trained(path: Path) -> int:
 
 
 def check_dump_path(config: Config) -> None:
-    """Find out before any weights are loaded that no run folder can be made.
+    """Check that a run folder can be made, before any weights are loaded.
 
     Raises:
-        UserError: it can't.
+        UserError: it cannot.
     """
     root = (Path(config.dump_path) / config.run_name).absolute()
     nearest = next(path for path in (root, *root.parents) if path.exists())

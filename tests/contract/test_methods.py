@@ -233,7 +233,7 @@ def test_a_non_finite_loss_stops_before_anything_is_saved(name, tmp_path):
     assert text.startswith("the loss is not finite in task 1 (micro 1), epoch 0, step 2: ")
     assert "= nan" in text
     assert "\n" not in text
-    assert kept["most"] <= 3, "training went on"
+    assert kept["most"] <= 3, "training continued"
     saved = checkpoint.checkpoints(tmp_path / "checkpoints")[-1]
     assert (saved.task, saved.epoch, saved.step) == (1, 0, 1)  # what was learned before is not lost
 

@@ -285,7 +285,7 @@ def test_control_c_prints_how_to_resume(small, tmp_path, done):
     assert process.returncode == 130
     assert out.strip().split("\n")[-1].endswith(f" with: python main_CL.py --resume {folder}")
     assert errors == ""
-    # Nobody looks at a terminal: no bars, and no library speaks
+    # There is no terminal: no bars, and no library speaks
     assert "\r" not in out and all(re.match(r"\[\d\d:\d\d:\d\d\] ", line) for line in out.strip().split("\n"))
     assert call(["--resume", str(folder)]) == 0
     assert compare_files(done / "predictions", folder / "predictions") == []

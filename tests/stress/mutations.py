@@ -39,7 +39,7 @@ CORE = (
 )
 # The tests of every method, cheapest first; TESTED_METHOD limits the first two to methods that use the file.
 FRAME = ["tests/golden/test_losses.py", "tests/contract/test_methods.py", "tests/unit/models/test_relations.py"]
-# Tests of a file or folder, where they are not those of its own name.
+# Tests of a file or folder, where they do not have its name.
 TESTS = {
     "models/Base.py": [
         *("tests/unit/models/test_contract.py", "tests/unit/run/test_frame.py", "tests/unit/test_backbone.py"),

@@ -72,7 +72,7 @@ def ask(method: Method, folder: Path, moment: Moment, asked: Outside) -> None:
 
 
 def facts(config: Config) -> dict[str, list[dict[str, Any]]]:
-    """What a report needs besides the answers; nothing if nothing is asked."""
+    """What a report needs in addition to the answers; nothing if nothing is asked."""
     asked = outside(config)
     sets = [
         {"name": one.name, "kind": one.kind, "metric": one.metric}

@@ -1,4 +1,4 @@
-"""What a run is asked besides its stream: questions and texts that are never trained, from files or other streams."""
+"""What a run is asked outside its stream: questions and texts that are never trained, from files or other streams."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def _of_tasks(config: Config) -> Iterator[Asked]:
         name, _, wanted = place.partition(":")
         stream = load_stream(name, Path(config.dataset_path))
         if stream.is_word_level:
-            raise UserError(f"general_tasks: {name} has tags of words, which need the heads of their own stream")
+            raise UserError(f"general_tasks: {name} has tags of words, which need the heads of that stream")
         trained = _trained(config, name, len(stream.tasks))
         for k in _chosen(stream, wanted, word, trained):
             task, limit = stream.tasks[k], stream.max_new_tokens(k)

@@ -53,7 +53,9 @@ class StreamOptions(OptionGroup):
     max_seq_length: Int = Field(
         -1, ge=-1, description="Maximum tokens of prompt and answer together; -1: as the stream declares."
     )
-    max_seq_length_list: tuple[Count, ...] | None = Field(None, description="Per task; replaces max_seq_length.")
+    max_seq_length_list: tuple[Count, ...] | None = Field(
+        None, description="The same limit per task; replaces max_seq_length."
+    )
     cut_side: Literal["auto", "left", "right", "middle"] = Field(
         "auto", description="Where an over-long prompt loses tokens; auto: as the stream declares, otherwise left."
     )
@@ -67,7 +69,7 @@ class StreamOptions(OptionGroup):
         "2024-07-26", description="Date that chat templates print as today's, YYYY-MM-DD (DD at most 28)."
     )
     chat_thinking: bool | None = Field(
-        None, description="What chat templates get as enable_thinking (Qwen3, SmolLM3); None: their own default."
+        None, description="Value of enable_thinking in chat templates (Qwen3, SmolLM3); None: the template's default."
     )
 
 

@@ -19,7 +19,7 @@ class EvaluateOptions(OptionGroup):
         -1, ge=-1, description="Maximum tokens of a generated answer; -1: as the stream declares."
     )
     backbone_max_new_token_list: tuple[Count, ...] | None = Field(
-        None, description="The same for each task; replaces backbone_max_new_token."
+        None, description="Maximum tokens of an answer per task; replaces backbone_max_new_token."
     )
     evaluation_mode: Literal["verify", "generate"] = Field(
         "verify", description="verify: decide exact match along the target where possible; same scores as generate."

@@ -12,12 +12,12 @@ class RunOptions(OptionGroup):
 
     cfg: str | None = Field(
         "config/biography_demo_task2/SEQ.yaml",
-        description="YAML file with options; None: none, as with --backbone or --dataset and no --cfg.",
+        description="YAML file with options; None: no file, which is the default with --backbone or --dataset.",
     )
     exp_prefix: Name = Field("default", description="First part of the name of the run folder.")
     wandb_name: Name | None = Field(
         None,
-        description="Name of the run; None: <exp_prefix>-<YAML file, or stream and method where it has others>.",
+        description="Name of the run; None: <exp_prefix>-<YAML file>, with stream and method if not those of the file.",
     )
     dump_path: str = Field("experiments", description="Folder that holds the run folders.")
     logger_filename: Name = Field("train.log", description="Name of the text log inside the run folder.")
@@ -33,12 +33,12 @@ class RunOptions(OptionGroup):
         None, ge=1, description="With save_llm_ckpt, keep only the newest n checkpoints; None: all."
     )
     save_llm_ckpt_epoch_interval: Int = Field(
-        -1, ge=-1, description="Write a checkpoint every n epochs, too; -1: never."
+        -1, ge=-1, description="Also write a checkpoint every n epochs; -1: never."
     )
     save_llm_ckpt_step_interval: Int = Field(
         -1, ge=-1, description="Also write a checkpoint every n optimizer steps; -1: never."
     )
-    tuning: str | None = Field(None, description="How the values were chosen, printed by reports; by utils.tune.")
+    tuning: str | None = Field(None, description="How the values were chosen; from utils.tune, for reports.")
     checkpoint_minutes: Float = Field(
         15, ge=0, description="Also write a checkpoint n minutes after the last one; 0: never."
     )

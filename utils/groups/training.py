@@ -16,9 +16,11 @@ class TrainOptions(OptionGroup):
         "SEQ", description="Continual-learning method: a file in models/, or package.module:Class outside the project."
     )
     training_epochs: Int = Field(10, ge=0, description="Epochs of each task.")
-    training_epochs_first_task: Int | None = Field(None, ge=0, description="The same for the first task.")
+    training_epochs_first_task: Int | None = Field(
+        None, ge=0, description="Epochs of the first task; None: training_epochs."
+    )
     training_epochs_list: tuple[Annotated[Int, Field(ge=0)], ...] | None = Field(
-        None, description="The same for each task; replaces both."
+        None, description="Epochs per task; replaces the two options above."
     )
     batch_size: Int = Field(32, ge=1, description="Examples per optimizer step, over all processes.")
     group_by_length: bool = Field(
@@ -33,7 +35,7 @@ class TrainOptions(OptionGroup):
         False, description="Store only the inputs of layers and recompute activations in the backward pass."
     )
     lr: Float = Field(1e-5, ge=0, description="Learning rate of AdamW.", json_schema_extra=LR_SEARCH)
-    lr_list: tuple[Float, ...] | None = Field(None, description="The same for each task; replaces lr.")
+    lr_list: tuple[Float, ...] | None = Field(None, description="Learning rate per task; replaces lr.")
     weight_decay: Float = Field(5e-4, ge=0, description="Weight decay of AdamW.")
     classifier_lr: Float = Field(1e-3, ge=0, description="Learning rate of a classifier's heads.")
     classifier_weight_decay: Float = Field(0.01, ge=0, description="Weight decay of a classifier's heads.")
@@ -69,7 +71,8 @@ class FreezeOptions(OptionGroup):
         description="component: whole parts of names; substring: layers.1 also means layers.10, as in published code.",
     )
     keep_frozen_states: Literal["memory", "disk"] | None = Field(
-        None, description="Compute frozen lowest layers once per task and keep their output there; --dry_run: its size."
+        None,
+        description="Run frozen lowest layers once per task and keep their output here; --dry_run: its size.",
     )
 
 
@@ -85,7 +88,7 @@ class PeftOptions(OptionGroup):
     PEFT_lora_target_modules: tuple[str, ...] | None = Field(
         None,
         description="Names of the linear layers that get LoRA, or [all-linear], experts included; None: as in peft's "
-        "table, all outside mixtures of experts for models that are not in it.",
+        "table; for other models all linear layers outside mixtures of experts.",
     )
     PEFT_ia3_target_modules: tuple[str, ...] | None = Field(
         None,

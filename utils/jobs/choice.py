@@ -25,7 +25,7 @@ class Entry(NamedTuple):
     """A row of the comparison: a YAML file and the options that replace its values."""
 
     cfg: Path
-    label: str  # what tells it from other entries with the same file
+    label: str  # distinguishes entries with the same file
     words: tuple[str, ...]
 
     @property

@@ -43,7 +43,7 @@ class Job(NamedTuple):
     root: Path  # dump_path
     options: tuple[str, ...]  # further words for main_CL.py
     launcher: tuple[str, ...] | None = None  # words for `accelerate launch`; None: plain Python
-    label: str = ""  # what tells it from jobs with the same YAML file
+    label: str = ""  # distinguishes jobs with the same YAML file
 
     @property
     def title(self) -> str:
@@ -173,7 +173,7 @@ def start(job: Job, command: list[str], output: Path, variables: dict[str, str])
         job: The run.
         command: From `Job.command`.
         output: File for what it prints.
-        variables: Of the environment, besides those of this process.
+        variables: Of the environment, in addition to those of this process.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     with open(output, "w", encoding="utf-8") as file:

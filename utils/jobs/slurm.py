@@ -1,6 +1,6 @@
 """Runs as the jobs of a Slurm array, through submitit.
 
-The queue is the only state besides the run folders: an array has the name of a folder in <dump_path>/<prefix>/slurm,
+The queue is the only state outside the run folders: an array has the name of a folder in <dump_path>/<prefix>/slurm,
 whose runs.json lists its runs. A command submits what is neither finished nor in the queue, and waits. If it ends
 earlier, the jobs stay; given again, it waits for them.
 
@@ -164,7 +164,7 @@ class Queue:
 
 
 def words_of(job: Job) -> str:
-    """What tells a run from others in runs.json."""
+    """What identifies a run in runs.json."""
     return shlex.join(job.words())
 
 

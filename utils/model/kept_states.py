@@ -48,7 +48,7 @@ def frozen_blocks(model: Model, learning: Mapping[str, nn.Parameter]) -> int:
         raise UserError("keep_frozen_states: the model has dropout, so its frozen layers differ in every epoch")
     chosen = {id(w) for w in learning.values()}
     if any(name.startswith("extra.") and not name.startswith("extra.heads.") for name in learning):
-        raise UserError("keep_frozen_states: the method trains modules of its own, which may change what layers read")
+        raise UserError("keep_frozen_states: the method trains extra modules, which may change what layers read")
     if any(id(w) in chosen for w in net.get_input_embeddings().parameters()):
         return 0
     trained = [i for i, block in enumerate(blocks(net)) if any(id(w) in chosen for w in block.parameters())]

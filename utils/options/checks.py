@@ -280,7 +280,7 @@ def checkpoint_is_whole(plan: Plan) -> list[str]:
 
 
 def _is_more_than_a_model(folder: Path) -> bool:
-    """True of a checkpoint with modules besides the language model (see utils/run/checkpoint.py)."""
+    """True of a checkpoint with other modules than the language model (see utils/run/checkpoint.py)."""
     if not (folder / "state.json").is_file():
         return False
     extra = dict(read_json(folder / "state.json")["state"]["dict"])["extra"]

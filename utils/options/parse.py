@@ -257,12 +257,13 @@ def _parser(schemas: list[type[OptionGroup]], add_help: bool) -> argparse.Argume
             section = parser.add_argument_group((schema.__doc__ or "").strip().rstrip("."))
             for name, field in schema.model_fields.items():
                 is_flag = field.annotation is bool  # `--recovery` alone means true
-                is_list = get_origin(_kind(field.annotation)) is tuple  # `[a, b]`, or the words a b
+                kind = _kind(field.annotation)
+                is_list = get_origin(kind) is tuple  # `[a, b]`, or the words a b
                 section.add_argument(
                     f"--{name}",
                     nargs="?" if is_flag else "+" if is_list else None,
                     const="true" if is_flag else None,
-                    metavar=_type_text(field),
+                    metavar=_name(_kind(get_args(kind)[0]) if is_list else kind),
                     help=f"{field.description} Default: {field.default}".replace("%", "%%"),
                 )
     return parser
@@ -290,11 +291,16 @@ def _of_kind(text: str, kind: Any) -> Any:
 
 
 def _type_text(field: FieldInfo) -> str:
-    """int, float, str, true|false, a list, or the choices."""
+    """int, float, str, true|false, the choices, or a list of these."""
     kind = _kind(field.annotation)
+    return f"[{_name(_kind(get_args(kind)[0]))}, ...]" if get_origin(kind) is tuple else _name(kind)
+
+
+def _name(kind: Any) -> str:
+    """Of a type that is no list."""
     if get_origin(kind) is Literal:
         return "|".join(get_args(kind))
-    return {bool: "true|false", tuple: "[...]"}.get(get_origin(kind) or kind, getattr(kind, "__name__", str(kind)))
+    return "true|false" if kind is bool else getattr(kind, "__name__", str(kind))
 
 
 def _kind(annotation: Any) -> Any:

@@ -229,7 +229,7 @@ def _made_up(name: str, options: Options, seed: int) -> Source:
 
 
 def _needs_spare(sizes: Sizes) -> bool:
-    """True if later blocks have too few persons besides those of test."""
+    """True if later blocks have too few persons outside test."""
     return sizes.each < 2 * (sizes.dev_persons_each or 0)
 
 

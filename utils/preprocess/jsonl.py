@@ -89,7 +89,7 @@ class Task(NamedTuple):
     fields: Fields
     preset: str | None  # that was found out; None: the user said it
     files: dict[str, str]  # name -> digest
-    unread: tuple[str, ...]  # files beside them
+    unread: tuple[str, ...]  # other files in the folder
 
 
 def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:

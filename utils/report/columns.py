@@ -14,7 +14,7 @@ from utils.report import general
 from utils.report import probing as probed
 from utils.storage import drift
 
-# Questions besides the test split, where the scenario asks them: name in the results -> (files, metric or the task's).
+# Questions outside the test split, where the scenario asks them: name in the results -> (files, metric or the task's).
 EXTRA = {"R_train": ("train_task", None), "R_locality": ("locality_task", "exact_match")}
 SIZES = ("trainable_parameters", "stored_parameters", "kept_bytes")  # after the last task
 TRAINING = {"training_incremental_accuracy": "average_incremental_accuracy", "training_forgetting": "forgetting"}

@@ -116,7 +116,7 @@ def _diagonals(row: dict[str, Any], runs: Mapping[str, dict[str, Any]]) -> dict[
 
 
 def title_of(row: dict[str, Any]) -> str:
-    """Method and what tells it apart from other rows."""
+    """Method and the options that distinguish its row."""
     return " ".join([row["method"], *(f"{name}={value}" for name, value in row["options"].items())])
 
 

@@ -180,7 +180,7 @@ class _Cells:
         self.examples: dict[str, int] = {}  # name of the file -> number of rows
 
     def versions(self) -> list[str]:
-        """Names of the weights that were evaluated besides the method's own."""
+        """Names of the weights that were evaluated alongside the method's."""
         found = [parse(path.name) for path in (self.run / "predictions").glob("after_*")]
         return sorted({moment.version for moment in found if moment is not None} - {""})
 
@@ -194,7 +194,7 @@ class _Cells:
         result, count = _scored(path, metric or self.metrics[task], (stamp.st_mtime_ns, stamp.st_size, stamp.st_ino))
         if self.examples.setdefault(name, count) != count:
             raise UserError(
-                f"{path}: expected {self.examples[name]} rows as at the moment before, got {count}; "
+                f"{path}: expected {self.examples[name]} rows as at the evaluation point before, got {count}; "
                 "scores of different examples cannot be compared, evaluate this task again"
             )
         return result

@@ -187,7 +187,7 @@ def _routing_text(results: dict[str, Any]) -> str:
     each = ", ".join(map(percent, shares))
     return (
         f"Routed right, % of the questions of each task: {each} (mean {percent(sum(shares) / len(shares))}). "
-        'The version "task given" is the upper bound: each question is answered by the adapter of its own task.'
+        'The version "task given" is the upper bound: each question is answered by the adapter of that task.'
     )
 
 

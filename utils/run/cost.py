@@ -1,4 +1,4 @@
-"""What a run costs besides its scores: time, memory, passes through the model, and what is kept from task to task."""
+"""The cost of a run: time, memory, passes through the model, and what is kept from task to task."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class Watch:
             assign(self.method.named(), state["weights"])
             self.method.load_state_dict(state["method"])
             best = f"{100 * state['best']:.1f} on dev after epoch {state['epoch']}"
-            self.session.log.info(f"task {task.index}: went back to its best, {best}")
+            self.session.log.info(f"task {task.index}: restored the best weights, {best}")
             self.session.log.event("keep_best", task=task.index, epoch=state["epoch"] - 1, score=state["best"])
         self.begin()
         return epochs

@@ -219,7 +219,7 @@ def _open_folder(plan: Plan, accelerator: Accelerator, folder: Path | None) -> P
 
 
 def facts(config: Config, stream: Stream) -> dict[str, Any]:
-    """What the report needs besides the predictions."""
+    """What the report needs in addition to the predictions."""
     tasks = range(len(stream.tasks))
     return {
         "name": config.wandb_name,

@@ -161,7 +161,7 @@ def results(searches: Sequence[Search], budget: Budget, sampler: str, command: s
             say(f"{name}: {label_of(chosen.point)}, {score} % on dev, the best of {len(trials)} tries: {files[-1]}")
     write_tables([(one.trials(), one.chosen()) for one in searches], "\n\n".join(head), folder)
     if without := [one.entry.name for one in searches if one.chosen() is None]:
-        raise UserError(f"no try of {', '.join(without)} came to an end; give smaller learning rates (--space)")
+        raise UserError(f"no try of {', '.join(without)} finished; give smaller learning rates (--space)")
     return files
 
 

@@ -72,7 +72,7 @@ def test_what_differs_from_epoch_to_epoch_is_refused():
     with pytest.raises(UserError, match="decoder"):
         count(tiny.backbone_folder("t5"))
     method = tiny.make_method(tiny.make_session(tiny.make_config(**FROZEN)))
-    with pytest.raises(UserError, match="modules of its own"):
+    with pytest.raises(UserError, match="extra modules"):
         frozen_blocks(method.model, {"extra.prior.weight": torch.nn.Parameter(torch.ones(1))})
     everything = method.named()
     assert frozen_blocks(method.model, everything) == 0

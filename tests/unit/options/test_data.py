@@ -83,7 +83,7 @@ def test_test_sentences_that_the_model_cannot_read_whole_are_refused():
             {"backbone_max_new_token": 256},
             "backbone_max_new_token: answers of 256 tokens and 0 virtual tokens",
         ),
-        ({"max_seq_length": 256, "family": "bart"}, None),  # answers have positions of their own
+        ({"max_seq_length": 256, "family": "bart"}, None),  # answers have separate positions
         ({"backbone_max_new_token": 257, "family": "bart"}, "backbone_max_new_token: answers of 257 tokens"),
         ({"max_seq_length": 9999, "family": "neox"}, None),  # rotary positions
     ],

@@ -424,8 +424,9 @@ def test_option_table_has_a_row_for_every_option():
     table = {row.split("`")[1]: row for row in rows[2:]}
     kinds = {
         "lr": "float", "seed": "int", "recovery": "true/false", "dataset": "str", "wandb_name": "str",
-        "freeze_parts": "[...]", "training_epochs_first_task": "int", "max_grad_norm": "float",
-        "training_epochs_list": "[...]", "classifier": "Linear/CosineLinear", "Replay_buffer_size": "int", "cfg": "str",
+        "freeze_parts": "[str, ...]", "training_epochs_first_task": "int", "max_grad_norm": "float",
+        "training_epochs_list": "[int, ...]", "classifier": "Linear/CosineLinear", "Replay_buffer_size": "int",
+        "cfg": "str",
     }  # fmt: skip
     for name, kind in kinds.items():
         assert table[name].split(" | ")[1].replace("\\|", "/").replace("false", "false") == kind, name

@@ -45,7 +45,7 @@ ANSWERS = (
     "alt", "gold", "label", "label_text",
 )  # fmt: skip
 CHATS = ("messages", "conversations", "conversation", "dialog", "dialogue")
-# Not "text" and "goal": beside other questions they repeat them (Alpaca's `text` is the whole prompt).
+# Not "text" and "goal": where there are other questions, they repeat them (Alpaca's `text` is the whole prompt).
 PART_OF_QUESTION = {*QUESTIONS, *CHATS, "history", "choices", "options", "tools"} - {"text", "goal", "src"}
 PART_OF_CHAT = {"system", "system_prompt", "tools", "functions"}
 

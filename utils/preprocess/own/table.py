@@ -198,7 +198,7 @@ def _blank(example: Example) -> int:
 
 
 def _others(example: Example) -> str:
-    """What an example has besides question and answer, as JSON; "" if nothing."""
+    """The other parts of an example than question and answer, as JSON; "" if there are none."""
     more = {name: value for name in LISTS if (value := getattr(example, name)) is not None}
     return json.dumps(more, ensure_ascii=False) if more else ""
 

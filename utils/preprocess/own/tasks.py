@@ -25,7 +25,7 @@ class Files(NamedTuple):
     place: str  # for messages
     splits: dict[str, list[Source]]  # of each split, or ALONE
     fields: Fields | None = None  # how they are read; None: to be found out
-    unread: tuple[str, ...] = ()  # files beside them that are no records
+    unread: tuple[str, ...] = ()  # other files in the folder, without records
 
 
 def find(word: str) -> list[Files]:

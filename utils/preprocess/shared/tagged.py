@@ -70,7 +70,7 @@ def read_tagged(path: Path, origin: Origin) -> Tagged:
 
 
 def to_bio(tags: list[str]) -> list[str]:
-    """Tags where every entity begins with B- and goes on with I-.
+    """Tags where every entity begins with B- and continues with I-.
 
     >>> to_bio(["I-PER", "I-PER", "O", "B-LOC", "I-ORG"])
     ['B-PER', 'I-PER', 'O', 'B-LOC', 'B-ORG']
