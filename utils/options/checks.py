@@ -216,7 +216,8 @@ def harness_fits(plan: Plan) -> list[str]:
         )
         if is_so
     ]
-    harness.read(config)  # raises UserError
+    if not found:
+        harness.read(config)  # raises UserError
     return found
 
 
