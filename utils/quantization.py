@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -85,9 +86,23 @@ def _matrices(net: PreTrainedModel) -> Iterator[nn.Parameter]:
             yield module.get_parameter("weight")
 
 
+def hide() -> None:
+    """Keep peft from importing bitsandbytes for every adapter: seconds, and a notice about a missing kernel.
+
+    `is_installed` ends that.
+    """
+    sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]  # None makes the import fail
+
+
 def is_installed() -> bool:
     """True if bitsandbytes can be imported. Its notices are off: it would report each cast of a layer's input."""
     logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
+    if "bitsandbytes" in sys.modules and sys.modules["bitsandbytes"] is None:
+        from peft import import_utils
+
+        del sys.modules["bitsandbytes"]
+        import_utils.is_bnb_available.cache_clear()
+        import_utils.is_bnb_4bit_available.cache_clear()
     try:
         importlib.import_module("bitsandbytes")
     except (ImportError, OSError, RuntimeError):  # the latter: its own library is missing or of another CUDA

@@ -10,6 +10,7 @@ import main_CL
 from tests.e2e.test_documents import commands
 from tests.tiny import ANIMALS, SOUNDS, backbone_folder, forget_processes
 from utils import sweep
+from utils.quantization import is_installed
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("law", "medicine", "code", "news")
@@ -59,7 +60,8 @@ def test_the_five_methods_can_run_with_the_recipe(lines, capsys):
 
 @pytest.mark.slow
 def test_the_recipe_for_4_bits_trains(lines, tmp_path):
-    pytest.importorskip("bitsandbytes")
+    if not is_installed():
+        pytest.skip("bitsandbytes is absent")
     words = [word.replace("lora.yaml", "qlora.yaml") for word in lines[0][2:] if word != "--dry_run"]
     forget_processes()
     more = ["--training_epochs", "1", "--max_seq_length", "48", "--backbone_max_new_token", "8"]

@@ -13,6 +13,11 @@ KINDS = ("nf4", "int8")
 LORA = {"PEFT_type": "LoRA", "PEFT_lora_target_modules": ("all-linear",), "PEFT_lora_dropout": 0.0}
 
 
+def skip_without_bitsandbytes():
+    if not quantization.is_installed():
+        pytest.skip("bitsandbytes is absent")
+
+
 def config_of(kind: str | None, **options):
     values = LORA | {"backbone": tiny.backbone_folder("llama")} | options
     return tiny.make_config(backbone_quantization=kind, **values)
@@ -40,7 +45,7 @@ def test_a_model_that_bitsandbytes_saved_is_refused(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_plan_has_the_size_of_the_weights(kind):
-    pytest.importorskip("bitsandbytes")
+    skip_without_bitsandbytes()
     plain, loaded = (tiny.make_method(tiny.make_session(config_of(k))).model for k in (None, kind))
     planned = _bytes(plain) - quantization.saved_bytes(plain, kind)
     scales = []
@@ -60,7 +65,7 @@ def _bytes(model):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_evaluation_changes_neither_base_nor_gradients(kind):
-    pytest.importorskip("bitsandbytes")
+    skip_without_bitsandbytes()
     method = tiny.make_method(tiny.make_session(config_of(kind)))
     batch, task = method.collated(tiny.micro_stream().tasks[0].train[:4], tiny.make_task()), tiny.make_task()
     method.model.train()
@@ -89,7 +94,7 @@ def _gradients(method):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_learns_and_resumes_as_without(kind, tmp_path):
-    pytest.importorskip("bitsandbytes")
+    skip_without_bitsandbytes()
     config = config_of(kind, save_llm_ckpt_step_interval=2, training_epochs=4, lr=1e-2)
     cuts = {"task_1_epoch_0_step_2": tmp_path / "cut"}
     whole = tiny.run(tmp_path / "whole", config, cuts=cuts)
@@ -107,7 +112,7 @@ def test_a_run_learns_and_resumes_as_without(kind, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "bert_encoder"])
 def test_heads_learn_on_a_quantised_base(family, tmp_path):
-    pytest.importorskip("bitsandbytes")
+    skip_without_bitsandbytes()
     options = {"classifier": "Linear", "il_mode": "CIL", "backbone": tiny.backbone_folder(family)}
     found = [tiny.learn(config_of(kind, **options), tiny.class_stream()) for kind in (None, "nf4")]
     assert found[1].losses == pytest.approx(found[0].losses, rel=0.2)
@@ -115,7 +120,7 @@ def test_heads_learn_on_a_quantised_base(family, tmp_path):
 
 @pytest.mark.slow
 def test_moments_of_8_bits_learn_alike_and_resume(tmp_path):
-    pytest.importorskip("bitsandbytes")
+    skip_without_bitsandbytes()
     options = {"save_llm_ckpt_step_interval": 2, "training_epochs": 3, "keep_optimizer_state": True}
     config = tiny.make_config(adam_states="int8", **options)
     cuts = {"task_1_epoch_0_step_2": tmp_path / "cut"}

@@ -102,6 +102,7 @@ def check(resolved: Resolved, read: Callable[[Config], Stream] = read_stream) ->
     Raises:
         ConfigError: with all problems.
     """
+    quantization.hide()
     plan = Plan(resolved, load_method(resolved.config.method), mode(), read)
     if found := problems(plan):
         raise ConfigError(found)

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from models.Base import Method
-from utils import buffer
+from utils import buffer, quantization
 from utils.backbone import find_source, load_backbone, stop_also_at
 from utils.classifier import ClassEncoder, Classes
 from utils.config import Config
@@ -200,6 +200,7 @@ def quieten() -> None:
     # Of DeepSpeed's calls, at every step; torch's context managers make Python forget that it has said so.
     warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft asks
+    quantization.hide()
     if not (mode() or "").startswith("ZeRO"):
         # Saving a model would import it, to ask whether the model is wrapped in it: a notice for nothing.
         sys.modules.setdefault("deepspeed", None)  # type: ignore[arg-type]  # None makes the import fail
