@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, cast
 
@@ -15,8 +17,8 @@ from models.Base import GENERATING, Setting, Task
 from models.common.gates import Gate, mean, prompts, weigh
 from models.InfLoRA import InfLoRA, InfLoRAOptions, design
 from utils.config import Config, Count, Float, search
-from utils.dataloader import Batch, collate
-from utils.dataset import Stream
+from utils.dataloader import Batch, Encoded, collate
+from utils.dataset import Example, Stream
 from utils.distributed.collectives import share, sum_over_processes
 from utils.model import adapters
 from utils.model.architecture import Model
@@ -148,13 +150,24 @@ class GainLoRA(InfLoRA):
         """p (B, D)."""
         return mean(self.words(batch.input_ids), prompts(batch))
 
-    def scores(self, model: Model, batch: Batch, index: int | None) -> tuple[Scores, Tensor]:
+    @contextmanager
+    def reading(self, batch: Batch) -> Iterator[None]:
+        """Inside the `with` the model reads prompts with their answers, and the gates the prompts alone."""
         self._open(self.pooled(batch))
         self.is_given = True
         try:
-            return super().scores(model, batch, index)
+            yield
         finally:
             self.is_given = False
+
+    def scores(self, model: Model, batch: Batch, index: int | None) -> tuple[Scores, Tensor]:
+        with self.reading(batch):
+            return super().scores(model, batch, index)
+
+    def likelihoods(self, rows: Sequence[Encoded], task_id: int | None) -> list[float]:
+        batch = collate(rows, [Example("", "")] * len(rows), self.backbone.pad_id).to(self.model.device)
+        with torch.no_grad(), self.reading(batch):
+            return super().likelihoods(rows, task_id)
 
     @torch.no_grad()
     def before_task(self, task: Task) -> None:

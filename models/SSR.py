@@ -34,7 +34,9 @@ class SSROptions(OptionGroup):
     SSR_refine: bool = Field(
         True, description="The newest model answers the kept questions again; False: the written answers stay."
     )
-    SSR_new_tokens: Count = Field(512, description="Most tokens of a written text.")
+    SSR_new_tokens: Count = Field(
+        512, description="Most tokens of a written text; at most half of the model's positions."
+    )
     SSR_temperature: Float = Field(0.9, gt=0, description="Temperature at which texts are written.")
     SSR_top_p: Float = Field(0.6, gt=0, le=1, description="Texts are drawn from the likeliest tokens of this share.")
     SSR_repetition_penalty: Float = Field(1.2, ge=1, description="Divides the scores of tokens already in the text.")
@@ -132,6 +134,7 @@ class SSR(Method):
     def imitations(self, prompts: Sequence[str], task: Task) -> list[Rollout]:
         """What the base model writes after each of these prompts, `SSR_draws` times."""
         room, longest = self.backbone.positions, self.options.SSR_new_tokens
+        longest = longest if room is None else min(longest, room // 2)
         rows = self.encoder.for_prediction([Example(text, "", view="written") for text in prompts], None)
         fitting = [row for row in rows if room is None or len(row.prompt) + longest <= room]
         if len(fitting) < len(rows):
@@ -139,6 +142,8 @@ class SSR(Method):
                 f"task {task.index}: {len(rows) - len(fitting)} of {len(rows)} prompts leave no room for {longest} "
                 f"more tokens in {room} positions (SSR_new_tokens, SSR_shots)"
             )
+        if not fitting:
+            return []
         options = self.options
         how = Sampling(
             options.SSR_draws,

@@ -82,6 +82,7 @@ VARIANTS = {
     "LAMOL_KD": f"--method LAMOL_KD {WRITING} {SMOOTH}",
     "L2KD": f"--method L2KD {WRITING} --L2KD_variant seq_soft --adam_epsilon 1e-3",
     "PCLL": f"--method PCLL {WRITING} --PCLL_latent_size 8",
+    "SSR": "--method SSR --is_replay false --SSR_demonstrations 3 --SSR_draws 1 --SSR_new_tokens 24",
     "ICL": "--method ICL --is_replay false",
     "bfloat16": "--mixed_precision bfloat16 --Replay_buffer_ratio 0.5 --gradient_checkpointing",
     "kept": "--Replay_buffer_ratio 0.5 --keep_optimizer_state --max_grad_norm 0.5 --evaluate_interval 2 "

@@ -112,6 +112,9 @@ def test_training_and_generation_see_the_same_gains(family):
     with torch.no_grad():
         method.scores(method.model, method.collated(task.train[:3], task), 1)
         trained = torch.stack(method.gains)
+        rows = method.encoder(task.train[:3], 48)
+        method.likelihoods(rows, None)
+        assert torch.allclose(trained, torch.stack(method.gains), atol=1e-6)
         method.predict(method.encoder.for_prediction(task.train[:3], 48), None, 4)
     assert torch.allclose(trained, torch.stack(method.gains), atol=1e-6)
 

@@ -86,6 +86,12 @@ def test_a_base_that_imitates_nothing_is_reported(monkeypatch):
     assert "does not imitate demonstrations" in method.session.log.messages[-1]
 
 
+def test_prompts_that_leave_no_room_are_left_out():
+    method = tiny.make_method(tiny.make_session(tiny.make_config("SSR")))
+    assert method.imitations(["a " * 300], tiny.make_task(0)) == []
+    assert "1 of 1 prompts leave no room" in method.session.log.messages[-1]
+
+
 def test_the_base_is_the_backbone_before_any_task():
     method = tiny.make_method(tiny.make_session(tiny.make_config("SSR", PEFT_type="LoRA")))
     method.before_task(tiny.make_task(0))
