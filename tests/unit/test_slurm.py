@@ -83,6 +83,7 @@ def test_problems_are_reported_before_anything_is_submitted(answers, monkeypatch
         ({"partion": "p"}, "unknown option partion; expected one of account, "),
         ({"job_name": "x"}, "unknown option job_name; expected"),
         ({"time": "1:00"}, "time: expected minutes, got '1:00'"),
+        ({"setup": "module load cuda"}, "setup: expected a list, got 'module load cuda'"),
         ({"nodes": 2}, "nodes: several nodes need --launch"),
         ({"ntasks_per_node": 8}, "ntasks_per_node: each node starts its processes with --launch"),
     ):

@@ -187,8 +187,13 @@ def check(options: Mapping[str, Any], jobs: Sequence[Job]) -> None:
         raise UserError("slurm: sbatch is not on this machine; run the command where it is, or leave out slurm")
     if find_spec("submitit") is None:
         raise UserError("slurm: submitit is not installed; run pip install submitit, or leave out slurm")
-    if not isinstance(options.get("time", MINUTES), int):
-        raise UserError(f"slurm: time: expected minutes, got {options['time']!r}")
+    for name, kind, words in (
+        ("time", int, "minutes"),
+        ("setup", list, "a list"),
+        ("additional_parameters", dict, "a map"),
+    ):
+        if name in options and not isinstance(options[name], kind):
+            raise UserError(f"slurm: {name}: expected {words}, got {options[name]!r}")
     if options.get("ntasks_per_node", 1) != 1:
         raise UserError("slurm: ntasks_per_node: each node starts its processes with --launch; leave it out")
     if options.get("nodes", 1) != 1 and any(job.launcher is None for job in jobs):
