@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from utils.jobs import slurm, times
 from utils.jobs.runs import Job, differences, is_finished, last_line, reason, start
 from utils.progress import SECONDS, duration, say, say_with_time
+from utils.report.page.watch import JOBS
+from utils.storage.files import write_json
 
 if TYPE_CHECKING:
     from utils.options.checks import Plan  # seconds to import: not for --help
@@ -78,6 +80,8 @@ def run_all(jobs: Sequence[Job], how: How, plans: Mapping[Job, Plan]) -> list[Jo
     if not todo:
         return []
     workers = how.at_a_time(len(todo))
+    listed = [{"title": str(job), "name": job.name, "seed": job.seed} for job in jobs]
+    write_json(jobs[0].root / jobs[0].prefix / JOBS, {"at_a_time": workers, "jobs": listed})
     work = _Work(todo, workers, plans) if how.slurm is None else slurm.Queue(todo, workers, how.slurm)
     try:
         return work.run()

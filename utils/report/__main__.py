@@ -5,7 +5,7 @@ it was probed, probing.png are written into its folder and its matrix is printed
 one table with a row per method is printed; runs that differ only by seed share a row. FOLDER gets that table as
 compare.md, compare.json, table.tex and table.csv, all charts as figures/*.pdf, svg and png, and report.html: one page
 that holds everything and needs no network. JSON and CSV files hold scores in [0, 1]; percent appears only in tables and
-pictures.
+pictures. With --watch nothing is written: the state of runs or sweeps is printed until all have ended.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from utils.errors import UserError, exit_with
+from utils.errors import UserError, exit_code, exit_with
+from utils.progress import SECONDS
 from utils.report import differences, published
 from utils.report.compare import check_columns, compare_text
 from utils.report.page import render
+from utils.report.page.watch import watch
 from utils.report.results import group
 from utils.report.summary import table, write
 from utils.storage.files import write_json, write_text
@@ -27,6 +29,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m utils.report", description=__doc__.split("\n\n")[1])
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="run folder")
+    parser.add_argument(
+        "--watch",
+        metavar="SECONDS",
+        nargs="?",
+        const=SECONDS,
+        type=float,
+        help="show how far these runs are until all have ended; RUN can be the folder of a sweep or search, too",
+    )
     parser.add_argument("--baseline", metavar="METHOD", help="row that the others are compared with, with intervals")
     parser.add_argument(
         "--reference",
@@ -39,6 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
+        if options.watch is not None:
+            watch(options.runs, options.watch)
+            return 0
         check_columns(options.metrics)
         runs = [(run, write(run)) for run in options.runs]
         sections = group(runs)
@@ -57,6 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt as error:
+        return exit_code(error)
     print(text, end="")
     return 0
 

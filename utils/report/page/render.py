@@ -19,7 +19,7 @@ from utils.report.page.provenance import Provenance, provenance
 from utils.report.tables import headline
 from utils.storage.files import write_text
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent / "template"
 MOST_LINES = 12  # rows in a chart
 TILES = 8_000  # cells of all matrices of a section
 POINTS = 8_000  # of all charts of tasks of a section
