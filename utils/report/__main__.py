@@ -48,10 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--metrics", metavar="COLUMN", nargs="+", default=[], help="columns of the tables, such as average_accuracy"
     )
     options = parser.parse_args(arguments)
+    if options.watch is not None:
+        return _watch(options.runs, options.watch)
     try:
-        if options.watch is not None:
-            watch(options.runs, options.watch)
-            return 0
         check_columns(options.metrics)
         runs = [(run, write(run)) for run in options.runs]
         sections = group(runs)
@@ -70,9 +69,18 @@ def main(arguments: list[str] | None = None) -> int:
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt as error:
-        return exit_code(error)
     print(text, end="")
+    return 0
+
+
+def _watch(folders: list[Path], seconds: float) -> int:
+    try:
+        watch(folders, seconds)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as error:  # as it is meant to be ended
+        return exit_code(error)
     return 0
 
 

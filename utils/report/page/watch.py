@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.errors import UserError
-from utils.progress import duration, say
+from utils.progress import duration
 from utils.report.results import read_facts
 from utils.report.tables import percent
 from utils.storage.files import read_json
@@ -243,9 +243,11 @@ def _best(states: Sequence[State]) -> list[str]:
 
 def _size() -> tuple[int | None, int | None]:
     """Columns and rows of the terminal; None where there is none."""
-    return tuple(shutil.get_terminal_size()) if sys.stdout.isatty() else (None, None)
+    size = shutil.get_terminal_size()
+    return (size.columns, size.lines) if sys.stdout.isatty() else (None, None)
 
 
 def _show(text: str) -> None:
-    clear = "\x1b[H\x1b[2J" if sys.stdout.isatty() else ""
-    say(f"{clear}{text}" if clear else f"{datetime.now():%H:%M:%S}  {text}")
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    before = "\x1b[H\x1b[2J" if sys.stdout.isatty() else f"{datetime.now():%H:%M:%S}  "
+    print(before + text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
