@@ -130,7 +130,9 @@ def _matrices(panels: Sequence[Panel]) -> Figure:
     from matplotlib import colormaps
 
     tasks = len(panels[0].names)
-    figure, axes = _figure(len(panels), max(2.6, 0.42 * min(tasks, 12)), max(2.4, 0.36 * min(tasks, 12) + 0.7))
+    figure, axes = _figure(
+        len(panels), *((3.0, 2.6) if tasks > MOST_NUMBERS else (max(2.6, 0.42 * tasks), max(2.4, 0.36 * tasks + 0.7)))
+    )
     colours = colormaps["Blues"].with_extremes(bad=EMPTY)
     for panel, one in zip(panels, axes, strict=True):
         scores = panel.scores.mean[1:]
