@@ -3,7 +3,7 @@
     python -m benchmarks.evaluation [--rounds 3] [--threads 1]          about five minutes on one core
 
 The model has the shape of Pythia-70m (random weights, 6 layers, width 512, 8 heads, 50,304 tokens) and reads real
-questions of Concept-1K if they are in ../shared/data, otherwise those of biography_demo_task2. The ways alternate on
+questions of Concept-1K if its raw data are there, otherwise those of biography_demo_task2. The ways alternate on
 the same questions:
 
     own            utils.evaluation: verification in stages, batches of 64 sorted by length

@@ -24,7 +24,7 @@ from utils.seed import random_for
 
 
 class CLSEROptions(OptionGroup):
-    """Options of CLSER."""
+    """CLSER."""
 
     CLSER_alpha_fast: Float = Field(0.999, ge=0, le=1, description="Largest share that the plastic average keeps.")
     CLSER_alpha_slow: Float = Field(0.999, ge=0, le=1, description="Largest share that the stable average keeps.")

@@ -26,7 +26,7 @@ Dark = tuple[Tensor, Tensor]  # of the labelled positions of an example: values 
 
 
 class DERppOptions(OptionGroup):
-    """Options of DERpp."""
+    """DERpp."""
 
     DERpp_alpha: Float = Field(
         0.5,

@@ -31,7 +31,7 @@ NO_PROMPT = "gates read the prompt, which it does not separate from the answer"
 
 
 class GainLoRAOptions(InfLoRAOptions):
-    """Method GainLoRA."""
+    """GainLoRA."""
 
     GainLoRA_branch: Literal["InfLoRA", "OLoRA"] = Field(
         "InfLoRA", description="What keeps the branches apart: InfLoRA's designed projections, or O-LoRA's penalty."

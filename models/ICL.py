@@ -19,7 +19,7 @@ from utils.seed import random_for
 
 
 class ICLOptions(OptionGroup):
-    """Options of ICL."""
+    """ICL."""
 
     ICL_n_shot: Int = Field(
         1, ge=1, description="Demonstrations in front of a question.", json_schema_extra=search(1, 2, 4)

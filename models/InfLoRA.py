@@ -25,7 +25,7 @@ from utils.model.weights import eval_mode
 
 
 class InfLoRAOptions(OptionGroup):
-    """Method InfLoRA."""
+    """InfLoRA."""
 
     InfLoRA_threshold: Float = Field(
         0.95,

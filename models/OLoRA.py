@@ -18,7 +18,7 @@ from utils.model.architecture import Model
 
 
 class OLoRAOptions(OptionGroup):
-    """Method OLoRA."""
+    """OLoRA."""
 
     OLoRA_lambda_1: Float = Field(
         0.5,

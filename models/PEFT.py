@@ -34,7 +34,7 @@ CEILING = "task given"  # the upper bound of a router: it is given the task of e
 
 
 class PEFTOptions(OptionGroup):
-    """Method PEFT."""
+    """PEFT."""
 
     PEFT_per_task: bool = Field(True, description="An adapter for each task; False: one for all tasks.")
     PEFT_inference: Literal["newest", "sum", "task_id", "route"] = Field(

@@ -12,7 +12,7 @@ from utils.model.weights import Weights, follow, snapshot
 
 
 class SuReOptions(OptionGroup):
-    """Options of SuRe."""
+    """SuRe."""
 
     SuRe_beta: Float = Field(
         0.99,

@@ -17,7 +17,7 @@ Share = Annotated[Float, Field(ge=0, le=1)]
 
 
 class TaskVectorOptions(OptionGroup):
-    """Options of TaskVector."""
+    """TaskVector."""
 
     TaskVector_merge: Literal["scale", "wise_ft", "magmax"] = Field("scale", description="How weights are edited.")
     TaskVector_alpha: Share = Field(

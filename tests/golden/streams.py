@@ -13,7 +13,8 @@ from utils.storage.files import read_json, write_json
 
 FILE = Path(__file__).with_name("streams.json")
 FIXTURES = Path(__file__).parents[1] / "fixtures"
-# stream -> data set, its folder of raw data in tests/fixtures, options; a data set that needs no options needs no row
+# stream -> data set, the folder in tests/fixtures that is its dataset/ ("": fixtures itself), options. A data set that
+# needs no options needs no row.
 STREAMS: dict[str, tuple[str, str, dict[str, Any]]] = {
     name: (name, "", {}) for name in PREPROCESSORS if name != "biography_qa"
 }

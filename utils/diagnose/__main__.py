@@ -38,7 +38,7 @@ def recovery(given: argparse.Namespace, run: Opened) -> tuple[Rows, str]:
     places = run.find(given.checkpoints) if given.checkpoints else analysis.choose(run.places, given.every)
     epochs = given.epochs or run.method.config.recovery_epochs
     rows = _watched(analysis.measure(run, places, epochs, given.out / "recovery"), len(places), "checkpoints")
-    return rows, f"task 0 after {epochs} epochs of practice on its first part, from each checkpoint"
+    return rows, f"task 0 after recovery training from each checkpoint (epochs on its first part: {epochs})"
 
 
 def shift(given: argparse.Namespace, run: Opened) -> tuple[Rows, str]:
