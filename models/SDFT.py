@@ -95,7 +95,7 @@ class SDFT(Method):
         super().__init__(*args)
         self.teacher: Weights = {}
         self.answers_drawn: list[Rollout] = []  # of the step in progress; a row's `presentation` is its number
-        self.sums: dict[str, float] = {}  # of what is logged at the end of the task
+        self.sums: dict[str, Any] = {}  # of what is logged at the end of the task
 
     @classmethod
     def problems(cls, config: Config, options: SDFTOptions, stream: Stream) -> list[str]:
@@ -131,7 +131,7 @@ class SDFT(Method):
     def loss(self, model: Model, batch: Batch, task: Task) -> dict[str, Tensor]:
         def apart(own: Tensor, other: Tensor, weights: Tensor) -> Tensor:
             log_p = own.detach().float().log_softmax(dim=-1)
-            entropy = -(log_p.exp() * log_p).sum().item()
+            entropy = -(log_p.exp() * log_p).double().sum()  # stays on the device, which is not waited for
             self.sums = added(self.sums, {"entropy": entropy, "tokens": len(own)})
             return (weights * divergence(own, other, self.options.SDFT_divergence, self.options.SDFT_topk)).sum()
 
@@ -187,7 +187,7 @@ class SDFT(Method):
     def after_task(self, task: Task) -> None:
         super().after_task(task)
         steps, tokens = self.sums.pop("steps", 1), self.sums.pop("tokens", 1)
-        entropy = self.sums.pop("entropy", 0) / max(1, tokens)
+        entropy = float(self.sums.pop("entropy", 0)) / max(1, tokens)
         means = {name: value / steps for name, value in self.sums.items()} | {"entropy": entropy}
         self.session.log.info(f"task {task.index}: own answers: {listed(means)}")
         self.session.log.event("rollouts", task=task.index, **means)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -99,8 +99,8 @@ def with_answers(prompts: Sequence[Encoded], answers: Iterable[Sequence[int]]) -
     return [prompt._replace(answer=ids) for prompt, ids in zip(prompts, answers, strict=True)]
 
 
-def added(sums: dict[str, float], values: dict[str, float]) -> dict[str, float]:
-    """Sums of what is logged at the end of a task, after more values.
+def added(sums: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Sums of what is logged at the end of a task, numbers or () tensors, after more values.
 
     >>> added({"length": 3.0}, {"length": 2.0, "steps": 1})
     {'length': 5.0, 'steps': 1}

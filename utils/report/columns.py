@@ -86,6 +86,7 @@ def _cost_columns(cost: dict[str, Any], tasks: int) -> dict[str, float | None]:
     return {
         "train_seconds": sum(seconds) if seconds else None,
         "train_passes": ratio("train_sequences", "train_visits"),
+        "train_generated": ratio("train_generated_tokens", "train_visits") or None,
         "evaluate_passes": ratio("evaluate_sequences", "evaluate_examples"),
         **{name: sizes[-1] if (sizes := values(name)) else None for name in SIZES},
         "peak_memory_bytes": cost.get("peak_memory_bytes"),

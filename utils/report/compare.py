@@ -41,6 +41,7 @@ MIXED = "The tasks have different metrics; averages are means of different score
 COSTS = {  # title, divisor, digits
     "train_seconds": ("train seconds", 1, 1),
     "train_passes": ("passes per example", 1, 2),
+    "train_generated": ("generated tokens per example", 1, 2),
     "evaluate_passes": ("passes per question", 1, 2),
     "trainable_parameters": ("trained parameters, M", 1e6, 3),
     "stored_parameters": ("stored parameters, M", 1e6, 3),
@@ -70,7 +71,8 @@ ORDERS = (
 )
 COST_NOTE = (
     "Passes: sequences through the model, for everything a method does, per training example and epoch of a task, and "
-    "per question (steps of generation not counted). Trained, stored: parameters in and after the last task. Kept: "
+    "per question (steps of generation not counted). Generated: tokens that the model sampled in training, "
+    "each a pass of one token. Trained, stored: parameters in and after the last task. Kept: "
     "everything else that goes from task to task, such as memory, teachers, Fisher. Peak: of the process."
 )
 

@@ -24,6 +24,7 @@ PER_TASK = {
     "train_visits": 0,  # to the task's own examples, over all epochs
     "train_sequences": 0,  # that went through the model, over all epochs and hooks
     "train_tokens": 0,  # of these sequences, with padding; of an encoder-decoder those that the encoder reads
+    "train_generated_tokens": 0,  # that the model sampled, each in a pass of one token
     "evaluate_examples": 0,
     "evaluate_sequences": 0,  # prompts that went through the model; steps of generation not counted
     "trainable_parameters": 0,
@@ -38,6 +39,7 @@ class Spent(NamedTuple):
     seconds: float
     sequences: int  # that went through the model, of all processes
     tokens: int  # of these sequences, with padding
+    generated: int  # passes of one token, by rows
     examples: int  # evaluated
 
 
@@ -58,18 +60,28 @@ class Cost:
         self.values |= {"evaluate_seconds": 0.0, "peak_memory_bytes": 0}
         self._block: Callable[[Spent], None] = _nowhere
         self._began = time.monotonic()  # of what is not booked yet
-        self._sequences = self._tokens = self._examples = 0
+        self._sequences = self._tokens = self._generated = self._examples = 0
         net = innermost(method.model)
         reader = net.get_encoder() if net.config.is_encoder_decoder else net.base_model
         reader.register_forward_pre_hook(self._count, with_kwargs=True)
+        if net.config.is_encoder_decoder:
+            net.get_decoder().register_forward_pre_hook(self._count_written, with_kwargs=True)
 
     def _count(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given: Tensor | None = kwargs.get("inputs_embeds")
         if given is None:
             given = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
-        if given.shape[1] > 1:  # else a step of generation
+        if given.shape[1] > 1:
             self._sequences += given.shape[0]
             self._tokens += given.shape[0] * given.shape[1]
+        else:  # a step of generation
+            self._generated += given.shape[0]
+
+    def _count_written(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Steps of generation of an encoder-decoder; in training its decoder has no cache."""
+        given = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+        if kwargs.get("past_key_values") is not None and given.shape[1] == 1:
+            self._generated += given.shape[0]
 
     def training(self, index: int) -> AbstractContextManager[None]:
         """What happens inside is training of a task, hooks included."""
@@ -78,6 +90,7 @@ class Cost:
             self.values["train_seconds"][index] += spent.seconds
             self.values["train_sequences"][index] += spent.sequences
             self.values["train_tokens"][index] += spent.tokens
+            self.values["train_generated_tokens"][index] += spent.generated
 
         return self._within(book)
 
@@ -126,10 +139,11 @@ class Cost:
     def _spent(self) -> Spent:
         """What was counted since the last call, over all processes."""
         began, self._began = self._began, time.monotonic()
-        counts = torch.tensor([self._sequences, self._tokens], device=self.method.session.accelerator.device)
-        sequences, tokens = sum_over_processes({"counts": counts})["counts"].tolist()
-        examples, self._sequences, self._tokens, self._examples = self._examples, 0, 0, 0
-        return Spent(self._began - began, sequences, tokens, examples)
+        mine = [self._sequences, self._tokens, self._generated]
+        counts = torch.tensor(mine, device=self.method.session.accelerator.device)
+        sequences, tokens, generated = sum_over_processes({"counts": counts})["counts"].tolist()
+        examples, self._sequences, self._tokens, self._generated, self._examples = self._examples, 0, 0, 0, 0
+        return Spent(self._began - began, sequences, tokens, generated, examples)
 
 
 def kept_bytes(state: dict[str, Any]) -> int:

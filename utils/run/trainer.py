@@ -342,7 +342,8 @@ class Trainer:
         folder = self.folder / "checkpoints" / places[-1].name
         state = load(self.method, folder)
         assign(self.method.named(), state["working"])
-        self.moments, self.cost.values = state["moments"], state["cost"]
+        self.moments = state["moments"]
+        self.cost.values |= state["cost"]  # earlier versions counted less
         self.watch.state |= state.get("watch", {})  # checkpoints of earlier versions have none
         self.session.log.step = state["steps"]
         self.session.log.window = _on_device(Window(**state.get("window", {})), self.session.accelerator.device)

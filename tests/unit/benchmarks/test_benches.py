@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from benchmarks import common, evaluation, memory, prompts, training
+from benchmarks import common, evaluation, memory, methods, prompts, training
 
 
 @pytest.fixture
@@ -60,3 +60,15 @@ def test_prompts(monkeypatch, capsys):
     monkeypatch.setattr(prompts, "COUNTS", (2, 4))
     assert prompts.main(["--rounds", "1"]) == 0
     assert re.findall(r"^(\d) virtual tokens .*\d\.\d\dx ", capsys.readouterr().out, re.M) == ["2", "4"]
+
+
+@pytest.mark.slow
+def test_methods(monkeypatch, capsys):
+    monkeypatch.setattr(methods, "in_a_process", lambda name, given: methods.measure(name, given.steps, given.smollm2))
+    assert methods.main(["--methods", "SEQ", "SDFT", "ICL", "--steps", "1"]) == 0
+    seq, sdft, icl = capsys.readouterr().out.splitlines()[2:]
+    assert [seq.split()[k] for k in (0, 2, 5, 6, 7)] == ["SEQ", "1.00", "1.00", "1.00", "0.00"]
+    assert float(sdft.split()[2]) > 1.5 and float(sdft.split()[-1]) > 1, "a second pass, and sampled answers"
+    assert icl.split()[1:] == ["no", "steps"]
+    assert methods.main(["--rollouts", "--steps", "1"]) == 0
+    assert re.search(r"ratio \d+\.\d\d$", capsys.readouterr().out.strip())

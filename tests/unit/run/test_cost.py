@@ -51,4 +51,6 @@ def test_passes_of_the_model_are_counted(made):
     with counters.training(0):
         method.model(ids)
         method.model(ids[:, :1])  # a step of generation
+        method.model(ids[:2, :1])
     assert counters.values["train_sequences"] == [3, 0] and counters.values["train_tokens"] == [15, 0]
+    assert counters.values["train_generated_tokens"] == [3 + 2, 0]
