@@ -66,6 +66,7 @@ def test_files_and_tasks_have_a_kind_and_a_metric(files):
 
 def test_wrong_words_are_refused_in_a_sentence(files):
     (files / "empty.txt").write_text(" \n", encoding="utf-8")
+    (files / "odd.jsonl").write_text('{"a": 1}', encoding="utf-8")
     (files / "bad.txt").write_bytes(b"\xff\xfe\x00")
     own = {"dataset": "micro"}
     for words, more, error in (
@@ -74,7 +75,9 @@ def test_wrong_words_are_refused_in_a_sentence(files):
         (("{}/empty.txt",), {}, "empty.txt holds no words"),
         (("{}/bad.txt",), {}, "bad.txt: expected a UTF-8 text"),
         (("{}/none.txt",), {}, "none.txt: expected a UTF-8 text"),
-        (("{}/none.jsonl",), {}, "none.jsonl is missing"),
+        (("{}/none.jsonl",), {}, "general_files: .*none.jsonl is missing"),
+        (("unsafe={}/qa.jsonl",), {}, "a kind is one of general, instruction, safety"),
+        (("{}/odd.jsonl",), {}, "name those to read: --general_fields input=FIELD"),
         (("{}/mc.jsonl",), {"general_metrics": ("acc", "acc")}, "general_metrics: expected 1"),
         (("{}/mc.jsonl",), {"general_metrics": ("accc",)}, "unknown metric 'accc'.* did you mean 'acc'"),
         ((), {"general_tasks": ("micro",)} | own, "micro: the run trains all of its tasks"),

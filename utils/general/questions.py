@@ -108,9 +108,17 @@ def _of_files(config: Config) -> Iterator[Asked]:
         if Path(word).suffix.lower() == TEXT:
             yield _text(Path(word), kind)
             continue
-        for one in jsonl.read_questions(word, fields[i].strip()):
+        for one in _records(word, fields[i].strip()):
             metric = metrics[i] if metrics else _usual_metric(kind, one.examples)
             yield Asked(one.name, kind, find(metric).name, one.examples, config.general_max_new_tokens)
+
+
+def _records(word: str, fields: str) -> list[jsonl.Questions]:
+    try:
+        return jsonl.read_questions(word, fields)
+    except UserError as error:
+        kinds = f"; a kind is one of {', '.join(KINDS)}" if "=" in word else ""
+        raise UserError(f"general_files: {str(error).replace('--fields', '--general_fields')}{kinds}") from None
 
 
 def _usual_metric(kind: str, examples: Sequence[Example]) -> str:
