@@ -16,7 +16,7 @@ from utils.dataset import Stream
 from utils.prompt import render
 
 ROOT = Path(__file__).resolve().parents[1]
-RAW = ROOT.parent / "shared" / "data"
+RAW = ROOT / "dataset"
 WORDS = 20000  # of the tokenizer
 SHAPE = {  # of Pythia-70m
     "vocab_size": 50304, "hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8,

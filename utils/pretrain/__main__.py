@@ -187,15 +187,15 @@ class Pretraining:
     def _save(self) -> None:
         place = Place(0, *divmod(len(self.losses), self.chunks.steps))
         moments = {name: self.optimizer.state[w] for name, w in self.model.named_parameters()}
-        state = {"moments": moments, "losses": self.losses, "seconds": self.seconds, "told": _settings(self.job)}
+        state = {"moments": moments, "losses": self.losses, "seconds": self.seconds, "settings": _settings(self.job)}
         checkpoint.save(
             self.job.out / "checkpoints", place, self.model, self.tokenizer, checkpoint.pack(state), limit=1
         )
 
     def _restore(self, folder: Path) -> None:
         state = checkpoint.load_state(folder)
-        if state["told"] != (now := _settings(self.job)):
-            different = [f"{k} ({state['told'].get(k)})" for k in now if now[k] != state["told"].get(k)]
+        if state["settings"] != (now := _settings(self.job)):
+            different = [f"{k} ({state['settings'].get(k)})" for k in now if now[k] != state["settings"].get(k)]
             raise UserError(f"--resume: {folder} was made with another {', '.join(different)}; give the same options")
         checkpoint.load_weights(self.model, folder)
         for name, w in self.model.named_parameters():
