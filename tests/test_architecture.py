@@ -27,7 +27,7 @@ LAYERS = [
     ["models.METHOD"],
     ["utils.factory", "utils.report", "utils.options.stream_view"],
     ["utils.evaluation", "utils.probing"],
-    ["utils.drift", "utils.general", "utils.surprise"],
+    ["utils.drift", "utils.general", "utils.surprise", "utils.estimate"],
     ["utils.options"],
     ["utils.run"],
     ["utils.jobs"],

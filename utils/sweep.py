@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from utils.errors import UserError, exit_code, exit_with, termination_interrupts
 from utils.factory import describe
-from utils.jobs import choice
+from utils.jobs import choice, gpu_hours
 from utils.jobs.runs import Job, alone, check_all, is_finished
 from utils.jobs.work import How, run_all
 from utils.options.parse import ConfigError, fail
@@ -81,6 +81,8 @@ def run(jobs: list[Job], how: How, baseline: str | None = None, dry: bool = Fals
         if dry:
             ahead = how.in_words(jobs[0].root, [plans[job] for job in todo])
             print(f"{len(jobs)} runs, {len(todo)} to do: {ahead}")
+            if known := gpu_hours.text({job: plans[job] for job in todo}):
+                print(known)
             how.show(todo)
             return 0
         failed = run_all(jobs, how, plans)

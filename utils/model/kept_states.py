@@ -46,9 +46,14 @@ def frozen_blocks(model: Model, learning: Mapping[str, nn.Parameter]) -> int:
         raise UserError("keep_frozen_states: expected a decoder without adapters; leave it out")
     if drops_out(net):
         raise UserError("keep_frozen_states: the model has dropout, so its frozen layers differ in every epoch")
-    chosen = {id(w) for w in learning.values()}
     if any(name.startswith("extra.") and not name.startswith("extra.heads.") for name in learning):
         raise UserError("keep_frozen_states: the method trains extra modules, which may change what layers read")
+    return frozen_below(model, learning)
+
+
+def frozen_below(model: Model, learning: Mapping[str, nn.Parameter]) -> int:
+    """Number of lowest blocks, of any model, that are frozen together with the input embeddings."""
+    net, chosen = adapters.innermost(model), {id(w) for w in learning.values()}
     if any(id(w) in chosen for w in net.get_input_embeddings().parameters()):
         return 0
     trained = [i for i, block in enumerate(blocks(net)) if any(id(w) in chosen for w in block.parameters())]

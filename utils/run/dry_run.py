@@ -3,50 +3,61 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.Base import Method, Task
-from utils import drift
+from utils import drift, estimate
 from utils.buffer import Memory
 from utils.config import Config
 from utils.dataloader import parts_of
 from utils.dataset import Example
 from utils.errors import UserError
+from utils.estimate import Estimate, Work
 from utils.model import adapters
 from utils.model.freeze import NOTHING_LEFT
 from utils.model.kept_states import frozen_blocks, size_of
 from utils.quantization import saved_bytes
 from utils.report.tables import markdown
 from utils.run.fit import texts_of
-from utils.run.tasks import task_of
+from utils.run.tasks import questions_of, task_of
+from utils.run.trainer import TRAIN_SCORED, is_scheduled
 from utils.seed import random_for
 
 REMARK = "What the method makes itself (pseudo-samples, teachers, averages) and activations come on top."
 
 
+class TaskPlan(NamedTuple):
+    """What a task takes."""
+
+    task: Task
+    examples: int  # of an epoch, with memory
+    steps: int  # of the optimizer, all epochs
+    learning: list[int]  # sizes of the trainable tensors
+    kept: int  # bytes of the states of frozen layers
+    work: list[Work]
+
+
 def text(method: Method, processes: int) -> str:
     """The plan of a run; the method's model may be one without weights (on the meta device)."""
-    config, most, kept = method.config, 0, 0
+    config, plans = method.config, planned(method)
     rows = [["task", "train", "dev", "test", "examples", "epochs", "steps", "trainable"]]
-    _plan_memory(method)
-    for index, data in enumerate(method.stream.tasks):
-        task = task_of(method, index)
-        examples, steps, learning = _sizes(method, task)
-        most, kept = max(most, sum(learning)), max(kept, _kept_states(method, task) if learning else 0)
-        splits = [str(len(getattr(data, split))) for split in ("train", "dev", "test")]
-        trained = f"{len(learning):,} / {sum(learning):,}"
-        rows.append([f"{index} ({data.name})", *splits, str(examples), str(task.epochs), str(steps), trained])
-        _remember(method, task)
+    for plan, data in zip(plans, method.stream.tasks, strict=True):
+        sizes = [str(len(getattr(data, split))) for split in ("train", "dev", "test")]
+        sizes += [str(plan.examples), str(plan.task.epochs), str(plan.steps)]
+        rows.append([f"{plan.task.index} ({data.name})", *sizes, f"{len(plan.learning):,} / {sum(plan.learning):,}"])
+    kept = max(plan.kept for plan in plans)
     lines = [
         f"{config.method} on {method.stream.name}, seed {config.seed}: the plan, nothing is trained or written",
         markdown(rows),
         "examples: of an epoch, with memory; steps: of the optimizer, all epochs; trainable: tensors / parameters",
         _batches(config, processes),
-        _memory(method, most),
+        _memory(method, plans),
+        *([_hours(method, plans)] if estimate.is_large(method) else []),
         *([_drift(method)] if config.drift else []),
         *([f"states of frozen layers, {config.keep_frozen_states}: {_readable(kept)}"] if kept else []),
         REMARK,
@@ -55,16 +66,49 @@ def text(method: Method, processes: int) -> str:
     return "\n\n".join(lines)
 
 
-def _sizes(method: Method, task: Task) -> tuple[int, int, list[int]]:
-    """Examples of an epoch, optimizer steps of the task, and the sizes of the trainable tensors."""
+def planned(method: Method) -> list[TaskPlan]:
+    """What each task takes; afterwards the method's memory is as after the last one."""
+    _plan_memory(method)
+    plans = []
+    for index in range(len(method.stream.tasks)):
+        task = task_of(method, index)
+        plans.append(_plan(method, task))
+        _remember(method, task)
+    return plans
+
+
+def _plan(method: Method, task: Task) -> TaskPlan:
     if not method.takes_steps(task):
-        return 0, 0, []
+        return TaskPlan(task, 0, 0, [], 0, [])
     examples = len(method.train_examples(task))
     steps = math.ceil(examples / (method.config.batch_size - method.memory_rows())) * task.epochs
     learning = [w.numel() for w in method.learning(task).values()]
     if not learning:
         raise UserError(NOTHING_LEFT)  # as training would say
-    return examples, steps, learning
+    work = [estimate.training(method, task, examples, steps)] if estimate.is_large(method) else []
+    return TaskPlan(task, examples, steps, learning, _kept_states(method, task), work)
+
+
+def estimated(method: Method, plans: Sequence[TaskPlan]) -> Estimate:
+    """Hours and memory on GPUs."""
+    work = [*(one for plan in plans for one in plan.work), *_evaluations(method)]
+    return estimate.estimate(method, work, tuple(memory_of(method, plans).values()))
+
+
+def _evaluations(method: Method) -> Iterator[Work]:
+    """All evaluations of a run, by task and split."""
+    config, count = method.config, len(method.stream.tasks)
+    moments = [k for k in range(count) if is_scheduled(config.evaluate_schedule, k, count)]
+    for index in range(count):
+        times = sum(config.evaluate_unseen or k >= index for k in moments) + config.is_evaluate_init
+        for split in ("test", "train") if config.il_mode in TRAIN_SCORED else ("test",):
+            questions = questions_of(method, index, split).examples
+            yield estimate.answering(method, index, questions, times * len(questions))
+
+
+def _hours(method: Method, plans: Sequence[TaskPlan]) -> str:
+    head = f"time of training and evaluation, estimated {estimate.ASSUMED}:"
+    return "\n".join([head, *estimate.lines(estimated(method, plans))])
 
 
 def _drift(method: Method) -> str:
@@ -112,19 +156,24 @@ def _batches(config: Config, processes: int) -> str:
     )
 
 
-def _memory(method: Method, learning: int) -> str:
-    weights = list(method.named().values())
+def memory_of(method: Method, plans: Sequence[TaskPlan]) -> dict[str, int]:
+    """Bytes in each process, where every process holds everything."""
+    weights, learning = method.named().values(), max(sum(plan.learning) for plan in plans)
     size = max((w.element_size() for w in weights), default=4)
-    parts = {
-        "weights": sum(w.numel() * w.element_size() for w in weights)
-        - saved_bytes(method.model, method.config.backbone_quantization),
+    saved = saved_bytes(method.model, method.config.backbone_quantization)
+    return {
+        "weights": sum(w.numel() * w.element_size() for w in weights) - saved,
         "gradients": learning * size,
-        "AdamW": 2 * learning * (1 if method.config.adam_states == "int8" else size),
+        "AdamW": 2 * learning * size,
     }
+
+
+def _memory(method: Method, plans: Sequence[TaskPlan]) -> str:
+    parts = memory_of(method, plans)
     listed = ", ".join(f"{name} {_readable(count)}" for name, count in parts.items())
-    total = sum(w.numel() for w in weights)
+    total = sum(w.numel() for w in method.named().values())
     return (
-        f"parameters: {total:,}, at most {learning:,} trainable\n"
+        f"parameters: {total:,}, at most {max(sum(plan.learning) for plan in plans):,} trainable\n"
         f"memory of each process: {listed}; together {_readable(sum(parts.values()))}"
     )
 

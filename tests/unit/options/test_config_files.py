@@ -15,7 +15,11 @@ from utils.preprocess import load
 from utils.preprocess.cl_benchmark import LONG_SEQUENCE, SUPERNI, Benchmark
 
 ROOT = Path(__file__).parents[3]
-FILES = sorted(p.relative_to(ROOT) for p in ROOT.glob("config/**/*.yaml") if p.parent.name != "accelerate")
+FILES = sorted(
+    p.relative_to(ROOT)
+    for p in ROOT.glob("config/**/*.yaml")
+    if p.parent.name != "accelerate" and not p.name.startswith("study")
+)
 FROM_FIXTURES = {
     "TRACE_task8": "TRACE",
     "zsre_task10": "zsre",
@@ -46,6 +50,7 @@ def test_options_are_valid_and_the_header_runs_this_file():
         "topics_heads",
         "learn_or_recall",
         "recipes",
+        "published",
     )  # folders of files on several streams
     for path in FILES:
         config = read(path).config
