@@ -87,8 +87,12 @@ class Replicated:
         """
         return torch.empty_like(w, dtype=whole.dtype).copy_(whole)
 
-    def moments(self) -> OptimizerState:
-        """AdamW's current tensors by parameter name, whole; all processes must call this."""
+    def moments(self, keep: bool = True) -> OptimizerState:
+        """AdamW's current tensors by parameter name, whole; all processes must call this.
+
+        Args:
+            keep: False on a process that has no use for them: where they have to be collected it keeps none of them.
+        """
         self.before_reading()
         state = self.optimizer.state
         return {name: dict(state[w]) for name, w in self.named.items() if w in state}
@@ -133,14 +137,16 @@ class Sharded(Replicated):
     twin: Twin
 
     def __init__(self, method: Objective, task: Any, groups: list[Group], session: Session):
-        from torch.distributed.fsdp import fully_shard
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-        self.twin = Twin(method)
-        step = Step(method, task, self.twin.model, modes.autocast_type(session.config))
+        self.twin, kind = Twin(method), modes.autocast_type(session.config)
+        step = Step(method, task, self.twin.model, kind)
         names = {id(w): name for name, w in step.named_parameters()}
+        # Layers are collected in bfloat16: half of the traffic, and autocast need not keep a rounded copy of each.
+        policy = MixedPrecisionPolicy(param_dtype=kind, reduce_dtype=torch.float32 if kind else None)
         for layer in _layers(self.twin.model):
-            fully_shard(layer)
-        fully_shard(step)
+            fully_shard(layer, mp_policy=policy)
+        fully_shard(step, mp_policy=policy)
         sharded = dict(step.named_parameters())
         self.twin.replace(lambda w: sharded[names[id(w)]])
         self.twin.empty()
@@ -156,12 +162,15 @@ class Sharded(Replicated):
         sharded = cast("DTensor", w)
         return distribute_tensor(whole.to(w.device), sharded.device_mesh, sharded.placements, src_data_rank=None)
 
-    def moments(self) -> OptimizerState:
-        """Collected on the CPU."""
-        return {
-            name: {key: value if key == "step" else _whole(value).cpu() for key, value in tensors.items()}
-            for name, tensors in super().moments().items()
-        }
+    def moments(self, keep: bool = True) -> OptimizerState:
+        """Collected on the CPU, one at a time."""
+        found: OptimizerState = {}
+        for name, tensors in super().moments().items():
+            for key, value in tensors.items():
+                whole = value if key == "step" else _whole(value)
+                if keep:
+                    found.setdefault(name, {})[key] = whole.cpu()
+        return found
 
     def close(self) -> None:
         """Collect them from the shards."""
@@ -237,8 +246,8 @@ class Partitioned(Replicated):
         for w in self.named.values():
             safe_set_full_fp32_param(w, w.detach())
 
-    def moments(self) -> OptimizerState:
-        """Collected on the CPU."""
+    def moments(self, keep: bool = True) -> OptimizerState:
+        """Collected on the CPU, on every process."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
         self.before_reading()

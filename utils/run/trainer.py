@@ -199,9 +199,10 @@ class Trainer:
         by_epoch = ends_epoch and _divides(config.save_llm_ckpt_epoch_interval, at.epoch + 1)
         if (due or by_step or by_epoch) and not stop:
             with self.cost.neither():
-                self.moments = placed.moments()
+                self.moments = placed.moments(keep=self.session.accelerator.is_main_process)
                 with placed.whole():
                     self._save(Place(at.task, at.epoch, at.step))
+                self.moments = {}  # in the host's memory with FSDP2 and ZeRO
         if ends and not stop:
             self.session.accelerator.wait_for_everyone()  # one that ends earlier ends the one that still writes
             raise Terminated
