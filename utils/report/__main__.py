@@ -61,6 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.baseline is not None:
             differences.add(sections, by_path, options.baseline)
         text = table(runs[0][1]) if len(runs) == 1 else compare_text(sections, options.metrics)
+        if len(runs) == 1 and (known := published.text(sections[0])):
+            text += f"\n{known}\n"
         if options.out:
             differences.add_intervals(sections, by_path)
             write_json(options.out / "compare.json", sections)

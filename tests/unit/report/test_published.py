@@ -36,6 +36,8 @@ def test_every_report_of_the_runs_shows_them(tmp_path, capsys):
     assert cells[0] == ["SEQ", "average", "1", "75.00", "70.00", "+5.00", "summary"]
     assert cells[1] == ["SEQ", "backward transfer", "1", "-50.00", "-8.30", "-41.70", "summary"]
     assert "Somebody (2024), table 1.\nsummary: read in a summary by others" in shown
+    assert main([str(runs[0])]) == 0
+    assert "| SEQ    | average " in capsys.readouterr().out  # of one run too
 
 
 @pytest.mark.parametrize("content", [[], {"runs": {}}])
