@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import warnings
@@ -198,7 +197,6 @@ def quieten() -> None:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)  # peft imports it where it is installed
     # Of DeepSpeed's calls, at every step; torch's context managers make Python forget that it has said so.
     warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft asks
