@@ -164,7 +164,8 @@ def decided(said, target, limit, *others):
     ids = [*words(said)["input_ids"], tiny.EOS]
     (row,) = Encoder(words, "none")([Example("cat", target)], None)
     backbone = Backbone(Scripted(len(row.prompt), ids), words, tiny.PAD, [tiny.EOS])
-    return verify(backbone, [row], [[target, *others]], limit)[0]
+    answer = verify(backbone, [row], [[target, *others]], limit)[0]
+    return answer if answer is None else (answer.text, answer.decided)
 
 
 def test_cases_by_hand():
