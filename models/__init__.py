@@ -34,4 +34,5 @@ METHODS = {  # name in YAML == file == class == prefix of its options
     "InfLoRA": "models.InfLoRA",
     "GainLoRA": "models.GainLoRA",
     "SLAO": "models.SLAO",
+    "MoELoRA": "models.MoELoRA",
 }
