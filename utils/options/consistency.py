@@ -33,7 +33,7 @@ AFTER_TASKS = ("evaluate_schedule", "evaluate_unseen", "drift")
 def check(config: Config) -> list[str]:
     """Problems that concern more than one option: combinations in which one would have no effect."""
     problems = [
-        f"{name}: has no effect without {switch}; set {switch}: True"
+        f"{name}: has no effect without {switch}; set {switch}{': True' if getattr(config, switch) is False else ''}"
         for name in Config.model_fields
         for prefix, switch in SWITCHES
         if name.startswith(prefix) and name != "wandb_name" and config.is_changed(name) and not getattr(config, switch)

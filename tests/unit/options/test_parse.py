@@ -305,6 +305,7 @@ def test_all_problems_are_reported_together(problems):
     ("options", "expected"),
     [
         ("Replay_buffer_ratio: 0.5", "Replay_buffer_ratio: has no effect without is_replay; set is_replay: True"),
+        ("general_metrics: [f1]", "general_metrics: has no effect without general_files; set general_files"),
         ("recovery_epochs: 3", "recovery_epochs: has no effect without recovery; set recovery: True"),
         ("wandb_project: x", "wandb_project: has no effect without is_wandb; set is_wandb: True"),
         (
