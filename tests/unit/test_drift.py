@@ -1,5 +1,6 @@
 """Drift: the divergences by hand, the model before the stream under all kinds of methods, and what a run keeps."""
 
+import json
 import math
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from tests import tiny
 from tests.tiny import EOS, one_of_each_kind, same
 from utils import drift
 from utils.dataloader import Encoded
+from utils.errors import UserError
 from utils.model.head import as_scores
 from utils.options import checks
 from utils.report.columns import columns_of
@@ -18,7 +20,6 @@ from utils.report.compare import compare_text
 from utils.report.results import group
 from utils.report.summary import table
 from utils.storage import drift as stored
-from utils.storage.files import write_json
 
 BASE, NOW = torch.tensor([0.5, 0.25, 0.25]), torch.tensor([0.25, 0.25, 0.5])  # the same at every position
 
@@ -88,9 +89,10 @@ def test_what_is_stored_is_read_by_task(tmp_path):
     found = stored.by_task(tmp_path, 3)
     assert found["forward"] == [3.0, 2.0, None] and found["reverse_per_token"] == [0.125, 0.125, None]
     assert stored.columns({"drift": stored.by_task(tmp_path, 2)}) == {"drift_forward": 2.0, "drift_reverse": 0.5}
-    write_json(tmp_path / stored.FILE, [{"task": 0}])
-    with pytest.raises(Exception, match="damaged: expected rows with task, forward"):
-        stored.rows(tmp_path)
+    for damaged in ({"task": 0}, row, row | {"task": 0, "forward": math.nan}, row | {"task": 0, "reverse": math.inf}):
+        (tmp_path / stored.FILE).write_text(json.dumps([damaged]), encoding="utf-8")
+        with pytest.raises(UserError, match="damaged: expected rows with task, forward"):
+            stored.rows(tmp_path)
 
 
 REFUSED = {

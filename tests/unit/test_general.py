@@ -82,6 +82,9 @@ def test_wrong_words_are_refused_in_a_sentence(files):
         (("{}/mc.jsonl",), {"general_metrics": ("accc",)}, "unknown metric 'accc'.* did you mean 'acc'"),
         ((), {"general_tasks": ("micro",)} | own, "micro: the run trains all of its tasks"),
         ((), {"general_tasks": ("micro:1",)} | own, "micro:1: the run trains this task"),
+        ((), {"general_tasks": ("./micro:1",)} | own, "./micro:1: the run trains this task"),
+        ((), {"general_tasks": ("other/../micro",)} | own, "the run trains all of its tasks"),
+        ((), {"general_tasks": ("",)}, "expected STREAM or STREAM:TASK, got ''"),
         ((), {"general_tasks": ("other:7",)}, r"expected a task of other, number or name: 0 \(micro 0\), 1"),
         ((), {"general_tasks": ("nowhere",)}, "nowhere/continual_data.json is missing"),
     ):
@@ -203,3 +206,26 @@ def test_changes_are_signed_so_that_a_loss_is_negative(tmp_path):
     assert reported.columns({"general": sets})["general_change"] is None
     with pytest.raises(ValueError, match="needs scores"):
         ability_change([], [], [])
+
+
+def test_damaged_facts_and_answers_are_refused_in_a_sentence(tmp_path):
+    text = {"name": "t", "kind": "general", "metric": "perplexity"}
+    path = BASE.predictions(tmp_path, "general_0")
+    for facts, rows, error in (
+        ({"general": "x"}, [], "general: expected entries with name, kind, metric"),
+        ({"general": [{"name": "t"}]}, [], "general: expected entries with name, kind, metric"),
+        ({"harness": [3]}, [], "harness: expected entries with name, kind"),
+        ({"general": [text]}, [], "expected the number of words"),
+        ({"general": [text | {"words": 2}]}, [{"tokens": 2}], "expected rows with tokens and log_likelihood"),
+        (
+            {"general": [text | {"words": 2}]},
+            [{"tokens": 10**400, "log_likelihood": -1.0}],
+            "expected rows with tokens",
+        ),
+    ):
+        write_jsonl(path, rows)
+        with pytest.raises(UserError, match=error):
+            reported.read(tmp_path, facts, 1, lambda *_: 0.0)
+    path.write_text('{"tokens": 1, "log_likelihood": Infinity}\n{"tokens": 1, "log_likelihood": -Infinity}\n', "utf-8")
+    with pytest.raises(UserError, match="expected rows with tokens"):
+        reported.read(tmp_path, {"general": [text | {"words": 2}]}, 1, lambda *_: 0.0)

@@ -1,6 +1,7 @@
 """Tasks of lm-eval: the same scores as our own, no trace in the run, errors in a sentence. Skipped without lm-eval."""
 
 import json
+import math
 import random
 from pathlib import Path
 
@@ -87,9 +88,17 @@ def test_results_of_lm_eval_are_a_part_of_the_changes_if_they_are_shares(tmp_pat
     assert changes["safety_change"] == -0.25 and changes["general_change"] is None
     text = "\n".join(reported.table({"general": sets, "task_names": ["a", "b"]}))
     assert "50.00 ± 5.00" in text and "mt (not in the changes)" in text and "| safety change |  -25.00 |" in text
-    harness.file_of(tmp_path, BASE).write_text("[]", encoding="utf-8")
-    with pytest.raises(UserError, match=r"base\.json: expected results of lm-eval"):
-        reported.read(tmp_path, facts, 2, lambda *_: 0.0)
+    nan = {"main": "acc", "metrics": {"acc": {"value": math.nan, "stderr": None, "higher_is_better": True}}}
+    for damaged in ([], *({"tasks": {"mc": one}} for one in ("x", {"main": "acc", "metrics": {}}, nan))):
+        harness.file_of(tmp_path, BASE).write_text(json.dumps(damaged), encoding="utf-8")
+        with pytest.raises(UserError, match=r"base\.json: expected results of lm-eval"):
+            reported.read(tmp_path, facts, 2, lambda *_: 0.0)
+
+
+def test_a_metric_of_lm_eval_that_is_not_finite_has_no_value():
+    results = {"results": {"p": {"word_perplexity,none": math.inf, "word_perplexity_stderr,none": "N/A"}}}
+    (found,) = harness._metrics(results | {"higher_is_better": {}}, "p")["metrics"].values()
+    assert found == {"value": None, "stderr": None, "higher_is_better": None}
 
 
 @pytest.mark.slow

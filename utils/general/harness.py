@@ -131,7 +131,8 @@ def ask(method: Method, folder: Path, moment: Moment, tasks: Sequence[HarnessTas
         main = one["main"]
         value, error = (one["metrics"][main][key] for key in ("value", "stderr"))
         more = "" if error is None else f" ± {error:.4f}"
-        method.session.log.info(f"{moment.folder}: {name} {main} {value:.4f}{more}")
+        shown = "not finite" if value is None else f"{value:.4f}"
+        method.session.log.info(f"{moment.folder}: {name} {main} {shown}{more}")
         method.session.log.event("evaluate", moment=moment.folder, cell=name, metric=main, score=value)
 
 
@@ -197,9 +198,9 @@ def _random_states_kept() -> Iterator[None]:
             torch.cuda.set_rng_state_all(devices)
 
 
-def _rounded(value: float) -> float:
-    """Without the last digits, which depend on the number of processes."""
-    return round(float(value), 12)
+def _rounded(value: Any) -> float | None:
+    """Without the last digits, which depend on the number of processes; None: no finite number."""
+    return round(float(value), 12) if isinstance(value, int | float) and np.isfinite(value) else None
 
 
 def _metrics(results: dict[str, Any], name: str) -> dict[str, Any]:
@@ -211,9 +212,8 @@ def _metrics(results: dict[str, Any], name: str) -> dict[str, Any]:
         if not way or metric.endswith("_stderr") or not isinstance(value, int | float):
             continue
         stderr = results["results"][name].get(f"{metric}_stderr,{way}")
-        number = _rounded(stderr) if isinstance(stderr, int | float) and np.isfinite(stderr) else None
         title = metric if way == "none" else f"{metric}, {way}"
-        metrics[title] = {"value": _rounded(value), "stderr": number, "higher_is_better": higher.get(metric)}
+        metrics[title] = {"value": _rounded(value), "stderr": _rounded(stderr), "higher_is_better": higher.get(metric)}
     if not metrics:
         raise UserError(f"general_harness: {name} gives no number; leave it out")
     count = results.get("n-samples", {}).get(name, {}).get("effective")

@@ -143,6 +143,8 @@ def _of_tasks(config: Config) -> Iterator[Asked]:
     for word in config.general_tasks or ():
         kind, place = kind_of(word)
         name, _, wanted = place.partition(":")
+        if not name:
+            raise UserError(f"general_tasks: expected STREAM or STREAM:TASK, got {word!r}")
         stream = load_stream(name, Path(config.dataset_path))
         if stream.is_word_level:
             raise UserError(f"general_tasks: {name} has tags of words, which need the heads of that stream")
@@ -154,8 +156,9 @@ def _of_tasks(config: Config) -> Iterator[Asked]:
 
 
 def _trained(config: Config, name: str, count: int) -> set[int]:
-    """The tasks of a stream that the run trains, by their stored numbers."""
-    if config.dataset_files is not None or name != config.dataset:
+    """The tasks of a stream that the run trains, by their stored numbers; a folder can have several names."""
+    asked, own = (Path(config.dataset_path, folder).resolve() for folder in (name, config.dataset))
+    if config.dataset_files is not None or asked != own:
         return set()
     return set(order_of(config.task_order, count)[: config.first_tasks])
 

@@ -27,6 +27,7 @@ SHARES = {
     "acc", "acc_norm", "acc_mutual_info", "em", "exact_match", "f1", "mc1", "mc2", "pass@1", "pass_at_1",
     "prompt_level_strict_acc", "prompt_level_loose_acc", "inst_level_strict_acc", "inst_level_loose_acc",
 }  # fmt: skip
+PAIR = ("value", "stderr")  # of a metric of lm-eval
 NOTE = (
     "Changes outside the stream: mean, over questions that are never trained, of the score after the last task minus "
     "the score before training, counted so that a loss is negative; perplexity: relative, a loss is positive."
@@ -45,6 +46,7 @@ def read(run: Path, facts: dict[str, Any], tasks: int, score: Callable[[Moment, 
     Raises:
         UserError: a file is broken.
     """
+    _check(run / "facts.json", facts)
     moments = [BASE, *map(Moment, range(tasks))]
     sets = []
     for number, one in enumerate(facts.get("general", [])):
@@ -61,19 +63,46 @@ def read(run: Path, facts: dict[str, Any], tasks: int, score: Callable[[Moment, 
     return sets + [_of_harness(one, [at.get(one["name"]) for at in asked]) for one in facts.get("harness", [])]
 
 
+def _check(file: Path, facts: dict[str, Any]) -> None:
+    """Refuse facts of a run whose entries about questions outside the stream are damaged."""
+    for name, keys in (("general", ("name", "kind", "metric")), ("harness", ("name", "kind"))):
+        entries = facts.get(name, [])
+        if not isinstance(entries, list) or not all(_has_texts(one, keys) for one in entries):
+            raise UserError(f"{file}: {name}: expected entries with {', '.join(keys)}; the run folder is broken")
+    if any(one["metric"] == PERPLEXITY and not isinstance(one.get("words"), int) for one in facts.get("general", [])):
+        raise UserError(f"{file}: general: expected the number of words of each text; the run folder is broken")
+
+
+def _has_texts(entry: Any, keys: tuple[str, ...]) -> bool:
+    return isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in keys)
+
+
 def _harness(file: Path) -> dict[str, Any]:
     """What lm-eval measured at one moment, by task."""
     content = read_json(file) if file.exists() else {"tasks": {}}
-    if not isinstance(content, dict) or not isinstance(content.get("tasks"), dict):
+    tasks = content.get("tasks") if isinstance(content, dict) else None
+    if not isinstance(tasks, dict) or not all(map(_is_result, tasks.values())):
         raise UserError(f"{file}: expected results of lm-eval; delete it and resume the run")
-    return dict(content["tasks"])
+    return tasks
+
+
+def _is_result(one: Any) -> bool:
+    """True for a main metric among metrics that are finite or None."""
+    metrics = one.get("metrics") if _has_texts(one, ("main",)) else None
+    return isinstance(metrics, dict) and one["main"] in metrics and all(map(_is_metric, metrics.values()))
+
+
+def _is_metric(one: Any) -> bool:
+    if not isinstance(one, dict) or not {"value", "stderr", "higher_is_better"} <= one.keys():
+        return False
+    return all(value is None or (isinstance(value, float) and math.isfinite(value)) for value in map(one.get, PAIR))
 
 
 def _of_harness(one: dict[str, Any], found: list[dict[str, Any] | None]) -> dict[str, Any]:
     """The main metric of a task of lm-eval at each moment, with its standard errors; all metrics in `metrics`."""
     known = next((at for at in found if at is not None), None)
     main = known["main"] if known else "not measured"
-    values, errors = ([at["metrics"][main][key] if at else None for at in found] for key in ("value", "stderr"))
+    values, errors = ([_at(at, main, key) for at in found] for key in PAIR)
     higher = known["metrics"][main]["higher_is_better"] if known else None
     shares = all(value is None or 0 <= value <= 1 for value in values) and main.partition(",")[0] in SHARES
     return one | {
@@ -88,6 +117,11 @@ def _of_harness(one: dict[str, Any], found: list[dict[str, Any] | None]) -> dict
     }
 
 
+def _at(found: dict[str, Any] | None, metric: str, key: str) -> Number:
+    """A number of one moment; None where there is none."""
+    return found["metrics"].get(metric, {}).get(key) if found else None
+
+
 def _text(path: Path, words: int) -> tuple[Number, Number]:
     """Perplexity of a text per token and per word."""
     if not path.exists():
@@ -96,7 +130,7 @@ def _text(path: Path, words: int) -> tuple[Number, Number]:
     try:
         total, tokens = math.fsum(row["log_likelihood"] for row in rows), sum(row["tokens"] for row in rows)
         return _number(perplexity(total, tokens)), _number(perplexity(total, words))
-    except (KeyError, TypeError, ZeroDivisionError):
+    except (KeyError, TypeError, ValueError, ArithmeticError):
         raise UserError(f"{path}: expected rows with tokens and log_likelihood; delete it and resume the run") from None
 
 

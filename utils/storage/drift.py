@@ -5,6 +5,7 @@ utils/drift.py measures, and says what the numbers mean.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,15 @@ def rows(run: Path) -> list[Row]:
     """
     file = run / FILE
     found = read_json(file) if file.exists() else []
-    is_whole = isinstance(found, list) and all(
-        isinstance(row, dict) and all(isinstance(row.get(name), float | int) for name in ("task", *NUMBERS))
-        for row in found
-    )
+    is_whole = isinstance(found, list) and all(map(_is_row, found))
     if not is_whole:
         raise UserError(f"{file} is damaged: expected rows with task, {', '.join(NUMBERS)}; delete it")
     return found
+
+
+def _is_row(row: Any) -> bool:
+    values = [row.get(name) for name in NUMBERS] if isinstance(row, dict) and isinstance(row.get("task"), int) else []
+    return bool(values) and all(isinstance(value, float) and math.isfinite(value) for value in values)
 
 
 def add(run: Path, row: Row) -> None:
