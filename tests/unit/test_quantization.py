@@ -7,7 +7,9 @@ from safetensors.torch import load_file
 from tests import tiny
 from utils import quantization
 from utils.model.adapters import innermost, owner
+from utils.optimizer import Group, make_optimizer
 from utils.options import checks, consistency
+from utils.run import dry_run
 
 KINDS = ("nf4", "int8")
 LORA = {"PEFT_type": "LoRA", "PEFT_lora_target_modules": ("all-linear",), "PEFT_lora_dropout": 0.0}
@@ -116,6 +118,22 @@ def test_heads_learn_on_a_quantised_base(family, tmp_path):
     options = {"classifier": "Linear", "il_mode": "CIL", "backbone": tiny.backbone_folder(family)}
     found = [tiny.learn(config_of(kind, **options), tiny.class_stream()) for kind in (None, "nf4")]
     assert found[1].losses == pytest.approx(found[0].losses, rel=0.2)
+
+
+@pytest.mark.slow
+def test_the_plan_has_the_size_of_moments_of_8_bits():
+    skip_without_bitsandbytes()
+    method = tiny.make_method(tiny.make_session(tiny.make_config(adam_states="int8")))
+    learning = method.learning(tiny.make_task()).values()
+    optimizer = make_optimizer([Group(list(learning), 1e-3, 0.0)], method.config)
+    for w in learning:
+        w.grad = torch.ones_like(w)
+    optimizer.step()
+    moments = ("state1", "state2", "absmax1", "absmax2")
+    kept = [state[name] for state in optimizer.state.values() for name in moments if name in state]
+    assert torch.uint8 in {one.dtype for one in kept}
+    stored = sum(one.numel() * one.element_size() for one in kept)
+    assert dry_run.memory_of(method, dry_run.planned(method))["AdamW"] == stored
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from utils.estimate import Estimate, Work
 from utils.model import adapters
 from utils.model.freeze import NOTHING_LEFT
 from utils.model.kept_states import frozen_blocks, size_of
+from utils.optimizer import moment_bytes
 from utils.quantization import saved_bytes
 from utils.report.tables import markdown
 from utils.run.fit import texts_of
@@ -164,7 +165,7 @@ def memory_of(method: Method, plans: Sequence[TaskPlan]) -> dict[str, int]:
     return {
         "weights": sum(w.numel() * w.element_size() for w in weights) - saved,
         "gradients": learning * size,
-        "AdamW": 2 * learning * size,
+        "AdamW": max(moment_bytes(plan.learning, method.config, size) for plan in plans),
     }
 
 
