@@ -24,6 +24,8 @@ from utils.report.results import group
 from utils.report.summary import table, write
 from utils.storage.files import write_json, write_text
 
+DAY = 24 * 60 * 60  # seconds
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
@@ -34,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="SECONDS",
         nargs="?",
         const=SECONDS,
-        type=float,
+        type=_interval,
         help="show how far these runs are until all have ended; RUN can be the folder of a sweep or search, too",
     )
     parser.add_argument("--baseline", metavar="METHOD", help="row that the others are compared with, with intervals")
@@ -73,6 +75,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     print(text, end="")
     return 0
+
+
+def _interval(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds <= DAY:  # NaN is neither
+        raise argparse.ArgumentTypeError(f"expected seconds, above 0 and at most {DAY}, got {text}")
+    return seconds
 
 
 def _watch(folders: list[Path], seconds: float) -> int:

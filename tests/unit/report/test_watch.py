@@ -79,3 +79,10 @@ def test_a_pipe_gets_lines_without_escapes(tmp_path, capsys):
     assert main([str(tmp_path), "--watch"]) == 2
     with pytest.raises(UserError, match="neither a run folder nor that of a sweep"):
         list(states_of(tmp_path))
+
+
+def test_seconds_between_two_states_are_positive_and_finite(tmp_path, capsys):
+    for seconds in ("0", "-1", "nan", "inf", "1e300", "soon"):
+        with pytest.raises(SystemExit):
+            main([str(tmp_path), f"--watch={seconds}"])
+        assert "argument --watch: " in capsys.readouterr().err, seconds
