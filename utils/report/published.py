@@ -63,11 +63,15 @@ def problems_of(published: Mapping[str, Any], rows: Sequence[str]) -> list[str]:
         found += [
             f"published: {row}: {name}: expected a number in percent, got {value!r}"
             for name, value in numbers.items()
-            if name in TITLES and (isinstance(value, bool) or not isinstance(value, Real))
+            if name in TITLES and not _is_percent(value)
         ]
         if numbers.get("mark") not in MARKS:
             found.append(f"published: {row}: mark: expected one of {', '.join(MARKS)}; got {numbers.get('mark')!r}")
     return found
+
+
+def _is_percent(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and -100 <= float(value) <= 100  # NaN is not
 
 
 def keep(folder: Path, by_run: Mapping[str, Mapping[str, Any]], source: str | None) -> None:

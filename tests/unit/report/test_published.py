@@ -17,6 +17,8 @@ def test_what_cannot_be_shown_is_refused_in_a_sentence():
         ({"SEQ": good | {"acc": 1}}, ["SEQ"], "published: SEQ: 'acc': unknown metric; expected one of task_0"),
         ({"SEQ": good | {"task_0": "high"}}, ["SEQ"], "published: SEQ: task_0: expected a number in percent, got 'hi"),
         ({"SEQ": good | {"task_0": True}}, ["SEQ"], "published: SEQ: task_0: expected a number in percent, got True"),
+        ({"SEQ": good | {"task_0": float("nan")}}, ["SEQ"], "published: SEQ: task_0: expected a number in percent"),
+        ({"SEQ": good | {"task_0": 5828}}, ["SEQ"], "published: SEQ: task_0: expected a number in percent, got 5828"),
         ({"SEQ": {"task_0": 1}}, ["SEQ"], "published: SEQ: mark: expected one of paper, figure"),
         ({"SEQ": 58.28}, ["SEQ"], "published: SEQ: expected entries task_0"),
     ):
