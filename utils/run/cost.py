@@ -74,7 +74,7 @@ class Cost:
         if given.shape[1] > 1:
             self._sequences += given.shape[0]
             self._tokens += given.shape[0] * given.shape[1]
-        else:  # a step of generation
+        elif kwargs.get("inputs_embeds") is None:  # a step of generation; the check of the head reads single vectors
             self._generated += given.shape[0]
 
     def _count_written(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

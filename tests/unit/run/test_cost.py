@@ -54,3 +54,11 @@ def test_passes_of_the_model_are_counted(made):
         method.model(ids[:2, :1])
     assert counters.values["train_sequences"] == [3, 0] and counters.values["train_tokens"] == [15, 0]
     assert counters.values["train_generated_tokens"] == [3 + 2, 0]
+
+
+def test_the_check_of_the_head_generates_nothing():
+    method = tiny.make_method(tiny.make_session(tiny.make_config()))
+    cost = Cost(method, 1)
+    with cost.training(0):
+        method.loss(method.model, method.collated(method.stream.tasks[0].train[:4], tiny.make_task()), tiny.make_task())
+    assert cost.values["train_generated_tokens"] == [0] and cost.values["train_sequences"] == [4]
