@@ -54,6 +54,7 @@ def test_the_plan_says_how_the_files_are_read(lines, capsys, monkeypatch):
 def test_the_five_methods_can_run_with_the_recipe(lines, capsys):
     words = lines[1]
     assert words[:3] == ["python", "-m", "utils.sweep"]
+    forget_processes()
     assert sweep.main([*words[3:], "--dry_run"]) == 0
     assert "15 runs, 15 to do" in capsys.readouterr().out
 

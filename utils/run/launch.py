@@ -199,6 +199,7 @@ def quieten() -> None:
     transformers.utils.logging.disable_progress_bar()
     # Of DeepSpeed's calls, at every step; torch's context managers make Python forget that it has said so.
     warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
+    warnings.filterwarnings("ignore", ".*`broadcast_buffers` is deprecated")  # older versions of torch know no other
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft asks
     quantization.hide()
     if not (mode() or "").startswith("ZeRO"):

@@ -4,6 +4,7 @@ import pytest
 
 from benchmarks import common, gpu, training
 from benchmarks.gpu import measure, measure_launched, write_inputs
+from tests.tiny import forget_processes
 from utils.storage.files import read_json
 
 
@@ -38,6 +39,7 @@ def test_the_whole_script_in_miniature(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(gpu, "SIZES", {"short": (8, 1), "long": (4, 3)})
     monkeypatch.setattr(gpu, "STATES", (0,))
     monkeypatch.setattr(training, "has_trl", lambda: False)
+    forget_processes()
     words = ["--shape", "micro", "--rounds", "1", "--steps", "2", "--questions", "4", "--out", str(tmp_path / "x.json")]
     assert gpu.main(words) == 0
     found = read_json(tmp_path / "x.json")
