@@ -45,7 +45,7 @@ def outcome(call, *arguments):
         return None
 
 
-@few_and_many(15, 3000)
+@few_and_many(15, 1500)
 def test_yaml_files(tmp_path, examples):
     file, again = tmp_path / "a.yaml", tmp_path / "b.yaml"
 
@@ -67,7 +67,7 @@ def stays_inside(config: Config) -> None:
         assert inside.resolve().parent == Path("/root"), name
 
 
-@few_and_many(10, 2000)
+@few_and_many(10, 1000)
 def test_command_lines(tmp_path, examples, capsys):
     words = st.one_of(names.map("--{}".format), st.sampled_from(YAML_VALUES), st.text(max_size=8))
 
@@ -129,7 +129,7 @@ def ends_well(code: int, capsys) -> None:
     assert (errors.startswith("error: ") and errors.count("\n") == 1) if code else not errors, errors
 
 
-@few_and_many(10, 2000)
+@few_and_many(10, 1000)
 def test_users_own_files(tmp_path, examples):
     contents = [(FIXTURES / "jsonl/sums.jsonl").read_bytes()]
     chat = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "label": "x"}
