@@ -121,7 +121,11 @@ def _load_base(config: Config) -> PreTrainedModel:
         return base
     own = shape(config)
     seed_torch(config.seed, "random_init")
-    model = family.from_config(own, dtype=None if dtype == "auto" else dtype, **attention)
+    try:
+        model = family.from_config(own, dtype=None if dtype == "auto" else dtype, **attention)
+    except (AssertionError, AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        where = find_source(config)
+        raise UserError(f"backbone: the model in {where} could not be built: {reason_of(error)}") from None
     return model.base_model if family is AutoModelForMaskedLM else model
 
 
