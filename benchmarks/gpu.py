@@ -250,7 +250,7 @@ def evaluate_row(options: argparse.Namespace, stream: Stream, state: evaluation.
 
 
 def run_tests(seconds: float) -> dict[str, Any]:
-    """`pytest -m gpu` in a process of its own, in so many seconds."""
+    """`pytest -m gpu` in a separate process, for at most so many seconds."""
     words = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/gpu", "-n", "0", "-s", "-q"]
     try:
         done = subprocess.run(words, cwd=common.ROOT, stdout=subprocess.PIPE, text=True, timeout=max(1, seconds))

@@ -4,8 +4,8 @@
     python -m benchmarks.methods --smollm2 FOLDER --methods SEQ SDFT GRPO     SmolLM2-135M-Instruct with LoRA
     python -m benchmarks.methods --smollm2 FOLDER --rollouts                  sampling against training
 
-Each method has the options of its YAML in config/biography_demo_task2 and a process of its own. It learns the first
-questions of the first task of the embedded stream, then is measured on those of the second task, so that memory,
+Each method has the options of its YAML in config/biography_demo_task2 and runs in a separate process. It learns the
+first questions of the first task of the embedded stream, then is measured on those of the second task, so that memory,
 teachers and penalties are there: batches of 16 questions, answers of at most 26 tokens. Printed:
 
     step    seconds of a step (median; the processor's time, which a busy machine changes little), and SEQ's share of it

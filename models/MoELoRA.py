@@ -38,8 +38,8 @@ class MoELoRA(Method):
 
     with experts of rank r / E. All experts are used by every token, without a loss that balances them. Experts and
     routers are carried from task to task, and all keep learning: nothing but the router protects earlier tasks. So it
-    is a baseline of capacity, beside SEQ with LoRA of as many weights. The log has each expert's mean share and the
-    entropy of p after each task: a router that has collapsed uses one expert, of rank r / E.
+    is a baseline of capacity, to compare with SEQ with LoRA of as many weights. The log has each expert's mean share
+    and the entropy of p after each task: a router that has collapsed uses one expert, of rank r / E.
 
     Published: E 8, r 128, alpha 256, lr 2e-4, cosine, one epoch. As p averages, a rate that suits LoRA of rank r is
     lower here in effect. Deviation: A starts as peft's LoRA does, not from a normal distribution of width 0.01, so that

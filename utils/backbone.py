@@ -13,6 +13,7 @@ import torch
 
 from utils import quantization
 from utils.config import Config
+from utils.dataloader import Encoder
 from utils.errors import UserError, reason_of
 from utils.model import adapters
 from utils.model.architecture import Backbone, Model, kind_of, recompute
@@ -168,6 +169,20 @@ def _load_encoder(config: Config, source: str, **options: Any) -> PreTrainedMode
         raise UserError(f"backbone: {find_source(config)} lacks weights of the encoder, such as {absent[0]}")
     _check_depth(whole, found["unexpected_keys"], source)
     return whole.base_model
+
+
+def make_encoder(config: Config, backbone: Backbone, prompt_type: str, strip: bool, cut_side: str) -> Encoder:
+    """What encodes questions for this backbone; for the last three see `Encoder`."""
+    return Encoder(
+        backbone.tokenizer,
+        prompt_type,
+        ends=backbone.kind != "decoder",
+        parse_special=config.parse_special_tokens,
+        day=config.chat_date,
+        thinking=config.chat_thinking,
+        strip=strip,
+        cut_side=cut_side,
+    )
 
 
 def kind(config: Config) -> str:

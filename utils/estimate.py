@@ -101,13 +101,12 @@ def training(method: Method, task: Task, examples: int, steps: int) -> Work:
     """The work of a task that takes so many optimizer steps; examples: of an epoch."""
     net, learning = net_of(method.model), method.learning(task)
     total = sum(w.numel() for w in method.named().values())
-    depth = len(blocks(adapters.innermost(method.model)))
-    above = 1 - frozen_below(method.model, learning) / depth
+    above = 1 - frozen_below(method.model, learning) / net.layers
     trained = min(1.0, sum(w.numel() for w in learning.values()) / total)
     rows = steps * method.config.batch_size if method.memory_rows() else examples * task.epochs
-    at_once = tuple(_rows_at_once(method, devices) for devices in (1, DEVICES))
+    at_once = (_rows_at_once(method, 1), _rows_at_once(method, DEVICES))
     flops = rows * _forward(net, *_tokens(method, task.train, task.index)) * (1 + above + trained)
-    return Work(flops, rows, (at_once[0], at_once[1]), 3)
+    return Work(flops, rows, at_once, 3)
 
 
 def _rows_at_once(method: Method, devices: int) -> float:

@@ -16,6 +16,7 @@ import torch
 
 from models.Base import Method
 from utils.classifier import Classes
+from utils.config import Config
 from utils.dataloader import Encoded
 from utils.dataset import Example
 from utils.distributed.collectives import gather, share
@@ -177,9 +178,14 @@ def predict(method: Method, session: Session, cell: Cell) -> list[dict[str, Any]
     ]
 
 
+def evaluation_type(config: Config) -> torch.dtype | None:
+    """The type of autocast in evaluation; None: that of the weights."""
+    return autocast_type(config) if config.evaluate_autocast else None
+
+
 def autocast(session: Session) -> AbstractContextManager[Any]:
     """The autocast of training, unless the options ask for the type of the weights."""
-    kind = autocast_type(session.config) if session.config.evaluate_autocast else None
+    kind = evaluation_type(session.config)
     return nullcontext() if kind is None else torch.autocast(session.accelerator.device.type, kind)
 
 

@@ -39,6 +39,15 @@ def say_with_time(text: str) -> None:
     say(f"[{datetime.now():%H:%M:%S}] {text}")
 
 
+def without_time(line: str) -> str:
+    """What `say_with_time` was given, from the line that it printed; other lines as they are.
+
+    >>> without_time("[15:04:05] step 2 of 8"), without_time("error: no")
+    ('step 2 of 8', 'error: no')
+    """
+    return line.partition("] ")[2] if line.startswith("[") else line
+
+
 def has_bar() -> bool:
     """True if the reader of stdout sees the bars, which are on stderr: lines would say the same again."""
     return sys.stdout.isatty() and sys.stderr.isatty()

@@ -49,8 +49,6 @@ def from_main(value: Any) -> Any:
 def agree(wish: bool) -> bool:
     """True on every process if `wish` is true on any: clocks differ, but all processes must take the same branch."""
     if _state().num_processes == 1:
-        return wish
-    if _state().num_processes == 1:
         return wish  # without waiting for the device
     wishes = {"wish": torch.tensor(int(wish), device=_state().device)}
     return bool(sum_over_processes(wishes)["wish"])

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from models.Base import Method
-from utils.backbone import stop_also_at
+from utils.backbone import make_encoder, stop_also_at
 from utils.config import Config
 from utils.dataloader import Encoded, Encoder
 from utils.distributed.collectives import gather, share
@@ -35,7 +35,7 @@ ROWS = 16  # as many times fewer windows than questions are read at once
 
 
 class Outside(NamedTuple):
-    """All that a run is asked outside its stream."""
+    """All questions of a run outside its stream."""
 
     sets: Sequence[Asked] = ()
     tasks: Sequence[HarnessTask] = ()
@@ -72,7 +72,7 @@ def ask(method: Method, folder: Path, moment: Moment, asked: Outside) -> None:
 
 
 def facts(config: Config) -> dict[str, list[dict[str, Any]]]:
-    """What a report needs in addition to the answers; nothing if nothing is asked."""
+    """What a report needs in addition to the answers; nothing if there are no such questions."""
     asked = outside(config)
     sets = [
         {"name": one.name, "kind": one.kind, "metric": one.metric}
@@ -103,17 +103,7 @@ def _ask(method: Method, one: Asked, file: Path) -> float:
 
 def _encoder(method: Method, one: Asked) -> Encoder:
     """Plain texts in the style of the questions."""
-    config, backbone = method.config, method.backbone
-    return Encoder(
-        backbone.tokenizer,
-        one.style.prompt_type,
-        ends=backbone.kind != "decoder",
-        parse_special=config.parse_special_tokens,
-        day=config.chat_date,
-        thinking=config.chat_thinking,
-        strip=one.style.strip,
-        cut_side=one.style.cut_side,
-    )
+    return make_encoder(method.config, method.backbone, *one.style)
 
 
 @contextmanager

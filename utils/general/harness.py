@@ -25,8 +25,8 @@ import torch
 from models.Base import Method
 from utils.config import Config
 from utils.distributed.collectives import from_main
-from utils.distributed.modes import autocast_type
 from utils.errors import UserError, reason_of
+from utils.evaluation import evaluation_type
 from utils.general.questions import kind_of
 from utils.model import adapters
 from utils.model.weights import eval_mode
@@ -142,14 +142,13 @@ def _evaluate(method: Method, words: list[str]) -> dict[str, Any] | None:
     from lm_eval.models.huggingface import HFLM
 
     config, accelerator = method.config, method.session.accelerator
-    kind = autocast_type(config) if config.evaluate_autocast else None
     with _restored(method), redirect_stderr(io.StringIO()):
         lm = HFLM(
             pretrained=method.model,
             tokenizer=copy.deepcopy(method.backbone.tokenizer),
             batch_size=config.evaluate_batch_size,
             max_length=method.backbone.positions,
-            mixed_precision_dtype=kind,
+            mixed_precision_dtype=evaluation_type(config),
             truncation=True,
         )
         if accelerator.num_processes > 1:  # otherwise each does everything

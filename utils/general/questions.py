@@ -1,4 +1,4 @@
-"""What a run is asked outside its stream: questions and texts that are never trained, from files or other streams."""
+"""Questions and texts outside the stream, from files or other streams; none is trained."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Asked(NamedTuple):
 
 
 def is_asked(config: Config) -> bool:
-    """True if a run is asked more than its stream, by itself."""
+    """True if a run has questions outside its stream, those of lm-eval aside."""
     return bool(config.general_files or config.general_tasks)
 
 

@@ -23,11 +23,13 @@ def estimates(plans: Mapping[Job, Plan]) -> dict[Job, Estimate]:
     from utils.run import dry_run
     from utils.run.launch import quieten, sketch
 
+    if not plans:
+        return {}
     quieten()
+    accelerator = make_accelerator(next(iter(plans.values())).config)  # only one precision in a process
     found: dict[str, Estimate | None] = {}
     for job, plan in plans.items():
         if job.title not in found:
-            accelerator = make_accelerator(next(iter(plans.values())).config)  # only one precision in a process
             method = sketch(plan, accelerator, RunLog(plan.config, False))
             if method is None or not estimate.is_large(method):
                 found[job.title] = None
@@ -56,4 +58,6 @@ def text(plans: Mapping[Job, Plan]) -> str:
 
 def gpu_hours(found: Sequence[Estimate]) -> float:
     """Hours times GPUs of all runs, each on one GPU if it fits."""
-    return sum(one.hours[0] if one.fits else 8 * one.hours[1] for one in found)
+    from utils.estimate import DEVICES
+
+    return sum(one.hours[0] if one.fits else DEVICES * one.hours[1] for one in found)

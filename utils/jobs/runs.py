@@ -22,6 +22,7 @@ from utils.config import OWN_FILES, Config
 from utils.dataset import Stream
 from utils.errors import UserError
 from utils.options.parse import ConfigError, clean_name, resolve
+from utils.progress import without_time
 from utils.report.results import read_facts
 from utils.storage.files import lock, read_json
 
@@ -214,8 +215,7 @@ def _lines(output: Path) -> list[str]:
 
 def last_line(output: Path) -> str:
     """The last line that a run printed, without its time."""
-    last = (_lines(output) or [""])[-1]
-    return last.partition("] ")[2] if last.startswith("[") else last
+    return without_time((_lines(output) or [""])[-1])
 
 
 def reason(output: Path, code: int = 0) -> str:

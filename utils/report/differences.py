@@ -59,7 +59,7 @@ def add(sections: Sequence[dict[str, Any]], runs: Mapping[str, dict[str, Any]], 
 
 
 def add_intervals(sections: Sequence[dict[str, Any]], runs: Mapping[str, dict[str, Any]]) -> None:
-    """Give each row the `interval` of its own average: {"low", "high"}; None where no run is finished.
+    """Give each row the `interval` of its average: {"low", "high"}; None where no run is finished.
 
     Args:
         sections: Of `utils.report.results.group`.

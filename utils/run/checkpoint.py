@@ -176,7 +176,7 @@ def pack(state: Any) -> Packed:
 
 
 def _on_host(value: Tensor) -> Tensor:
-    """A copy in memory of its own, made once: safetensors refuses tensors that share memory."""
+    """A copy in separate memory, made once: safetensors refuses tensors that share memory."""
     copied = torch.empty(value.shape, dtype=value.dtype)  # contiguous, and without a second copy from a GPU
     return copied.copy_(value)
 

@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 
 from models.Base import Method
 from utils import buffer, quantization
-from utils.backbone import find_source, load_backbone, stop_also_at
+from utils.backbone import find_source, load_backbone, make_encoder, stop_also_at
 from utils.classifier import ClassEncoder, Classes
 from utils.config import Config
 from utils.dataloader import Encoder
@@ -156,16 +156,8 @@ def sketch(plan: Plan, accelerator: Accelerator, log: RunLog) -> Method | None:
 def assemble(plan: Plan, backbone: Backbone, accelerator: Accelerator, log: RunLog) -> Method:
     """The method around this backbone, in the session of the run."""
     config, stream = plan.config, plan.stream
-    plain = Encoder(
-        backbone.tokenizer,
-        choose(config.prompt_type, stream),
-        ends=backbone.kind != "decoder",
-        parse_special=config.parse_special_tokens,
-        day=config.chat_date,
-        thinking=config.chat_thinking,
-        strip=strips(config.strip, stream),
-        cut_side=stream.cut_side if config.cut_side == "auto" else config.cut_side,
-    )
+    cut_side = stream.cut_side if config.cut_side == "auto" else config.cut_side
+    plain = make_encoder(config, backbone, choose(config.prompt_type, stream), strips(config.strip, stream), cut_side)
     if stream.tasks[0].train[0].messages and backbone.stop_ids:
         stop_also_at(backbone, plain.turn_end)
     encoder: Encoder | ClassEncoder = plain

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# Okabe and Ito (2008), which colour-blind readers can tell apart, without yellow: too light on white.
+# Okabe and Ito (2008), which colour-blind readers can distinguish, without yellow: too light on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ((), (6, 3), (2, 2), (8, 3, 2, 3), (1, 3))  # lengths of strokes and gaps
 SHAPES = ("circle", "square", "triangle", "diamond", "cross")

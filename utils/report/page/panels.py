@@ -62,7 +62,7 @@ def panels(section: dict[str, Any], rows: Sequence[int], runs: Runs) -> list[Pan
 
 
 def first_run(row: dict[str, Any]) -> str:
-    """The run that is shown where one has to stand for its row: smallest seed, in the stored order if there is one."""
+    """The run that represents its row where only one is shown: smallest seed, in the stored order if there is one."""
     tagged = zip(row["orders"], row["seeds"], row["runs"], strict=True)
     return min(tagged, key=lambda run: (run[0] != "stored", run))[2]
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from utils.progress import without_time
 from utils.report.differences import title_of
 from utils.report.page.panels import Runs
 from utils.report.results import order_of_run, read_facts
@@ -119,5 +120,5 @@ def _warnings(paths: Sequence[str], environments: dict[str, dict[str, Any]], run
 def _logged(run: Path) -> list[str]:
     log = run / "train.log"
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
-    said = (line.partition("] ")[2] for line in lines if line.startswith("["))
+    said = (without_time(line) for line in lines if line.startswith("["))
     return [line for line in said if line.startswith(MARKS)]

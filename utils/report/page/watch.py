@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.errors import UserError
-from utils.progress import duration
+from utils.progress import duration, without_time
 from utils.report.results import read_facts
 from utils.report.tables import percent
 from utils.storage.files import read_json
@@ -177,8 +177,7 @@ def _tail(file: Path) -> list[str]:
 
 def _last_line(file: Path) -> str:
     """The last line, without its time."""
-    last = (_tail(file) or [""])[-1]
-    return last.partition("] ")[2] if last.startswith("[") else last
+    return without_time((_tail(file) or [""])[-1])
 
 
 def screen(states: Sequence[State], workers: int, columns: int | None, rows: int | None) -> str:
