@@ -463,7 +463,7 @@ def quick(values: Iterable[Any], count: int = 1) -> list[Any]:
 
 # One method of each kind: plain, penalty, path, memory, averages, gradients, updates, pseudo-samples, latents,
 # rollouts, merging, no training, adapters, routing, prompts, subspaces.
-KINDS_OF_METHODS = ("SEQ", "EWC", "DERpp", "CLSER", "LAMOL", "SDFT", "ICL", "PEFT", "ProgPrompt")
+KINDS_OF_METHODS = ("SEQ", "EWC", "DERpp", "LAMOL", "SDFT", "ICL", "PEFT", "ProgPrompt")
 
 
 def one_of_each_kind(names: Iterable[str] = TESTED) -> list[Any]:

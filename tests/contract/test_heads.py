@@ -22,6 +22,7 @@ def config_of(name, family, **options):
 
 
 @pytest.mark.parametrize("family", [BACKBONES[0], pytest.param(BACKBONES[1], marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one(name, family, tmp_path):
     if family not in ("neox",) and "encoder" not in load_method(name).backbones:
         pytest.skip("refused before")

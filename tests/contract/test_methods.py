@@ -177,6 +177,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(name, reference, place):
     assert resumed.losses == whole.losses[len(whole.losses) - len(resumed.losses) :]
 
 
+@pytest.mark.slow
 def test_accumulated_parts_are_one_big_batch(name):
     """A large epsilon keeps AdamW's update in proportion to the gradient, so rounding is not blown up."""
     skip_without_training(name)

@@ -136,6 +136,7 @@ def test_runs_of_other_streams_weights_or_code_are_not_pooled(done, tmp_path):
     assert sorted(row["seeds"] for section in sections for row in section["rows"]) == [[1], [1], [1], [1, 2]]
 
 
+@pytest.mark.slow
 def test_an_evaluated_checkpoint_is_named_after_its_run(options, tmp_path):
     trained = run([*options, "--seed", "2"], tmp_path / "trained")
     point = trained / "checkpoints/task_1"

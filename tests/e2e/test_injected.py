@@ -30,6 +30,7 @@ def check(case, kind, dump):
 
 
 @pytest.mark.parametrize("kind", tiny.quick(KINDS))
+@pytest.mark.slow
 def test_one_fault(case_of, kind, tmp_path):
     check(case_of("SEQ"), kind, tmp_path)
 

@@ -28,6 +28,7 @@ def test_a_miniature_of_the_search_finds_nothing(capsys):
     assert inputs.main(["--count", "64", "--seed", "1"]) == 0, capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_failures_are_found(tmp_path, capsys):
     world = inputs.World(tmp_path)
 

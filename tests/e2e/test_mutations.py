@@ -31,6 +31,7 @@ def test_each_file_has_tests_and_the_choice_repeats():
     assert len({mutation.name for mutation in chosen}) == 20
 
 
+@pytest.mark.slow
 def test_outcomes_are_kept_and_survivors_named(tmp_path, monkeypatch, capsys):
     survives = mutations.Outcome(True, 1.0, "")
     monkeypatch.setattr(mutations, "outcome", lambda change, tree, _: survives if (tree / change.file).is_file() else 0)

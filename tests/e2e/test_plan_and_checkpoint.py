@@ -44,6 +44,7 @@ def answers(folder, moment, task):
 
 
 @pytest.mark.parametrize("kind", tiny.quick(KINDS))
+@pytest.mark.slow
 def test_a_checkpoint_answers_as_in_its_run(whole, tmp_path, kind):
     whole = whole(kind)
     checkpoint = whole / "checkpoints/task_1"

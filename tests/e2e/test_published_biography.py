@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import yaml
 
 from tests.e2e.test_cli import call
@@ -42,6 +43,7 @@ def test_the_yaml_file_holds_the_published_options():
     assert yaml.safe_load(text) == yaml.safe_load(PUBLISHED)
 
 
+@pytest.mark.slow
 def test_the_published_commands_train_on_the_raw_files(tmp_path, monkeypatch, capsys):
     biography_synth.write_raw(tmp_path / "dataset", biography_synth.Options(preset="micro"), 1, False)
     (tmp_path / "config").symlink_to(ROOT / "config")

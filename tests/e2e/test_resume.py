@@ -138,6 +138,7 @@ def test_sigterm_in_training(command, tmp_path):
     ), lines
 
 
+@pytest.mark.slow
 def test_sigterm_in_a_long_evaluation(command, tmp_path):
     endless = ["--evaluation_mode", "generate", "--backbone_max_new_token", "1000000", "--evaluate_batch_size", "1"]
     began = f"{tmp_path}/*/*/env.json"
@@ -146,6 +147,7 @@ def test_sigterm_in_a_long_evaluation(command, tmp_path):
     assert not list((folder / "predictions").glob("*/*"))  # it stopped inside the first question
 
 
+@pytest.mark.slow
 def test_sigterm_in_a_report(command, whole, tmp_path):
     """The run ends inside the report after the first task, and is resumed to the results of one left alone."""
 
@@ -162,6 +164,7 @@ def test_sigterm_in_a_report(command, whole, tmp_path):
     assert faults.compare(whole[0], folder) == []
 
 
+@pytest.mark.slow
 def test_sigterm_in_preprocessing(tmp_path):
     words = ["utils/dataformat_preprocess.py", "--dataset", "biography_synth", "--preset", "paper", "--out-dir"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

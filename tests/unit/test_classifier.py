@@ -375,6 +375,7 @@ def test_types_that_a_split_is_not_annotated_with_do_not_count():
 
 
 @pytest.mark.parametrize("method", tiny.quick(["SEQ", "EWC", "LwF", "DERpp", "CLSER"]))
+@pytest.mark.slow
 def test_words_are_learned(method, tmp_path):
     backbone, options = tiny.backbone_folder("bert_encoder"), {"training_epochs": 12, "lr": 3e-3, "classifier_lr": 3e-2}
     config = tiny.make_config(method, backbone=backbone, **HEADS, **options)

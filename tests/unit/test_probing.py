@@ -176,6 +176,7 @@ def test_a_run_is_probed_at_every_moment(il_mode, tmp_path):
 
 
 @pytest.mark.parametrize("il_mode", ["CIL", "TIL"])
+@pytest.mark.slow
 def test_a_run_with_heads_is_probed_too(il_mode, tmp_path):
     made = tiny.run(
         tmp_path, tiny.make_config(il_mode=il_mode, classifier="Linear", is_probing=True), tiny.class_stream()
@@ -193,6 +194,7 @@ def test_probing_leaves_no_trace_in_training(tmp_path):
 
 
 @pytest.mark.parametrize("after", ["task_0", "task_1"])
+@pytest.mark.slow
 def test_an_interrupted_run_is_probed_to_the_end(after, tmp_path):
     config = tiny.make_config(il_mode="TIL", **OPTIONS)
     whole = tiny.run(tmp_path / "whole", config, cuts={after: tmp_path / "cut"})

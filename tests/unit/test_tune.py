@@ -60,6 +60,7 @@ def test_one_learning_rate_replaces_a_list():
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
+@pytest.mark.slow
 def test_optuna_keeps_what_it_asked(tmp_path, sampler):
     space = {"lr": [1e-5, 1e-2], "r": [4, 32], "kind": ["a", "b"]}
     first = Sampled(space, sampler, True, "SEQ", tmp_path)

@@ -18,6 +18,7 @@ def miniature(monkeypatch, tmp_path):
     return ["--raw", str(tmp_path), "--rows", "neox short full", "neox short half", "neox long full"]
 
 
+@pytest.mark.slow
 def test_training(miniature, capsys):
     assert training.main([*miniature, "--rounds", "1", "--ways", "trainer", "plain"]) == 0
     found = re.findall(r"^(neox .*?)  +(\d+\.\d\d \(|no data)", capsys.readouterr().out, re.M)
@@ -56,6 +57,7 @@ def test_scores_that_differ_are_an_error(few, monkeypatch, tmp_path):
         evaluation.line(evaluation.prepare(evaluation.find_stream(), tmp_path, 4), evaluation.STATES[0], 1)
 
 
+@pytest.mark.slow
 def test_prompts(monkeypatch, capsys):
     monkeypatch.setattr(prompts, "COUNTS", (2, 4))
     assert prompts.main(["--rounds", "1"]) == 0

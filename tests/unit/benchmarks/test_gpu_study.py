@@ -9,6 +9,7 @@ from benchmarks.gpu_study import SIZES, Stage, perform, stages
 from utils.storage.files import read_json
 
 
+@pytest.mark.slow
 def test_a_stage_that_is_over_its_time_is_ended(capfd):
     words = ("-c", "import time; print('begun', flush=True); time.sleep(60)")
     code, seconds = perform(Stage("sleep", words, 1), 0.2)

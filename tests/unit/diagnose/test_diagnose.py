@@ -148,6 +148,7 @@ def test_each_analysis_leaves_a_table_and_a_picture_and_repeats_itself(what, kep
     assert (tmp_path / f"1/{what}.png").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_the_curve_ends_as_the_run_did(kept, tmp_path):
     assert diagnose.main(["recovery", str(kept), "--out", str(tmp_path), "--checkpoints", "task_0", "task_2"]) == 0
     results, (first, last) = read_json(kept / "results.json"), rows(tmp_path, "recovery")
@@ -188,6 +189,7 @@ def test_layers_are_those_of_the_model(kept):
     np.testing.assert_allclose(last.detach().numpy(), method.features(examples, 48), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_surface_is_that_of_the_loss(kept, tmp_path):
     assert diagnose.main(["surface", str(kept), "--out", str(tmp_path), "--points", "7"]) == 0
     found = {(float(r["x"]), float(r["y"])): float(r["task_0"]) for r in rows(tmp_path, "surface")}

@@ -116,6 +116,7 @@ def test_a_resumed_run_finds_its_base_again(kind, random_init, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_the_base_may_be_in_half_precision(kind, tmp_path):
     options = {"PEFT_type": kind, "lr": 1e-2, "backbone_dtype": "bfloat16", "mixed_precision": "bfloat16"}
     made = tiny.run(tmp_path, tiny.make_config(**options), tiny.micro_stream(2))

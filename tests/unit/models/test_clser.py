@@ -109,6 +109,7 @@ def test_with_lambda_0_it_is_replay(tmp_path):
 
 
 @pytest.mark.parametrize("who", ["stable", "working"])
+@pytest.mark.slow
 def test_who_answers_and_is_saved(tmp_path, who):
     from transformers import AutoModelForCausalLM
 

@@ -193,6 +193,7 @@ def test_lambda_0_is_plain_fine_tuning(tmp_path):
     assert made[0].results["R"] == made[1].results["R"]
 
 
+@pytest.mark.slow
 def test_a_huge_lambda_holds_the_important_weights():
     """As far as the optimizer lets it: AdamW's first step is lr per weight; then the penalty pulls back."""
     moved = {}

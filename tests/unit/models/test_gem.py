@@ -103,6 +103,7 @@ def test_reference_gradient_is_that_of_the_mean_loss_per_token():
 
 
 @BOTH
+@pytest.mark.slow
 def test_gradients_no_longer_oppose_the_memory(name):
     """In training, with dropout in the batch's own gradient, and with parts that do not learn."""
     options = {"backbone": tiny.backbone_folder(dropout=0.1), "freeze_parts": ("embeddings", "layers 0")}

@@ -176,6 +176,7 @@ def test_a_teacher_learns_its_task_alone_from_the_first_weights(tmp_path):
     assert any(message.startswith("teacher: task 1") for message in made.log.messages)
 
 
+@pytest.mark.slow
 def test_the_first_task_is_lamol_without_its_teacher(tmp_path):
     calls, spy = fitted()
     kept = {}

@@ -73,6 +73,7 @@ def test_earlier_adapters_are_frozen_bit_for_bit(kind, tmp_path):
     assert base and all(torch.equal(first[name], ends[2][name]) for name in base)
 
 
+@pytest.mark.slow
 def test_evaluating_with_other_adapters_changes_no_training(tmp_path):
     made = []
     for interval in (1, -1):
@@ -152,6 +153,7 @@ def test_earlier_adapters_of_a_sum_are_read_at_once():
             torch.testing.assert_close(at_once, forward(made.model, batch), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_adapter_reads_a_question_once(tmp_path):
     """An adapter that is no longer trained, over all evaluations of a run; also when tasks are evaluated inside."""
     read = []

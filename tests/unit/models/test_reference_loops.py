@@ -169,6 +169,7 @@ def test_seq_and_replay_in_the_batch(name, tmp_path):
     check(found, reference)
 
 
+@pytest.mark.slow
 def test_freezing_by_substring(tmp_path):
     """With twelve layers `layers.1` also means the layers 10 and 11, as in the published runs."""
     tiny.make_model(layers=12, width=16, initializer_range=0.05).save_pretrained(tmp_path / "model")

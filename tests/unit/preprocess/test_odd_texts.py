@@ -58,6 +58,7 @@ def test_the_end_of_the_prompt_and_the_whole_answer_are_seen(i, bos):
     assert len(row.prompt) + len(row.answer) == min(LIMIT, len(whole.prompt) + len(whole.answer)) or len(kept) < 2
 
 
+@pytest.mark.slow
 def test_a_run_scores_each_of_them(stream, tmp_path):
     rows = {}
     for mode in ("verify", "generate"):

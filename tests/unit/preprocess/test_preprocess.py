@@ -141,6 +141,7 @@ def test_a_signal_to_the_shell_script_ends_its_program_at_once(number, code, tmp
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.slow
 def test_shell_script(tmp_path):
     shutil.copy(ROOT / "preprocess_dataset.sh", tmp_path)
     (tmp_path / "utils").symlink_to(ROOT / "utils")

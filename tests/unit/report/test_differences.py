@@ -131,6 +131,7 @@ def test_bad_baselines_are_one_sentence(tmp_path, capsys):
     assert "reference: 'Single': there is no such row" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_files_have_the_differences(tmp_path):
     runs = [make_run(tmp_path, name, 1, last([0, 1], [1, 1])) for name in ("SEQ", "EWC")]
     assert main([*map(str, runs), "--baseline", "SEQ", "--out", str(tmp_path / "out")]) == 0

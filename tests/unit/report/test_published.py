@@ -26,6 +26,7 @@ def test_what_cannot_be_shown_is_refused_in_a_sentence():
         assert found.startswith(problem), found
 
 
+@pytest.mark.slow
 def test_every_report_of_the_runs_shows_them(tmp_path, capsys):
     runs = [make_run(tmp_path / f"p-s-{name}", name, 1, last([1, 1, 0, 0], [1, 1])) for name in ("SEQ", "EWC")]
     numbers = {"average_accuracy": 70, "backward_transfer": -8.3, "mark": "summary"}

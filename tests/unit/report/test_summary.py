@@ -347,6 +347,7 @@ def test_predictions_that_cannot_be_compared_are_refused(tmp_path):
         build(run)
 
 
+@pytest.mark.slow
 def test_command_line_compares(tmp_path, capsys):
     runs = [str(run) for run in two_methods_two_seeds(tmp_path)]
     assert main([*runs, "--out", str(tmp_path / "out")]) == 0
@@ -362,6 +363,7 @@ def test_command_line_of_one_run_prints_its_matrix(tmp_path, capsys):
     assert capsys.readouterr().out == summary.table(build(run))
 
 
+@pytest.mark.slow
 def test_command_line_reports_a_wrong_folder_in_one_sentence(tmp_path):
     command = [sys.executable, "-m", "utils.report", str(tmp_path / "nowhere")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

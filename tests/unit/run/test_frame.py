@@ -46,6 +46,7 @@ class Averaged(SEQ):
         return {"": self.mean, "working": None} if self.count else {"": None}
 
 
+@pytest.mark.slow
 def test_versions_are_evaluated_and_the_answering_one_is_saved(tmp_path):
     made = tiny.run(tmp_path, tiny.make_config(training_epochs=8), None, Averaged)
     plain = tiny.run(tmp_path / "plain", tiny.make_config(training_epochs=8))

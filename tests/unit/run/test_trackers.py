@@ -104,6 +104,7 @@ def test_a_host_that_does_not_answer_means_offline(start, monkeypatch):
     assert told == [f"is_wandb: wandb can't be reached (no answer); it writes to {start.folder}/wandb instead"]
 
 
+@pytest.mark.slow
 def test_wandb_without_a_key_is_offline_and_fast(start, monkeypatch):
     monkeypatch.chdir(start.folder)
     began = time.monotonic()
