@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.Base import GENERATING, WRITING, Method, Setting, Task
 from models.common.rollouts import Rollout, Sampling, added, listed, sample, statistics, with_answers
-from utils.config import Config, Float, Int, OptionGroup
+from utils.config import Config, Float, Int, OptionGroup, search
 from utils.dataloader import IGNORE, Batch, Encoded
 from utils.dataset import Example, Stream, metric_of
 from utils.model.architecture import Model
@@ -34,7 +34,12 @@ class GRPOOptions(OptionGroup):
     GRPO_normalise: Literal["sample", "batch", "fixed"] = Field(
         "sample", description="Divide the sum over tokens by each answer's length, the batch's, or the longest allowed."
     )
-    GRPO_beta: Float = Field(0, ge=0, description="beta, weight of the KL to the weights before the task.")
+    GRPO_beta: Float = Field(
+        0,
+        ge=0,
+        description="beta, weight of the KL to the weights before the task.",
+        json_schema_extra=search(0, 0.01, 0.1),
+    )
     GRPO_warm_start: Int = Field(0, ge=0, description="Epochs of fine-tuning on the given answers before GRPO.")
     GRPO_must_end: bool = Field(False, description="An answer that is cut at the limit has reward 0.")
 

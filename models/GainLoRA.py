@@ -37,10 +37,7 @@ class GainLoRAOptions(InfLoRAOptions):
         "InfLoRA", description="What keeps the branches apart: InfLoRA's designed projections, or O-LoRA's penalty."
     )
     GainLoRA_lambda: Float = Field(
-        0.5,
-        ge=0,
-        description="Weight of the overlap of branches, with GainLoRA_branch OLoRA.",
-        json_schema_extra=search(0.1, 0.5, 5),
+        0.5, ge=0, description="Weight of the overlap of branches, with GainLoRA_branch OLoRA."
     )
     GainLoRA_hidden: Count = Field(100, description="Hidden units of a gate.")
     GainLoRA_threshold: Float = Field(

@@ -13,7 +13,7 @@ from models.Base import Method, Task
 from models.common.fisher import mean_magnitude, quadratic_penalty
 from models.common.gradients import Gradient
 from utils.classifier import MASKED
-from utils.config import Count, Float, OptionGroup
+from utils.config import Count, Float, OptionGroup, search
 from utils.dataloader import IGNORE, Batch
 from utils.model.architecture import Model
 from utils.model.head import sum_over_pieces
@@ -24,7 +24,9 @@ from utils.seed import random_for
 class MASOptions(OptionGroup):
     """MAS."""
 
-    MAS_lambda: Float = Field(1, ge=0, description="lambda, weight of the penalty.")
+    MAS_lambda: Float = Field(
+        1, ge=0, description="lambda, weight of the penalty.", json_schema_extra=search(0.1, 1, 10)
+    )
     MAS_samples: Count | None = Field(
         None, description="Examples per task from which the importance is estimated; None: all."
     )

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.Base import Method, Task
-from utils.config import Float, OptionGroup
+from utils.config import Float, OptionGroup, search
 from utils.dataloader import IGNORE, Batch
 from utils.distributed.collectives import sum_over_processes
 from utils.model import adapters, targets
@@ -21,7 +21,13 @@ from utils.seed import seed_for
 class MIGUOptions(OptionGroup):
     """MIGU."""
 
-    MIGU_threshold: Float = Field(0.7, ge=0, le=1, description="q, share of the units of a layer that are not updated.")
+    MIGU_threshold: Float = Field(
+        0.7,
+        ge=0,
+        le=1,
+        description="q, share of the units of a layer that are not updated.",
+        json_schema_extra=search(0.5, 0.7, 0.9),
+    )
     MIGU_normalise: Literal["token", "none"] = Field(
         "token",
         description="Divide each token's outputs by their L1 norm, as in the paper, or add them up as they are.",

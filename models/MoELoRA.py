@@ -24,7 +24,7 @@ class MoELoRAOptions(OptionGroup):
     """MoELoRA."""
 
     MoELoRA_experts: Count = Field(
-        4, description="E, experts in each layer; they share PEFT_lora_r.", json_schema_extra=search(2, 4, 8)
+        4, description="E, experts in each layer; they share PEFT_lora_r.", json_schema_extra=search(2, 4)
     )
 
 

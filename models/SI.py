@@ -9,7 +9,7 @@ from torch import Tensor
 
 from models.Base import Method, Task
 from models.common.fisher import quadratic_penalty
-from utils.config import Config, Float, OptionGroup
+from utils.config import Config, Float, OptionGroup, search
 from utils.dataloader import Batch
 from utils.dataset import Stream
 from utils.model.architecture import Model
@@ -19,7 +19,7 @@ from utils.model.weights import Weights
 class SIOptions(OptionGroup):
     """SI."""
 
-    SI_c: Float = Field(0.1, ge=0, description="c, weight of the penalty.")
+    SI_c: Float = Field(0.1, ge=0, description="c, weight of the penalty.", json_schema_extra=search(0.01, 0.1, 1))
     SI_xi: Float = Field(1e-3, gt=0, description="xi, damping: added to the squared change of a weight.")
 
 

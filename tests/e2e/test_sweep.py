@@ -1,11 +1,13 @@
 """Many runs by one command, which can be given again."""
 
 import fcntl
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -81,6 +83,28 @@ def test_everything_is_done_once(files, tmp_path, capsys):
     assert sorted((tmp_path / "runs/sweep-c-SEQ").iterdir()) == runs and is_finished(runs[0])
 
 
+@pytest.mark.slow
+def test_a_forked_run_is_the_run_of_a_new_process(files, tmp_path):
+    found = []
+    for name, variables in (("forked", None), ("new", {})):
+        job = Job(files / "SEQ.yaml", 3, "p", tmp_path / name, ("--is_replay", "true"))
+        assert runs.start(job, job.output, variables).wait(300) == 0
+        saved = sorted(path for kind in ("jsonl", "safetensors") for path in job.begun()[0].rglob(f"*.{kind}"))
+        found.append({path.name: path.read_bytes() for path in saved if path.name != "log.jsonl"})
+    assert found[0] == found[1] and "model.safetensors" in found[0] and len(found[0]) > 3
+
+
+def test_where_there_are_gpus_or_a_launcher_runs_are_not_forked(monkeypatch):
+    job = Job(Path("c.yaml"), 1, "p", Path("runs"), ())
+    for gpus, launcher, expected in (
+        ([], None, None),
+        ([], ("x",), {}),
+        (["0", "1"], None, {"CUDA_VISIBLE_DEVICES": "1"}),
+    ):
+        monkeypatch.setattr(work, "_gpus", lambda gpus=gpus: gpus)
+        assert work._Work([job], 2, {})._variables(job._replace(launcher=launcher), 1) == expected
+
+
 def test_a_wrong_option_is_reported_before_any_run_starts(files, tmp_path, capsys):
     words = [str(files / "SEQ.yaml"), str(files / "wrong.yaml"), "--dump_path", str(tmp_path / "runs")]
     assert sweep.main(words) == 2
@@ -107,8 +131,17 @@ def begin_long(files, root, *more):
     parent = subprocess.Popen([*command, *more, "--dump_path", str(root)], cwd=ROOT, preexec_fn=hear, **pipes)
     STARTED.append(parent)
     wait_for(lambda: len(list(root.glob("sweep-c-long/*/predictions/base/task_2.jsonl"))) == 2, parent)
-    children = subprocess.run(["pgrep", "-P", str(parent.pid)], capture_output=True, text=True, check=True).stdout
-    return parent, [int(pid) for pid in children.split()]
+    return parent, [pid for folder in root.glob("sweep-c-long/*") for pid in users(folder / "log.jsonl")]
+
+
+def users(file):
+    """Processes that have a file open."""
+    found = set()
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):  # it has ended, or is another user's
+            if os.path.samefile(link, file):
+                found.add(int(link.parts[2]))
+    return sorted(found)
 
 
 def wait_for(condition, parent=None):

@@ -35,6 +35,15 @@ def test_spaces_are_declared_next_to_the_options():
     assert list(declared(plan("--method", "ICL"))) == ["ICL_n_shot"]
 
 
+@pytest.mark.slow
+def test_every_method_has_a_declared_space_that_can_be_tried(tmp_path, capsys):
+    words = [
+        str(file) for file in sorted(DEMO.glob("*.yaml")) if file.stem != "study"
+    ]  # also a corner of each grid is checked
+    assert tune.main([*words, "--dry_run", "--dump_path", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count(" points; ") == len(words)
+
+
 def test_a_given_space_replaces_options_of_all_rows_or_of_one():
     row = Entry(DEMO / "EWC.yaml", "", ())
     ewc = plan("--cfg", str(row.cfg))
@@ -159,6 +168,7 @@ def test_problems_are_reported_before_anything_runs(base, tmp_path, capsys, monk
         (["--space", "lr: [1, 1]"], "space: lr: a value is there twice: [1, 1]"),
         (["--space", "lr: null"], "space: nothing to try for SEQ"),
         (["--space", "EWC: {lr: [1]}"], "space: EWC: expected one of SEQ"),
+        (["--space", "SEQ: {EWC_lambda: null}"], "space: SEQ: EWC_lambda: expected an option of a run of SEQ"),
         (["--space", "lrr: [1]"], "space: lrr: expected an option of a method"),
         (["--space", "[1"], "space: [1 is not YAML"),
         (["--space", "lr: [fast]"], "lr: expected a valid number, got 'fast'"),

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from utils.config import OWN_FILES, Config
 from utils.dataset import Stream
 from utils.errors import UserError
+from utils.jobs.forked import Forked, fork
 from utils.options.parse import ConfigError, clean_name, resolve
 from utils.progress import without_time
 from utils.report.results import read_facts
@@ -29,8 +30,9 @@ from utils.storage.files import lock, read_json
 if TYPE_CHECKING:
     from utils.options.checks import Plan  # seconds to import: not for --help
 
-ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = Path(__file__).resolve().parents[2] / "main_CL.py"
 DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
+Started = subprocess.Popen[bytes] | Forked
 _STREAMS: dict[tuple[Any, ...], Stream] = {}  # stored streams, by where they are
 _DIGESTS: dict[tuple[Any, ...], str] = {}
 
@@ -73,11 +75,12 @@ class Job(NamedTuple):
 
     def command(self) -> list[str]:
         """What starts or resumes it."""
+        return [*self._program(), str(PROGRAM), *self.arguments()]
+
+    def arguments(self) -> list[str]:
+        """What main_CL.py is given to start or resume it."""
         begun = self.folder()
-        program = [*self._program(), str(ROOT / "main_CL.py")]
-        if begun is not None:
-            return [*program, "--resume", str(begun)]
-        return [*program, *self.words()]
+        return self.words() if begun is None else ["--resume", str(begun)]
 
     def words(self) -> list[str]:
         """Options of its run from the beginning."""
@@ -140,6 +143,15 @@ def is_finished(run: Path | None) -> bool:
     return isinstance(rows, list) and bool(rows) and isinstance(rows[-1], list) and None not in rows[-1]
 
 
+def few(names: Sequence[str]) -> str:
+    """The first of some names, and how many more there are.
+
+    >>> few(["a", "b", "c"]), few(["a", "b", "c", "d"])
+    ('a, b, c', 'a and 3 more')
+    """
+    return ", ".join(names) if len(names) <= 3 else f"{names[0]} and {len(names) - 1} more"
+
+
 def check_all(jobs: Sequence[Job]) -> dict[Job, Plan]:
     """Check every job before the first one starts; seeds share their checks.
 
@@ -151,15 +163,16 @@ def check_all(jobs: Sequence[Job]) -> dict[Job, Plan]:
     """
     from utils.options.checks import check
 
-    found: list[str] = []
+    found: dict[str, list[str]] = {}  # problem -> jobs that have it
     plans: dict[tuple[Any, ...], Plan] = {}
     for job in {_without_seed(job): job for job in jobs}.values():
         try:
             plans[_without_seed(job)] = check(resolve(job.words()), _read)
         except ConfigError as error:
-            found += [f"{job.cfg}{f' {job.label}' if job.label else ''}: {problem}" for problem in error.problems]
+            for problem in error.problems:
+                found.setdefault(problem, []).append(f"{job.cfg}{f' {job.label}' if job.label else ''}")
     if found:
-        raise ConfigError(found)
+        raise ConfigError([f"{few(names)}: {problem}" for problem, names in found.items()])
     return {job: plans[_without_seed(job)] for job in jobs}
 
 
@@ -167,19 +180,20 @@ def _without_seed(job: Job) -> tuple[Any, ...]:
     return job.cfg, job.options
 
 
-def start(job: Job, command: list[str], output: Path, variables: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start a run; it gets SIGTERM when this process ends, however it ends.
+def start(job: Job, output: Path, variables: dict[str, str] | None = None) -> Started:
+    """Start or resume a run; it gets SIGTERM when this process ends, however it ends.
 
     Args:
         job: The run.
-        command: From `Job.command`.
         output: File for what it prints.
-        variables: Of the environment, in addition to those of this process.
+        variables: Of the environment, in addition to those of this process; None: fork the run, see forked.py.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
+    if variables is None:
+        return fork(PROGRAM, job.arguments(), output)
     with open(output, "w", encoding="utf-8") as file:
         return subprocess.Popen(
-            command,
+            job.command(),
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,

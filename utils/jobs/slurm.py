@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from utils.errors import UserError, reason_of
-from utils.jobs.runs import ROOT, Job, differences, is_finished, reason, start
+from utils.jobs.runs import PROGRAM, Job, Started, differences, is_finished, reason, start
 from utils.options.parse import clean_name
 from utils.progress import SECONDS, say, say_with_time
 from utils.storage.files import read_json, write_json
@@ -54,7 +54,7 @@ class Run:
 
     def __init__(self, job: Job):
         self.job = job
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Started | None = None
         self.is_ending = False
 
     def __call__(self) -> None:
@@ -67,7 +67,7 @@ class Run:
         rank = int(os.environ.get("SLURM_NODEID", "0"))
         output = self.job.output if rank == 0 else self.job.output.with_suffix(f".{rank}.out")
         job = over_nodes(self.job)
-        self.process = start(job, job.command(), output, {})
+        self.process = start(job, output, {})
         while self.process.poll() is None:  # not wait(): `checkpoint` waits, too, in the middle of this line
             time.sleep(0.2)
         while self.is_ending:  # until Slurm ends the job; if it ended first it would count as failed
@@ -271,7 +271,7 @@ def _executor(folder: Path, name: str, workers: int, options: Mapping[str, Any])
         raise UserError(f"slurm: unknown option {', '.join(unknown)}; expected one of {', '.join(sorted(known))}")
     executor = submitit.SlurmExecutor(folder, max_num_timeout=RENEWALS)
     given = {"time": MINUTES} | dict(options)
-    given["setup"] = [f"export PYTHONPATH={shlex.quote(str(ROOT))}:$PYTHONPATH", *given.get("setup", [])]
+    given["setup"] = [f"export PYTHONPATH={shlex.quote(str(PROGRAM.parent))}:$PYTHONPATH", *given.get("setup", [])]
     given["additional_parameters"] = {"requeue": True} | dict(given.get("additional_parameters", {}))
     executor.update_parameters(job_name=name, array_parallelism=workers, stderr_to_stdout=True, **given)
     return executor

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from utils.jobs import slurm, times
-from utils.jobs.runs import Job, differences, is_finished, last_line, reason, start
+from utils.jobs.runs import Job, Started, differences, is_finished, last_line, reason, start
 from utils.progress import SECONDS, duration, say, say_with_time
 from utils.report.page.watch import JOBS
 from utils.storage.files import write_json
@@ -57,7 +57,7 @@ class Running(NamedTuple):
     """A job at work."""
 
     job: Job
-    process: subprocess.Popen[bytes]
+    process: Started
     slot: int
     began: float
     is_resumed: bool
@@ -126,12 +126,16 @@ class _Work:
                 one.process.kill()
 
     def _start(self, job: Job, slot: int) -> None:
-        own = {"CUDA_VISIBLE_DEVICES": ",".join(self._own_gpus(slot, job.launcher is not None))} if self.gpus else {}
-        command = job.command()
-        process = start(job, command, job.output, own)
-        is_resumed = "--resume" in command
+        is_resumed = job.folder() is not None
+        process = start(job, job.output, self._variables(job, slot))
         self.running.append(Running(job, process, slot, time.monotonic(), is_resumed))
         say_with_time(f"{job}: {'resumed' if is_resumed else 'started'}")
+
+    def _variables(self, job: Job, slot: int) -> dict[str, str] | None:
+        """Of the environment of a run; None: it can be forked."""
+        if self.gpus:
+            return {"CUDA_VISIBLE_DEVICES": ",".join(self._own_gpus(slot, job.launcher is not None))}
+        return None if job.launcher is None else {}
 
     def _own_gpus(self, slot: int, several: bool) -> list[str]:
         if not several or self.workers >= len(self.gpus):

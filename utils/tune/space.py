@@ -67,7 +67,11 @@ def space_of(entry: Entry, plan: Plan, given: Mapping[str, Any]) -> Space:
     shared = {name: values for name, values in given.items() if not isinstance(values, dict)}
     known = {**Config.model_fields, **type(plan.options).model_fields}
     shared = {name: values for name, values in shared.items() if name in known}  # others are of other methods
-    space = declared(plan) | shared | given.get(entry.name, {})
+    own = given.get(entry.name, {})
+    for name in own:
+        if name not in known:
+            raise UserError(f"space: {entry.name}: {name}: expected an option of a run of {entry.name}")
+    space = declared(plan) | shared | own
     space = {name: values for name, values in space.items() if values is not None}
     for name, values in space.items():
         if not isinstance(values, list) or not values:
