@@ -35,4 +35,5 @@ METHODS = {  # name in YAML == file == class == prefix of its options
     "GainLoRA": "models.GainLoRA",
     "SLAO": "models.SLAO",
     "MoELoRA": "models.MoELoRA",
+    "TreeLoRA": "models.TreeLoRA",
 }

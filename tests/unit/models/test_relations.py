@@ -430,6 +430,13 @@ def test_gainlora_with_one_task_and_an_open_gate_is_one_lora():
     assert all(torch.equal(w, opened[name]) for name, w in plain.items())
 
 
+@pytest.mark.slow
+def test_treelora_without_weight_is_sequential_fine_tuning_of_the_lora():
+    lora = {"PEFT_type": "LoRA", "PEFT_lora_dropout": 0.1}
+    plain = trained(method="SEQ", **lora).weights
+    assert tiny.same(plain, tiny.learn(tiny.make_config("TreeLoRA", **FAST | lora), TreeLoRA_lambda=0.0).weights)
+
+
 @pytest.fixture
 def slow(monkeypatch):
     """Makes a call take an hour, on a clock on which everything else takes no time."""

@@ -65,6 +65,7 @@ PUBLISHED: dict[tuple[str, str], tuple[float, ...]] = {
     # TRACE (arXiv 2310.06762), table 1, Llama-2-7B-chat: score and backward transfer.
     ("TRACE_task8", "SEQ"): (48.7, 8.3),
     ("TRACE_task8", "Replay"): (55.5, 2.6),
+    ("TRACE_task8", "TreeLoRA"): (43.52, 3.46),
     # O-LoRA's table (as quoted by others); SLAO (arXiv 2512.23017), Llama-2-7B-chat, with backward transfer; SAPT's
     # table (from memory) with forgetting.
     ("superni_task15", "SeqLoRA"): (6.4, 30.9),
