@@ -27,7 +27,7 @@ from utils.classifier import AnswerKind, ClassEncoder, Heads, make_answers
 from utils.config import Config, NoOptions, OptionGroup, per_task
 from utils.dataloader import Batch, Encoded, Encoder, collate
 from utils.dataset import Example, Stream
-from utils.distributed.modes import WHOLE_GRADIENTS, WHOLE_WEIGHTS
+from utils.distributed.modes import WHOLE_GRADIENTS, WHOLE_WEIGHTS, autocast
 from utils.model import adapters, freeze
 from utils.model.architecture import KINDS, Backbone, Model
 from utils.model.forward import features
@@ -389,12 +389,12 @@ class Method:
         """(N, D) hidden states after the prompts of N examples, each cut to `max_length` tokens."""
         rows = [Encoded(row.prompt, ()) for row in self.encoder.for_prediction(examples, max_length)]
         size = self.config.evaluate_batch_size
-        batches = [
-            collate(rows[i : i + size], examples[i : i + size], self.backbone.pad_id) for i in range(0, len(rows), size)
-        ]
+        spans = [slice(start, start + size) for start in range(0, len(rows), size)]
+        batches = [collate(rows[span], examples[span], self.backbone.pad_id) for span in spans]
         device, extract = self.model.device, self.config.backbone_extract_token
         return torch.cat([features(self.model, batch.to(device), extract).cpu() for batch in batches]).numpy()
 
     def _remember(self, examples: Sequence[Example], task: Task, *moment: object) -> None:
         rng = random_for(self.config.seed, "memory", task.index, *moment)
-        self.needed_memory.update(examples, rng, lambda rows: self.features(rows, task.max_length))
+        with autocast(self.config, self.model.device):
+            self.needed_memory.update(examples, rng, lambda rows: self.features(rows, task.max_length))

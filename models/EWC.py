@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from models.Base import Method, Task
 from models.common.fisher import Quadratic, diagonal_fisher
+from models.common.measuring import measuring
 from utils.config import Config, Count, Float, OptionGroup, search
 from utils.dataloader import Batch, count_tokens
 from utils.dataset import Stream
 from utils.model.architecture import Model
-from utils.model.weights import eval_mode, moved
+from utils.model.weights import moved
 from utils.seed import random_for
 
 Past = tuple[Tensor, Tensor, Tensor]  # A, m, c of the penalty A (theta - m)^2 + c on one parameter tensor; c is summed
@@ -111,7 +112,7 @@ class EWC(Method):
         unit = None if in_batches else length * size**0.5
         size = size if in_batches else 1
         parts = [rows[i : i + size] for i in range(0, count, size)]
-        with eval_mode(self.model, self.extra):
+        with measuring(self):
             fisher = diagonal_fisher(
                 lambda batch: self.scores(self.model, batch, task.index),
                 learning,

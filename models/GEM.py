@@ -14,11 +14,11 @@ from torch import Tensor
 
 from models.Base import Method, Setting, Task
 from models.common.gradients import cone_multipliers, dot, shared_gradient
+from models.common.measuring import measuring
 from utils.config import Config, Count, Float, OptionGroup, search
 from utils.dataloader import Batch
 from utils.dataset import Example, Stream
 from utils.model.head import Scores
-from utils.model.weights import eval_mode
 
 
 class GEMOptions(OptionGroup):
@@ -104,7 +104,7 @@ class GEM(Method):
         def outputs(batch: Batch) -> tuple[Scores, Tensor]:
             return self.scores(self.model, batch, task.index)
 
-        with eval_mode(self.model, self.extra):
+        with measuring(self):
             old = [
                 shared_gradient(outputs, learning, rows, size, lambda rows: self.collated(rows, task))
                 for rows in self.drawn

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from models.Base import GENERATING, WRITING, Method, Setting, Task
+from models.common.measuring import measuring
 from models.common.rollouts import Rollout, Sampling, added, listed, sample, statistics, with_answers
 from utils.config import Config, Float, Int, OptionGroup, search
 from utils.dataloader import IGNORE, Batch, Encoded
@@ -99,7 +100,7 @@ class GRPO(Method):
             return examples
         questions = self.encoder.for_prediction(examples, task.max_length)
         how = Sampling(self.options.GRPO_samples, self.options.GRPO_temperature)
-        with eval_mode(self.model, self.extra):
+        with measuring(self):
             groups = sample(self.backbone, questions, task.max_new_tokens, how, rng.getrandbits(63))
         rewards = [self.rewards(answers, row, task) for answers, row in zip(groups, examples, strict=True)]
         self.drawn = [answer for answers in groups for answer in answers]

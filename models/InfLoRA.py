@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.Base import WRITING, Setting, Task
+from models.common.measuring import measuring
 from models.PEFT import PEFT
 from utils.config import Config, Float, OptionGroup, search
 from utils.dataloader import Batch, Encoded, collate
@@ -21,7 +22,6 @@ from utils.distributed.collectives import share, sum_over_processes
 from utils.errors import UserError
 from utils.model import adapters
 from utils.model.forward import has_plain_head
-from utils.model.weights import eval_mode
 
 
 class InfLoRAOptions(OptionGroup):
@@ -124,7 +124,7 @@ class InfLoRA(PEFT):
         for i in share(len(groups)):  # the same batches whatever the number of processes
             examples = [task.train[k] for k in groups[i]]
             batch = collate([rows[k] for k in groups[i]], examples, self.backbone.pad_id).to(self.model.device)
-            with eval_mode(self.model), self._watched(batch, sums):
+            with measuring(self), self._watched(batch, sums):
                 self.scores(self.model, batch, task.index)
         for layer, a in adapters.factors(self.model, "A", adapters.names(self.model)[-1]).items():
             sums.setdefault(layer, a.new_zeros(a.shape[1], a.shape[1], dtype=torch.float64))

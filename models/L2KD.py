@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from models.Base import Task
+from models.common.measuring import measuring
 from models.common.pseudo_samples import answer_all, make_room
 from models.LAMOL import LAMOL, LAMOLOptions
 from utils.backbone import load_model
@@ -17,7 +18,7 @@ from utils.config import Config, Float, search
 from utils.dataloader import Batch
 from utils.dataset import Example, Stream
 from utils.model.architecture import Model
-from utils.model.weights import Weights, assign, eval_mode, snapshot
+from utils.model.weights import Weights, assign, snapshot
 
 
 class L2KDOptions(LAMOLOptions):
@@ -89,7 +90,7 @@ class L2KD(LAMOL):
         """The model's greedy answers to the questions of the task, on every process."""
         rows = self.encoder.for_prediction(task.train, task.max_length)
         task_id = task.index if self.config.il_mode == "TIL" else None
-        with eval_mode(self.model):
+        with measuring(self):
             return answer_all(
                 lambda chunk: self.predict(chunk, task_id, task.max_new_tokens), rows, self.config.evaluate_batch_size
             )

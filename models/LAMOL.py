@@ -14,6 +14,7 @@ from torch import Tensor
 
 from models.Base import GENERATING, WRITING, Method, Setting, Task
 from models.common.losses import answer_loss, distillation
+from models.common.measuring import measuring
 from models.common.pseudo_samples import make_room, parse, sample_texts, tell, top_up
 from utils.buffer import split_evenly
 from utils.config import Config, Float, Int, OptionGroup, search
@@ -22,7 +23,7 @@ from utils.dataset import Example, Stream
 from utils.distributed.modes import ALL
 from utils.model.architecture import Model
 from utils.model.head import Scores
-from utils.model.weights import Weights, eval_mode
+from utils.model.weights import Weights
 from utils.prompt import strips
 
 ANS, GEN = "__ans__", "__gen__"
@@ -225,7 +226,7 @@ class LAMOL(Method):
         total = math.floor(self.options.LAMOL_gamma * len(task.train) + 1e-9)  # 0.29 * 100 is 28.999999999999996
         shares = split_evenly(total, list(range(task.index)) if self.by_task else [-1])
         pseudo = []
-        with eval_mode(self.model):
+        with measuring(self):
             for old, requested in shares.items():
                 kept, written = top_up(
                     partial(self.write, task, old),

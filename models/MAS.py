@@ -12,12 +12,13 @@ from torch import Tensor
 from models.Base import Method, Task
 from models.common.fisher import mean_magnitude, quadratic_penalty
 from models.common.gradients import Gradient
+from models.common.measuring import measuring
 from utils.classifier import MASKED
 from utils.config import Count, Float, OptionGroup, search
 from utils.dataloader import IGNORE, Batch
 from utils.model.architecture import Model
 from utils.model.head import sum_over_pieces
-from utils.model.weights import Weights, eval_mode
+from utils.model.weights import Weights
 from utils.seed import random_for
 
 
@@ -96,7 +97,7 @@ class MAS(Method):
             found = torch.autograd.grad(norm, list(learning.values()), allow_unused=True, materialize_grads=True)
             return {name: g.float() for name, g in zip(learning, found, strict=True)}
 
-        with eval_mode(self.model, self.extra):
+        with measuring(self):
             omega = mean_magnitude(gradient, learning, lambda i: self.collated([rows[i]], task), count, power=1)
         mean = sum(o.sum().item() for o in omega.values()) / sum(o.numel() for o in omega.values())
         self.session.log.info(f"sensitivity of task {task.index}, {count} examples: mean {mean:.3g} per weight")

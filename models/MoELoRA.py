@@ -9,12 +9,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.Base import Method, Setting, Task
+from models.common.measuring import measuring
 from utils.config import Config, Count, OptionGroup, search
 from utils.dataset import Stream
 from utils.distributed.modes import WHOLE_WEIGHTS
 from utils.errors import UserError
 from utils.model import adapters
-from utils.model.weights import eval_mode
 from utils.seed import seed_torch
 
 MEASURED = 64  # training examples on which the routers are measured after a task
@@ -84,7 +84,7 @@ class MoELoRA(Method):
     @torch.no_grad()
     def after_task(self, task: Task) -> None:
         super().after_task(task)
-        with eval_mode(self.model, self.extra):
+        with measuring(self):
             self.scores(self.model, self.collated(task.train[:MEASURED], task), task.index)
         rows = torch.cat([p.reshape(-1, p.shape[-1]) for p in self.shares]).float()
         entropy = float(-(rows * rows.clamp(min=1e-30).log()).sum(dim=1).mean())

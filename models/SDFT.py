@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from models.Base import GENERATING, WRITING, Method, Setting, Task
+from models.common.measuring import measuring
 from models.common.rollouts import (
     Divergence,
     Rollout,
@@ -118,7 +119,7 @@ class SDFT(Method):
     def batch(self, examples: Sequence[Example], task: Task, rng: random.Random) -> Sequence[Example]:
         questions = self.encoder.for_prediction(examples, task.max_length)
         how = Sampling(temperature=self.options.SDFT_temperature)
-        with eval_mode(self.model, self.extra):
+        with measuring(self):
             drawn = sample(self.backbone, questions, task.max_new_tokens, how, rng.getrandbits(63))
         self.answers_drawn = [answer for (answer,) in drawn]
         self.sums = added(self.sums, statistics(self.answers_drawn) | {"steps": 1})
@@ -200,7 +201,7 @@ class SDFT(Method):
         metric, results = metric_of(self.config, self.stream, task.index), []
         known = task.index if self.config.il_mode == "TIL" else None
         readings = (self.encoder.for_prediction(rows, task.max_length), self.informed(rows, task, task.max_new_tokens))
-        with eval_mode(self.model, self.extra):
+        with measuring(self):
             for prompts in readings:
                 answers = [self.predict([prompt], known, task.max_new_tokens)[0] for prompt in prompts]
                 scores = score(metric, answers, [row.accepted for row in rows], [row.input for row in rows])

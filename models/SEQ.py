@@ -11,6 +11,7 @@ from torch import Tensor
 
 from models.Base import Method, Task
 from models.common.losses import answer_loss
+from models.common.measuring import measuring
 from utils.backbone import kind
 from utils.classifier import ClassEncoder
 from utils.config import WATCHING, Config, Int, OptionGroup
@@ -21,7 +22,6 @@ from utils.distributed.modes import ALL
 from utils.model import freeze
 from utils.model.architecture import Model
 from utils.model.forward import answer_scores, labelled_states
-from utils.model.weights import eval_mode
 
 
 class SEQOptions(OptionGroup):
@@ -144,7 +144,7 @@ class SEQ(Method):
         mine, device = list(share(len(task.train))), self.model.device
         sums = torch.zeros(classes.ends[-1], width, device=device)
         counts = torch.zeros(classes.ends[-1], device=device)
-        with eval_mode(self.model):
+        with measuring(self):
             for chosen in (mine[i : i + size] for i in range(0, len(mine), size)):
                 states, labels = labelled_states(self.model, self.collated([task.train[i] for i in chosen], task))
                 counted = labels != IGNORE

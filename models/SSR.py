@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from models.Base import GENERATING, WRITING, Method, Setting, Task
+from models.common.measuring import measuring
 from models.common.pseudo_samples import Pair, answer_all
 from models.common.rollouts import Rollout, Sampling, sample
 from utils.config import Config, Count, Float, OptionGroup, search
 from utils.dataloader import Encoded
 from utils.dataset import Example, Stream
 from utils.distributed.modes import ALL
-from utils.model.weights import Weights, borrowed, eval_mode, snapshot
+from utils.model.weights import Weights, borrowed, snapshot
 from utils.seed import random_for, seed_for
 
 QUESTION, ANSWER = "Input:", "Output:"
@@ -105,7 +106,7 @@ class SSR(Method):
         super().after_task(task)
         if task.index == len(self.stream.tasks) - 1:
             return
-        with eval_mode(self.model, self.extra):
+        with measuring(self):
             kept = self.chosen(self.write(task), task)
             if self.options.SSR_refine and kept:
                 kept = self.refined(kept, task)

@@ -11,12 +11,12 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from models.Base import GENERATING, WRITING, Method, Task
+from models.common.measuring import measuring
 from models.common.rollouts import Rollout, Sampling, sample
 from utils.config import Count, Float, OptionGroup
 from utils.dataloader import Encoded
 from utils.dataset import Example, metric_of
 from utils.distributed.modes import WHOLE_WEIGHTS
-from utils.model.weights import eval_mode
 from utils.scoring import find, score
 
 
@@ -108,7 +108,7 @@ class SelfSFT(Method):
         prompts = self.encoder.for_prediction(task.train, task.max_length)
         how = Sampling(self.options.SelfSFT_samples, self.options.SelfSFT_temperature)
         seed = (self.config.seed, "own", task.index, epoch)
-        with eval_mode(self.model, self.extra):
+        with measuring(self):
             drawn = sample(self.backbone, prompts, task.max_new_tokens, how, *seed, soft_prompt=self.soft_prompt(None))
         rights = [self._first_right(answers, row, metric) for answers, row in zip(drawn, task.train, strict=True)]
         self.own = {i + 1: list(answer.ids) for i, answer in enumerate(rights) if answer is not None}

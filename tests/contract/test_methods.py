@@ -14,6 +14,7 @@ from utils.dataset import save_stream
 from utils.distributed import placement
 from utils.evaluation import Cell, predict
 from utils.factory import check_capability, load_method
+from utils.model.adapters import innermost
 from utils.options.checks import check
 from utils.options.parse import ConfigError, resolve
 from utils.run import checkpoint
@@ -328,3 +329,18 @@ def test_learns_and_resumes_with_an_encoder_decoder(name, tmp_path):
     resumed = tiny.run(folders[1], config)
     assert tiny.same(whole.weights, resumed.weights)
     assert predictions(folders[0]) == predictions(folders[1])
+
+
+@pytest.mark.slow
+def test_passes_outside_of_steps_compute_as_in_training(name):
+    """Fisher information, gradients of memory, sampled answers, projections: in bfloat16 as the steps."""
+    session = tiny.make_session(tiny.make_config(name, mixed_precision="bfloat16", training_epochs=1))
+    method, seen = tiny.make_method(session), set()
+    layer = innermost(method.model).base_model.layers[0].attention.query_key_value
+    getattr(layer, "base_layer", layer).register_forward_hook(lambda _layer, _args, h: seen.add(h.dtype))
+    for index in (0, 1):
+        task = tiny.make_task(index)
+        method.before_task(task)
+        fit(method, task, session, limit=2)
+        method.after_task(task)
+    assert seen == ({torch.bfloat16} if method.trains else set())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -223,6 +224,12 @@ def autocast_type(config: Config) -> torch.dtype | None:
     launched = os.environ.get(PRECISION, "no")
     name = {"float32": "no", "bfloat16": "bf16", None: launched}[config.mixed_precision]
     return torch.bfloat16 if name == "bf16" else None
+
+
+def autocast(config: Config, device: torch.device) -> AbstractContextManager[Any]:
+    """The type of training, for passes outside of its steps."""
+    kind = autocast_type(config)
+    return nullcontext() if kind is None else torch.autocast(device.type, kind)
 
 
 def _asked_for(library: str) -> bool:

@@ -145,8 +145,7 @@ def _kept_states(method: Method, task: Task, examples: list[Example]) -> KeptSta
         return None
     rows = texts_of(method, task, examples)
     states = KeptStates(method.model, count, config.keep_frozen_states, Path(config.dump_path))
-    kind = modes.autocast_type(config)
-    with torch.autocast(session.accelerator.device.type, kind) if kind else nullcontext():
+    with modes.autocast(config, session.accelerator.device):
         states.fill(rows, method.backbone.pad_id, config.batch_size)
     session.log.info(f"task {task.index}: states that enter layer {count} are kept for {len(states.states)} texts")
     return states
