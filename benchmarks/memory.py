@@ -4,7 +4,7 @@
 
 Printed for each way: the most resident memory during training, less that before training, in MB. The model and its
 weights are there before; gradients, AdamW's moments, activations, logits and the batches come with training. On Linux
-only.
+only. `planned` is what `--dry_run` counts for the own way.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 
 from benchmarks import common
 from benchmarks.training import ROWS, START, WAYS, has_trl, prepare
+from utils.run.plan.memory import memory_of
 
 
 def main(argv: list[str]) -> int:
@@ -36,7 +37,7 @@ def main(argv: list[str]) -> int:
         print(peak(options.rows[0], options.ways[0], options.raw, options.smollm2))
         return 0
     ways = [way for way in options.ways if way != "trl" or has_trl()]
-    print(f"{'MB during training':22}" + "".join(f"{way:>10}" for way in ways))
+    print(f"{'MB during training':22}" + "".join(f"{way:>10}" for way in (*ways, "planned")))
     for row in options.rows:
         found = []
         for way in ways:
@@ -45,6 +46,7 @@ def main(argv: list[str]) -> int:
                 [sys.executable, "-m", "benchmarks.memory", *words], stdout=subprocess.PIPE, text=True, check=True
             )
             found.append(done.stdout.split()[-1])
+        found.append(planned(row, options.raw, options.smollm2))
         print(f"{row:22}" + "".join(f"{mb:>10}" for mb in found), flush=True)
     return 0
 
@@ -62,6 +64,16 @@ def peak(row: str, way: str, raw: Path, smollm2: Path) -> str:
         before = resident("VmRSS")
         train()
         return f"{(resident('VmHWM') - before) / 1e3:.0f}"
+
+
+def planned(row: str, raw: Path, smollm2: Path) -> str:
+    """MB that the plan counts for training besides the weights; "-": there is no data or no model."""
+    with tempfile.TemporaryDirectory() as folder:
+        bench = prepare(row, raw, smollm2, Path(folder))
+        if bench is None:
+            return "-"
+        parts = memory_of(bench.method, bench.task, 1, None)
+        return f"{(sum(parts.values()) - parts['weights']) / 1e6:.0f}"
 
 
 def resident(name: str) -> int:

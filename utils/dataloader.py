@@ -61,6 +61,11 @@ class Batch:
         """Number of labels; computed on the CPU, see `to`."""
         return int((self.labels != IGNORE).sum())
 
+    @cached_property
+    def prompt_length(self) -> int:
+        """Tokens of the longest prompt; computed on the CPU, see `to`."""
+        return int(((self.attention_mask == 1) & (self.labels == IGNORE)).sum(dim=1).max())
+
     def rows(self, source: str | None = None, view: str | None = None) -> list[int]:
         """Places of the rows with this source and this view; None: any."""
         wanted = [source in (None, e.source) and view in (None, e.view) for e in self.examples]
@@ -74,8 +79,8 @@ class Batch:
         return Batch(ids, mask, labels, [self.examples[i] for i in rows], self.tokens)
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on a device; its labels are counted before, as a GPU would have to be waited for."""
-        counted = {"answer_length": self.answer_length, "label_count": self.label_count}
+        """The same batch on a device; its tokens are counted before, as a GPU would have to be waited for."""
+        counted = {name: getattr(self, name) for name in ("answer_length", "label_count", "prompt_length")}
         tensors = (self.input_ids, self.attention_mask, self.labels)
         ids, mask, labels = (t.to(device, non_blocking=True) for t in tensors)
         moved = Batch(ids, mask, labels, self.examples, self.tokens)

@@ -19,6 +19,7 @@ from utils.options.checks import check
 from utils.options.parse import ConfigError, resolve
 from utils.run import checkpoint
 from utils.run.fit import DivergedError, fit
+from utils.run.plan.memory import PASS, memory_of
 from utils.storage.files import read_jsonl
 
 pytestmark = pytest.mark.parametrize("name", tiny.one_of_each_kind())
@@ -344,3 +345,12 @@ def test_passes_outside_of_steps_compute_as_in_training(name):
         fit(method, task, session, limit=2)
         method.after_task(task)
     assert seen == ({torch.bfloat16} if method.trains else set())
+
+
+@pytest.mark.slow
+def test_the_memory_of_training_is_planned(name):
+    method = tiny.make_method(tiny.make_session(tiny.make_config(name)))
+    if method.takes_steps(tiny.make_task()):
+        found = memory_of(method, tiny.make_task(), 1, None)
+        assert all(count > 0 for count in found.values())
+        assert (PASS in found) == (name not in ("PCLL", "ProgPrompt"))

@@ -9,7 +9,8 @@ from utils import quantization
 from utils.model.adapters import innermost, owner
 from utils.optimizer import Group, make_optimizer
 from utils.options import checks, consistency
-from utils.run import dry_run
+from utils.run.plan import dry_run
+from utils.run.plan.memory import state_bytes
 
 KINDS = ("nf4", "int8")
 LORA = {"PEFT_type": "LoRA", "PEFT_lora_target_modules": ("all-linear",), "PEFT_lora_dropout": 0.0}
@@ -133,7 +134,7 @@ def test_the_plan_has_the_size_of_moments_of_8_bits():
     kept = [state[name] for state in optimizer.state.values() for name in moments if name in state]
     assert torch.uint8 in {one.dtype for one in kept}
     stored = sum(one.numel() * one.element_size() for one in kept)
-    assert dry_run.memory_of(method, dry_run.planned(method))["AdamW"] == stored
+    assert state_bytes(method, dry_run.most(dry_run.planned(method)))["AdamW"] == stored
 
 
 @pytest.mark.slow

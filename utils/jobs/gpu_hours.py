@@ -20,8 +20,8 @@ def estimates(plans: Mapping[Job, Plan]) -> dict[Job, Estimate]:
     from utils import estimate
     from utils.distributed.modes import make_accelerator
     from utils.logger import RunLog
-    from utils.run import dry_run
     from utils.run.launch import quieten, sketch
+    from utils.run.plan import dry_run
 
     if not plans:
         return {}

@@ -66,7 +66,10 @@ def has_plain_head(net: PreTrainedModel) -> bool:
 
 @torch.no_grad()
 def _makes_the_logits(net: PreTrainedModel, head: nn.Module) -> bool:
-    """True if logits of a few tokens are what `head` returns for the last hidden state of the layers."""
+    """True if logits of a few tokens are what `head` returns for the last hidden state of the layers.
+
+    A model without values (in the plan of a run) is taken to be so.
+    """
     seen: dict[str, Any] = {}
     hooks = [
         net.base_model.register_forward_hook(lambda _, __, output: seen.update(states=output)),
@@ -77,6 +80,8 @@ def _makes_the_logits(net: PreTrainedModel, head: nn.Module) -> bool:
             words = net.get_input_embeddings().get_parameter("weight")[:8]  # not through hooks of the embedding
             logits = net(inputs_embeds=words[:, None]).logits
         states = seen["states"].last_hidden_state
+        if logits.is_meta:
+            return True
         return torch.equal(seen["read"], states) and torch.equal(seen["written"].to(logits.dtype), logits)
     except (KeyError, AttributeError, TypeError):  # the layers, the head or what they return are others
         return False
@@ -190,8 +195,7 @@ def split(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Inputs and labels of an encoder-decoder: prompts (B, S), their mask, labels (B, K); all padded on the right."""
     is_label = batch.labels != IGNORE
     is_prompt = (batch.attention_mask == 1) & ~is_label
-    longest = int(is_prompt.sum(dim=1).max())
-    order = is_prompt.int().argsort(dim=1, descending=True, stable=True)[:, :longest]
+    order = is_prompt.int().argsort(dim=1, descending=True, stable=True)[:, : batch.prompt_length]
     labels = batch.labels.gather(1, is_label.int().argsort(dim=1, descending=True, stable=True))
     return batch.input_ids.gather(1, order), is_prompt.long().gather(1, order), labels[:, : batch.answer_length]
 

@@ -35,9 +35,10 @@ from utils.options.checks import Plan
 from utils.options.parse import flatten, origin, to_yaml
 from utils.prompt import choose, strips
 from utils.report import summary
-from utils.run import dry_run, identity
+from utils.run import identity
 from utils.run.failures import explained, how_to_resume, leaving_at_once
 from utils.run.fit import fit
+from utils.run.plan import dry_run
 from utils.run.tasks import task_of
 from utils.run.trackers import start_tracker
 from utils.run.trainer import Trainer

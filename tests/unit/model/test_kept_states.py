@@ -8,8 +8,8 @@ from utils.errors import UserError
 from utils.model.forward import has_plain_head
 from utils.model.freeze import blocks
 from utils.model.kept_states import KeptStates, frozen_blocks, needs_frozen_blocks
-from utils.run import dry_run
 from utils.run.fit import fit
+from utils.run.plan import dry_run
 
 FROZEN = {"freeze_parts": ("embeddings", "layers 0"), "freeze_from_task": 0, "info_per_steps": 1}
 

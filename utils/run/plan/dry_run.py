@@ -16,20 +16,20 @@ from utils.buffer import Memory
 from utils.config import Config
 from utils.dataloader import parts_of
 from utils.dataset import Example
+from utils.distributed.modes import mode
 from utils.errors import UserError
 from utils.estimate import Estimate, Work
 from utils.model import adapters
 from utils.model.freeze import NOTHING_LEFT
 from utils.model.kept_states import frozen_blocks, size_of
-from utils.optimizer import moment_bytes
-from utils.quantization import saved_bytes
 from utils.report.tables import markdown
 from utils.run.fit import texts_of
+from utils.run.plan.memory import memory_of, state_bytes
 from utils.run.tasks import questions_of, task_of
 from utils.run.trainer import TRAIN_SCORED, is_scheduled
 from utils.seed import random_for
 
-REMARK = "What the method makes itself (pseudo-samples, teachers, averages) and activations come on top."
+REMARK = "What the method makes itself (pseudo-samples, teachers, averages) and the program itself come on top."
 
 
 class TaskPlan(NamedTuple):
@@ -57,10 +57,11 @@ def text(method: Method, processes: int) -> str:
         markdown(rows),
         "examples: of an epoch, with memory; steps: of the optimizer, all epochs; trainable: tensors / parameters",
         _batches(config, processes),
-        _memory(method, plans),
+        _trainable(method, plans),
         *([_hours(method, plans)] if estimate.is_large(method) else []),
         *([_drift(method)] if config.drift else []),
         *([f"states of frozen layers, {config.keep_frozen_states}: {_readable(kept)}"] if kept else []),
+        *_memory(method, plans, processes),  # last: it empties the model
         REMARK,
         f"files: {Path(config.dump_path) / config.run_name}/<time>-seed{config.seed}/ with {_files(config)}",
     ]
@@ -93,7 +94,7 @@ def _plan(method: Method, task: Task) -> TaskPlan:
 def estimated(method: Method, plans: Sequence[TaskPlan]) -> Estimate:
     """Hours and memory on GPUs."""
     work = [*(one for plan in plans for one in plan.work), *_evaluations(method)]
-    return estimate.estimate(method, work, tuple(memory_of(method, plans).values()))
+    return estimate.estimate(method, work, tuple(state_bytes(method, most(plans)).values()))
 
 
 def _evaluations(method: Method) -> Iterator[Work]:
@@ -105,6 +106,11 @@ def _evaluations(method: Method) -> Iterator[Work]:
         for split in ("test", "train") if config.il_mode in TRAIN_SCORED else ("test",):
             questions = questions_of(method, index, split).examples
             yield estimate.answering(method, index, questions, times * len(questions))
+
+
+def most(plans: Sequence[TaskPlan]) -> list[int]:
+    """Sizes of the trainable tensors of the task that trains most."""
+    return max((plan.learning for plan in plans), key=sum)
 
 
 def _hours(method: Method, plans: Sequence[TaskPlan]) -> str:
@@ -157,29 +163,22 @@ def _batches(config: Config, processes: int) -> str:
     )
 
 
-def memory_of(method: Method, plans: Sequence[TaskPlan]) -> dict[str, int]:
-    """Bytes in each process, where every process holds everything."""
-    weights, learning = method.named().values(), max(sum(plan.learning) for plan in plans)
-    size = max((w.element_size() for w in weights), default=4)
-    saved = saved_bytes(method.model, method.config.backbone_quantization)
-    return {
-        "weights": sum(w.numel() * w.element_size() for w in weights) - saved,
-        "gradients": learning * size,
-        "AdamW": max(moment_bytes(plan.learning, method.config, size) for plan in plans),
-    }
-
-
-def _memory(method: Method, plans: Sequence[TaskPlan]) -> str:
-    parts = memory_of(method, plans)
-    listed = ", ".join(f"{name} {_readable(count)}" for name, count in parts.items())
+def _trainable(method: Method, plans: Sequence[TaskPlan]) -> str:
     total = sum(w.numel() for w in method.named().values())
-    return (
-        f"parameters: {total:,}, at most {max(sum(plan.learning) for plan in plans):,} trainable\n"
-        f"memory of each process: {listed}; together {_readable(sum(parts.values()))}"
-    )
+    return f"parameters: {total:,}, at most {max(sum(plan.learning) for plan in plans):,} trainable"
 
 
-def _readable(count: int) -> str:
+def _memory(method: Method, plans: Sequence[TaskPlan], processes: int) -> list[str]:
+    """Of the task that trains most, with its longest texts. Empties the model."""
+    plan = max(plans, key=lambda plan: (sum(plan.learning), plan.steps))
+    if not plan.steps:
+        return []
+    parts = memory_of(method, plan.task, processes, mode())
+    listed = ", ".join(f"{name} {_readable(count)}" for name, count in parts.items())
+    return [f"memory of each device in training: {listed}; together {_readable(sum(parts.values()))}"]
+
+
+def _readable(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 

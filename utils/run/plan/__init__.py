@@ -1,0 +1,1 @@
+"""What a run will take: tasks, steps, time, memory (`--dry_run`)."""
