@@ -9,7 +9,6 @@ the published numbers next to the measured ones.
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -110,7 +109,7 @@ def run(study: Study, prefix: str, dry: bool) -> int:
         raise ConfigError(found)
     root = Path(study.dump_path)
     how = How(study.jobs, study.slurm)
-    launcher = None if study.launch is None else tuple(shlex.split(study.launch))
+    launcher = choice.launcher(study)
 
     def jobs(wanted: list[choice.Entry]) -> list[Job]:
         return jobs_of(wanted, study.seeds, study.orders, prefix, root, launcher)

@@ -79,6 +79,7 @@ def test_wrong_words_are_refused_in_a_sentence(files):
         (("unsafe={}/qa.jsonl",), {}, "a kind is one of general, instruction, safety"),
         (("{}/odd.jsonl",), {}, "name those to read: --general_fields input=FIELD"),
         (("{}/mc.jsonl",), {"general_metrics": ("acc", "acc")}, "general_metrics: expected 1"),
+        (("{}/story.txt",), {"general_metrics": ("acc",)}, "is a text; expected perplexity, got acc"),
         (("{}/mc.jsonl",), {"general_metrics": ("accc",)}, "unknown metric 'accc'.* did you mean 'acc'"),
         ((), {"general_tasks": ("micro",)} | own, "micro: the run trains all of its tasks"),
         ((), {"general_tasks": ("micro:1",)} | own, "micro:1: the run trains this task"),

@@ -72,3 +72,18 @@ def test_the_forecast_is_by_method_then_backbone(tmp_path):
 def test_a_run_without_training_has_questions_only():
     plan = tiny.plan(tiny.make_config("ICL"))
     assert times.training_work(plan) == 0 < times.work_of(plan)
+
+
+def test_launch_words_are_checked():
+    assert choice.launch_words("--config_file config/accelerate/cpu_2.yaml --cpu")[1:] == (
+        "config/accelerate/cpu_2.yaml",
+        "--cpu",
+    )
+    for text, reason in (
+        ("", "got nothing"),
+        ("--config_file nosuch.yaml", "--config_file nosuch.yaml: the file does not exist"),
+        ("--config_file=nosuch.yaml", "--config_file nosuch.yaml: the file does not exist"),
+        ("'", "No closing quotation"),
+    ):
+        with pytest.raises(ConfigError, match=f"launch: .*{reason}"):
+            choice.launch_words(text)

@@ -106,6 +106,8 @@ def _of_files(config: Config) -> Iterator[Asked]:
     metrics = per_task(config.general_metrics, len(words), "general_metrics") if config.general_metrics else None
     for i, (kind, word) in enumerate(words):
         if Path(word).suffix.lower() == TEXT:
+            if metrics and len(config.general_metrics or ()) == len(words) and metrics[i] != PERPLEXITY:
+                raise UserError(f"general_metrics: {word} is a text; expected {PERPLEXITY}, got {metrics[i]}")
             yield _text(Path(word), kind)
             continue
         for one in _records(word, fields[i].strip()):

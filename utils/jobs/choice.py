@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from utils.factory import load_method
 from utils.jobs.work import How
 from utils.options import yaml_dialect
 from utils.options.parse import ConfigError
+from utils.storage.files import is_file
 
 SETTINGS = {"Replay": ("--method", "SEQ", "--is_replay", "true")}  # names that are settings of SEQ
 
@@ -126,7 +128,6 @@ def add_words(parser: argparse.ArgumentParser, prefix: str) -> None:
     parser.add_argument(
         "--launch",
         metavar="WORDS",
-        type=shlex.split,
         help="start each run with `accelerate launch WORDS`: --launch='--config_file config/accelerate/gpu_8.yaml'",
     )
 
@@ -143,4 +144,22 @@ def how(given: Any) -> How:
 
 def launcher(given: Any) -> tuple[str, ...] | None:
     """The words for accelerate; None: plain Python."""
-    return None if given.launch is None else tuple(given.launch)
+    return None if given.launch is None else launch_words(given.launch)
+
+
+def launch_words(text: str) -> tuple[str, ...]:
+    """Options of accelerate launch.
+
+    Raises:
+        ConfigError: there are none, or the file of --config_file does not exist.
+    """
+    try:
+        words = tuple(shlex.split(text.replace("--config_file=", "--config_file ")))
+    except ValueError as error:
+        raise ConfigError([f"launch: {reason_of(error)}: {text}"]) from None
+    if not words:
+        raise ConfigError(["launch: expected options such as --config_file config/accelerate/gpu_8.yaml, got nothing"])
+    for name, value in pairwise((*words, "")):
+        if name == "--config_file" and not is_file(Path(value)):
+            raise ConfigError([f"launch: --config_file {value}: the file does not exist"])
+    return words

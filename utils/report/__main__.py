@@ -53,6 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.watch is not None:
         return _watch(options.runs, options.watch)
     try:
+        options.metrics = list(dict.fromkeys(options.metrics))
         check_columns(options.metrics)
         runs = [(run, write(run)) for run in options.runs]
         sections = group(runs)
