@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -129,9 +130,9 @@ def test_a_signal_to_the_shell_script_ends_its_program_at_once(number, code, tmp
     fake.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 60\n")
     fake.chmod(0o755)
     environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
-    script = subprocess.Popen(
-        ["bash", str(tmp_path / "preprocess_dataset.sh"), "biography_demo_task2"], env=environment
-    )
+    hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # in the background it is ignored
+    command = ["bash", str(tmp_path / "preprocess_dataset.sh"), "biography_demo_task2"]
+    script = subprocess.Popen(command, env=environment, preexec_fn=hear)
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
         time.sleep(0.02)
     script.send_signal(number)
