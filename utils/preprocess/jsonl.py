@@ -232,7 +232,7 @@ def _fields(files: Files, text: str, joint: str) -> tuple[Fields, str | None]:
     if fitting is None:
         wanted = names.PRESETS[text][0]
         raise UserError(f"{row.where}: preset {text} reads {wanted}; {names.advice(row.fields)}")
-    return parse(fitting, joint), None
+    return parse(fitting, joint, is_given=False), None
 
 
 def _table(sources: list[Source], fields: Fields) -> Table:

@@ -123,6 +123,8 @@ def title_of(row: dict[str, Any]) -> str:
 def _find(section: dict[str, Any], wanted: str, option: str = "baseline") -> dict[str, Any]:
     titles = {title_of(row): row for row in section["rows"]}
     near = [title for title in titles if title == wanted] or [title for title in titles if title.startswith(wanted)]
+    if len(near) > 1 and all(title.startswith(min(near, key=len)) for title in near):
+        near = [min(near, key=len)]  # the row itself, before those that add something to it
     if len(near) != 1:
         problem = "several rows begin so" if near else "there is no such row"
         raise UserError(f"{option}: {wanted!r}: {problem}; expected one of {'; '.join(titles)}")

@@ -82,6 +82,53 @@ def test_nothing_that_may_belong_to_the_question_is_dropped_without_a_word():
             read(RECORDS["alpaca"][0] | other, "input=instruction+input?,target=output", is_given=False)
 
 
+def test_a_text_of_unknown_use_is_not_dropped_and_one_that_repeats_is():
+    plain = {"question": "Who wrote it?", "answer": "Ann"}
+    text = "input=question,target=answer"
+    for other in ("text", "remark", "story"):
+        with pytest.raises(UserError, match=f"'{other}' may belong to the question"):
+            read(plain | {other: "It was a dark night."}, text, is_given=False)
+    for other in (
+        {"text": "Q: Who wrote it? A: Ann"},
+        {"explanation": "It says so on the cover."},
+        {"remark": "two words"},
+        {"remark": 7},
+    ):
+        assert read(plain | other, text, is_given=False).input == "Who wrote it?"
+
+
+def test_what_is_advised_reads_the_whole_question():
+    turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    for record, advised in (
+        (
+            {"article": "Art", "question": "Q", "options": ["a", "b"], "answer": "B"},
+            "input=article+question,target=answer,choices=options",
+        ),
+        ({"input": "x", "choices": ["a", "b"], "target": "a"}, "input=input,target=target,choices=choices"),
+        ({"system": "Be nice.", "conversations": turns}, "messages=conversations,system=system"),
+        (
+            {"query": "q", "response": "r", "history": [["a", "b"]], "system": "s"},
+            "input=query,target=response,history=history,system=system",
+        ),
+        ({"text": "good", "label": 1, "label_text": "positive"}, "input=text,target=label_text"),
+    ):
+        assert names.suggestion(record) == advised
+        read(record, advised)
+    for record in (
+        {"goal": "open", "sol1": "a", "sol2": "b", "label": 0},
+        {"sentence": "The _ is big", "option1": "a", "option2": "b", "answer": "1"},
+        {"messages": turns, "tools": "[]"},
+        {"question": "q", "context": {"title": ["a"]}, "answer": "yes"},
+    ):
+        assert names.suggestion(record) is None, record
+
+
+def test_an_integer_is_the_name_of_an_option_that_has_numbers_as_names():
+    fields = "input=q,choices=c,target=a"
+    named = {"q": "?", "c": {"text": ["w", "x", "y", "z"], "label": [1, 2, 3, 4]}, "a": 3}
+    assert read(named, fields).target == "C" and read(named | {"c": ["w", "x", "y", "z"]}, fields).target == "D"
+
+
 def test_a_refused_record_names_its_fields_and_an_option_that_reads_it():
     cases = {
         "instruction,query,generation": "--fields input=FIELD+FIELD,target=FIELD",
@@ -287,6 +334,7 @@ def test_dataset_info_of_llama_factory(tmp_path):
         "far": {"hf_hub_url": "org/name", "subset": "en", "split": "train"},
         "ranked": {"file_name": "alpaca.json", "ranking": True}, "script": {"script_url": "x"},
         "few": {"file_name": "alpaca.json", "num_samples": 3}, "odd": {"file_name": "alpaca.json", "formatting": "x"},
+        "spelt": {"file_name": "alpaca.json", "columns": {"promt": "input"}},
     }  # fmt: skip
     path = tmp_path / "dataset_info.json"
     path.write_text(json.dumps(info), encoding="utf-8")
@@ -300,6 +348,7 @@ def test_dataset_info_of_llama_factory(tmp_path):
     for entry, error in {
         "ranked": "'ranking' is not supported", "few": "'num_samples' is not supported", "script": "got script_url",
         "odd": "expected formatting alpaca, sharegpt or openai", "none": "expected one of plain, named",
+        "spelt": "'promt' in 'columns': expected one of prompt, query",
     }.items():  # fmt: skip
         with pytest.raises(UserError, match=error):
             make(f"{path}:{entry}")
@@ -316,6 +365,8 @@ def test_bad_sources_are_reported_in_one_sentence(tmp_path, monkeypatch):
         "cut.json": (f"[{', '.join(good)}"[:-9], "cut.json, record 5000 is not JSON .truncated"),
         "no.json": ("[1, 2]", "no.json, record 1: expected an object with named fields, got int"),
         "odd.csv": ("input,target\na,b\nc,d,e\n", "odd.csv, record 2: expected 2 cells, got more"),
+        "twice.csv": ("input,target,target\na,b,c\n", "twice.csv: the column 'target' is there twice"),
+        "quote.csv": ('input,target\na,b\n"a"x,b\n', "quote.csv, line 3 is not CSV"),
         "short.csv": (
             "input,target\na,b\nc\n",
             "short.csv, record 2: expected a text in the field 'target', got nothing",

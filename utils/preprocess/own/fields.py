@@ -74,9 +74,9 @@ class Fields:
     text: str
     parts: dict[str, tuple[Part, ...]]
     joint: str = "\n"  # between the texts of several fields
-    is_given: bool = True  # by the user, who may leave fields out; otherwise a question must be read whole
+    is_given: bool = True  # field by field, by the user, who may leave some out; else a question must be read whole
     tags: Tags | None = None  # None: as the first turn is written
-    unread: set[str] = field(default_factory=set, compare=False)  # names that were seen and not read
+    unread: set[str] = field(default_factory=set, compare=False, repr=False)  # names that were seen and not read
 
     @cached_property
     def known(self) -> set[str]:
@@ -93,14 +93,15 @@ class Fields:
         example, label = self._example(row), self._value(row, "label") if "label" in self.parts else None
         if label is not None and type(label) not in (str, int):
             raise row.error(self.parts["label"][0].name, "a text or an integer", label)
-        self._check_unread(row)
+        self._check_unread(row, example)
         return Record(example, None if label is None else str(label), row.where)
 
-    def _check_unread(self, row: Row) -> None:
+    def _check_unread(self, row: Row, example: Example) -> None:
         unread = row.fields.keys() - self.known
         if not unread:
             return
-        lost = [] if self.is_given else leaves_out([n for n in unread if row.fields[n] not in NOTHING], self.parts)
+        rest = {name: row.fields[name] for name in unread if row.fields[name] not in NOTHING}
+        lost = [] if self.is_given else leaves_out(rest, self.parts, (example.input, *example.accepted))
         if lost:
             raise UserError(
                 f"{row.where}: the field {lost[0]!r} may belong to the question, and {self.text} would not read it; "
@@ -254,12 +255,15 @@ def _options(row: Row, part: Part, value: Any) -> tuple[list[str], list[str]]:
 
 
 def _chosen(row: Row, field_name: str, value: Any, names: list[str], texts: list[str]) -> int:
-    """The place of the right option: its place (from 0), its name or its text, whichever fits without doubt."""
+    """The place of the right option: its place (from 0), its name or its text, whichever fits without doubt.
+
+    An integer is the name of an option where options have numbers as names, otherwise a place.
+    """
     value = value[0] if isinstance(value, list) and len(value) == 1 else value
     text = as_text(value) or ""
     found = {i for i, (name, option) in enumerate(zip(names, texts, strict=True)) if text in (name, option)}
     if type(value) is int:
-        found = {value}
+        found = {names.index(text) if text in names else value}
     elif text.isdecimal() and names[0] == LETTERS[0]:
         found.add(int(text))
     found &= {*range(len(texts))}

@@ -16,6 +16,7 @@ from utils.storage.files import read_json
 
 NAME = "dataset_info.json"
 ALPACA = {"prompt": "instruction", "query": "input", "response": "output"}
+COLUMNS = ("prompt", "query", "response", "history", "messages", "system")
 UNSUPPORTED = (
     "images",
     "videos",
@@ -58,6 +59,9 @@ def _entry(path: Path, name: str, entry: dict[str, Any]) -> Entry:
     columns, tags = entry.get("columns") or {}, entry.get("tags") or {}
     if not all(isinstance(part, dict) and _are_texts(part.values()) for part in (columns, tags)):
         raise UserError(f"{where}: expected names of fields in 'columns' and 'tags'")
+    unknown = [name for name in columns if name not in (*COLUMNS, *UNSUPPORTED)]
+    if unknown:
+        raise UserError(f"{where}: {unknown[0]!r} in 'columns': expected one of {', '.join(COLUMNS)}")
     refused = [name for name in UNSUPPORTED if name in columns or entry.get(name)]
     if refused:
         raise UserError(f"{where}: {refused[0]!r} is not supported; questions, answers and chats of text are")

@@ -42,11 +42,23 @@ QUESTIONS = (
 )  # fmt: skip
 ANSWERS = (
     "target", "output", "outputs", "answer", "answers", "response", "completion", "summary", "solution", "target_new",
-    "alt", "gold", "label", "label_text",
+    "alt", "gold", "label_text", "label", "answerkey",
 )  # fmt: skip
+OPTIONS = ("choices", "options", "endings")
 CHATS = ("messages", "conversations", "conversation", "dialog", "dialogue")
+MORE_OF_QUESTION = (
+    "history", "tools", "story", "body", "table", "fact", "facts", "evidence", "hint", "contexts", "background",
+    "image", "images", "audio", "video", "task_description", "option1", "option2", "sol1", "sol2",
+)  # fmt: skip
 # Not "text" and "goal": where there are other questions, they repeat them (Alpaca's `text` is the whole prompt).
-PART_OF_QUESTION = {*QUESTIONS, *CHATS, "history", "choices", "options", "tools"} - {"text", "goal", "src"}
+PART_OF_QUESTION = {*QUESTIONS, *CHATS, *OPTIONS, *MORE_OF_QUESTION} - {"text", "goal", "src"}
+# Texts next to a question that are none of it, and the least words of another text that may be a part of it.
+NOT_QUESTION = {
+    "id", "uid", "guid", "source", "dataset", "category", "type", "topic", "domain", "language", "difficulty",
+    "subject", "url", "license", "meta", "metadata", "tags", "explanation", "rationale", "reasoning", "cot", "comment",
+    "notes", "feedback", "positive examples", "negative examples", "incorrect_answers", "distractors",
+}  # fmt: skip
+WORDS = 4
 PART_OF_CHAT = {"system", "system_prompt", "tools", "functions"}
 
 
@@ -71,10 +83,30 @@ def fitting(preset: str, record: dict[str, Any]) -> str | None:
     return next((text for text in PRESETS[preset] if _needed(text) <= record.keys()), None)
 
 
-def leaves_out(unread: Iterable[str], roles: Iterable[str]) -> list[str]:
-    """Those of the fields that are not read which may be a part of the question."""
+def leaves_out(unread: dict[str, Any], roles: Iterable[str], texts: Iterable[str] = ()) -> list[str]:
+    """Those of the fields that are not read which may be a part of the question.
+
+    That is said by the name or, where neither name nor place says what a field is for, by a text of several words that
+    does not repeat what is read (Alpaca's `text` is the whole prompt).
+
+    Args:
+        unread: Fields and their values.
+        roles: What is read.
+        texts: The question that is read, then its answers.
+    """
     parts = PART_OF_CHAT if "messages" in roles else PART_OF_QUESTION
-    return sorted(name for name in unread if str(name).lower() in parts)
+    read = [text for text in texts if text.strip()]
+    lines = [line for line in (read[0] if read else "").splitlines() if line.strip()]
+
+    def is_lost(name: str, value: Any) -> bool:
+        if name in parts or name in NOT_QUESTION or name in ANSWERS:
+            return name in parts
+        if "messages" in roles or not isinstance(value, str) or len(value.split()) < WORDS:
+            return False
+        repeats = bool(lines) and all(line in value for line in lines)
+        return not repeats and not any(value in text for text in read)
+
+    return sorted(name for name, value in unread.items() if is_lost(str(name).lower(), value))
 
 
 def advice(record: dict[str, Any], used: str = "") -> str:
@@ -92,14 +124,32 @@ def advice(record: dict[str, Any], used: str = "") -> str:
 
 
 def suggestion(record: dict[str, Any]) -> str | None:
-    """A specification that reads all of a record that looks like a question; None: no question or no answer."""
+    """A specification that reads all of a record that looks like a question; None: there is none."""
     known = {str(name).lower(): name for name, value in _flat(record) if value is not None}
+    system = next((known[name] for name in ("system", "system_prompt") if _is_text(record, known.get(name))), None)
     for name in CHATS:
         if isinstance(record.get(known.get(name, "")), list):
-            return f"messages={known[name]}"
+            return _whole(record, {"messages": [known[name]]} | ({"system": [system]} if system else {}))
     answer = next((known[name] for name in (*ANSWERS, "answers.text") if _is_text(record, known.get(name))), None)
     parts = [known[name] for name in QUESTIONS if known.get(name) != answer and _is_text(record, known.get(name))]
-    return f"input={'+'.join(parts)},target={answer}" if parts and answer else None
+    roles: dict[str, list[Any]] = {"input": parts, "target": [answer]}
+    if isinstance(record.get(known.get("history", "")), list):
+        roles |= {"history": [known["history"]]} | ({"system": [system]} if system else {})
+        roles["input"] = [name for name in parts if name != system]
+    for name in OPTIONS:
+        if isinstance(record.get(known.get(name, "")), list | dict):
+            roles["choices"] = [known[name]]
+            break
+    return _whole(record, roles) if roles["input"] and answer else None
+
+
+def _whole(record: dict[str, Any], roles: dict[str, list[Any]]) -> str | None:
+    """The specification of some roles; None: it would leave out what may be a part of the question."""
+    read = {str(name).partition(".")[0] for names in roles.values() for name in names}
+    rest = {name: value for name, value in record.items() if name not in read and value not in (None, "", [], {})}
+    if leaves_out(rest, roles, ["\n".join(str(record.get(name)) for name in roles.get("input", ()))]):
+        return None
+    return ",".join(f"{role}={'+'.join(map(str, names))}" for role, names in roles.items())
 
 
 def _flat(record: dict[str, Any]) -> Iterable[tuple[str, Any]]:

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -168,12 +169,14 @@ def _csv_rows(path: Path) -> Iterator[Row]:
     with open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True, delimiter="\t" if suffix(path) == ".tsv" else ",")
         try:
+            if twice := [name for name, count in Counter(reader.fieldnames or ()).items() if count > 1]:
+                raise UserError(f"{path}: the column {twice[0]!r} is there twice; name each column once")
             for i, record in enumerate(reader, start=1):
                 if None in record:
                     raise UserError(f"{path}, record {i}: expected {len(reader.fieldnames or ())} cells, got more")
                 yield Row(f"{path}, record {i}", record)
         except csv.Error as error:
-            raise UserError(f"{path}, line {reader.line_num} is not CSV: {error}") from None
+            raise UserError(f"{path}, line {reader.reader.line_num} is not CSV: {error}") from None
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: expected UTF-8 text, got something else ({error})") from None
 

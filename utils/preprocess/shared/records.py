@@ -153,4 +153,4 @@ def _csv_rows(path: Path, text: str) -> list[Row]:
     try:
         return [Row(f"{path}, record {i}", record) for i, record in enumerate(reader, start=1)]
     except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num} is not CSV: {error}") from None
+        raise UserError(f"{path}, line {reader.reader.line_num} is not CSV: {error}") from None
