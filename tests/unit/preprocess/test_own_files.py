@@ -260,6 +260,15 @@ def test_every_kind_of_file_gives_the_same_examples(tmp_path):
         assert tasks == made["lines"], kind
 
 
+def test_short_floats_are_written_as_they_were(tmp_path):
+    cells = pyarrow.array([0.1, 2.5] * 10, pyarrow.float32())
+    pyarrow.parquet.write_table(
+        pyarrow.table({"input": [f"q{i}" for i in range(20)], "target": cells}), tmp_path / "f.parquet"
+    )
+    (task,) = make(tmp_path / "f.parquet")
+    assert {e.target for e in (*task.train, *task.dev, *task.test)} == {"0.1", "2.5"}
+
+
 def test_a_large_file_is_mapped_from_the_cache_and_reads_the_same(tmp_path, monkeypatch):
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     rows = {

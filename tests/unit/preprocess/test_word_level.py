@@ -74,6 +74,12 @@ def test_fewnerd_runs_become_entities_and_types_are_shuffled():
     assert stream == build("fewnerd", **TWO_TWO)
 
 
+def test_letters_that_are_not_followed_by_a_hyphen_are_no_types(tmp_path):
+    (tmp_path / "a.txt").write_text("Ann B_PER\nLee I_PER\n\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"expected the tag O, B-TYPE or I-TYPE .*, got .*B_PER"):
+        read_tagged(tmp_path / "a.txt", Origin("made up", "none", "a line"))
+
+
 def test_bare_types_and_bio_tags_are_read_alike(tmp_path):
     (tmp_path / "a.txt").write_text("Tom\tB-person_actor\nHanks\tI-person_actor\nTom\tB-person_actor\nran\tO\n")
     (tmp_path / "b.txt").write_text("Tom\tperson_actor\nHanks\tperson_actor\nran\tO\n")

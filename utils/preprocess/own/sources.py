@@ -17,6 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from utils.dataset import SPLITS
 from utils.errors import UserError
 from utils.preprocess.shared.raw import file_sha256
@@ -209,6 +211,7 @@ def _of_dataset(data: Any, where: str) -> Iterator[Row]:
     """The records of a `Dataset` or an `IterableDataset`; classes have their names instead of their numbers."""
     features = data.features or {}
     names = {column: feature.names for column, feature in features.items() if hasattr(feature, "int2str")}
+    short = [column for column, feature in features.items() if getattr(feature, "dtype", "") in ("float16", "float32")]
     number = 0
     for block in data.with_format("arrow").iter(batch_size=BLOCK):
         for record in block.to_pylist():
@@ -216,6 +219,9 @@ def _of_dataset(data: Any, where: str) -> Iterator[Row]:
             for column, classes in names.items():
                 value = record[column]
                 record[column] = classes[value] if isinstance(value, int) and 0 <= value < len(classes) else None
+            for column in short:  # 0.1, not 0.10000000149011612
+                if record[column] is not None:
+                    record[column] = float(str(np.dtype(features[column].dtype).type(record[column])))
             yield Row(f"{where}, record {number}", record)
 
 

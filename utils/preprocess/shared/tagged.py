@@ -18,6 +18,7 @@ from utils.preprocess.shared.raw import Origin, read_raw, shown
 OUTSIDE = "O"
 DOCUMENT = "-DOCSTART-"  # a line that is no word
 PREFIXED = re.compile(r"[BIES]-.+")
+MISWRITTEN = re.compile(r"[BIES][_:./].+")  # B_PER: as bare types, each type would be two
 BARE = "bare types"
 
 
@@ -137,7 +138,8 @@ def _check_tags(lines: list[list[_Line]], tags: list[list[str]]) -> bool:
         if tag != OUTSIDE
     ]
     other = [pair for pair in pairs if not PREFIXED.fullmatch(pair[1])]
-    if other and (len(other) < len(pairs) or any(not tag or tag.endswith("-") for _, tag in other)):
+    is_mixed = len(other) < len(pairs) or any(not tag or tag.endswith("-") for _, tag in other)
+    if other and (is_mixed or all(MISWRITTEN.fullmatch(tag) for _, tag in other)):
         line, tag = other[0]
         raise UserError(f"{line.where}: expected the tag O, B-TYPE or I-TYPE (or E-TYPE, S-TYPE), got {shown(tag)}")
     return bool(other)
