@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from models.Base import Method, Setting, Task
+from models.common.gradients import dot
 from utils.config import Config, Float, OptionGroup, search
 from utils.dataset import Stream
 from utils.model import adapters
@@ -136,18 +137,13 @@ def joined(parts: dict[str, list[Tensor]]) -> Vectors:
     return {layer: torch.cat([w.flatten() for w in tensors]) for layer, tensors in parts.items() if tensors}
 
 
-def length(vectors: Vectors) -> Tensor:
-    """Euclidean length of all layers' vectors as one."""
-    return torch.stack([v.square().sum() for v in vectors.values()]).sum().sqrt()
-
-
 def turn(g: Vectors, mean: Vectors, share: float) -> Vectors:
     """share |g| G / |G|: what is added to g.
 
     >>> turn({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}, {"a": torch.zeros(1), "b": torch.tensor([2.0])}, 0.5)
     {'a': tensor([0.]), 'b': tensor([2.5000])}
     """
-    scale = share * length(g) / length(mean).clamp(min=TINY)
+    scale = share * math.sqrt(dot(g, g)) / max(math.sqrt(dot(mean, mean)), TINY)
     return {layer: scale * v for layer, v in mean.items()}
 
 

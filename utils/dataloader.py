@@ -305,6 +305,15 @@ def parts_of(rows: int, world: int, most: int) -> int:
     return max(1, min(most, rows // world))
 
 
+def rows_at_once(rows: int, world: int, most: int) -> int:
+    """Most rows of a micro-batch, see `parts_of`.
+
+    >>> rows_at_once(16, 2, 4), rows_at_once(5, 2, 4), rows_at_once(1, 2, 4)
+    (2, 2, 1)
+    """
+    return math.ceil(rows / (world * parts_of(rows, world, most)))
+
+
 def micro_batches(
     rows: Sequence[Encoded], examples: Sequence[Example], pad_id: int, rank: int, world: int, parts: int
 ) -> list[Batch]:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from models.Base import Method, Task
 from utils.dataloader import parts_of
 from utils.dataset import Example, metric_of
-from utils.distributed.modes import autocast_type, check_parallel
+from utils.distributed.modes import DIVIDED, autocast_type, check_parallel
 from utils.model import adapters
 from utils.model.architecture import Model, kind_of
 from utils.model.freeze import blocks
@@ -34,13 +34,7 @@ DEVICES = 8
 GB, SHARE = 80e9, 0.8  # of a device; for weights, gradients and AdamW: the rest is for activations
 LEAST = 100_000_000  # parameters of a model for which a GPU is planned
 SAMPLE = 64  # texts of a task whose tokens are counted
-# Mode -> file of config/accelerate, and whether weights, gradients and AdamW are divided among the devices.
-MODES = {
-    "DDP": ("gpu_8", (False, False, False)),
-    "ZeRO-2": ("zero_2", (False, True, True)),
-    "FSDP2": ("fsdp_2", (True, True, True)),
-}
-
+MODES = {"DDP": "gpu_8", "ZeRO-2": "zero_2", "FSDP2": "fsdp_2"}  # mode -> file of config/accelerate
 
 ASSUMED = (
     f"for H100s at {100 * USE:.0f} % of 989 TFLOP/s (bfloat16; float32: 67, tf32: 494), with at least "
@@ -156,8 +150,9 @@ def estimate(method: Method, work: Sequence[Work], memory: Sequence[float]) -> E
     """The estimate for H100s; memory: bytes of weights, of gradients and of AdamW on one device."""
     layers, peak = net_of(method.model).layers, _peak(method)
     hours = (seconds(work, layers, 0, peak) / 3600, seconds(work, layers, 1, peak) / 3600)
-    for mode, (name, divided) in MODES.items():
-        parts = [count / DEVICES if shared else count for count, shared in zip(memory, divided, strict=True)]
+    for mode, name in MODES.items():
+        whole = len(memory) - DIVIDED.get(mode, 0)  # the first so many are not divided
+        parts = [count / (1 if k < whole else DEVICES) for k, count in enumerate(memory)]
         if sum(parts) <= SHARE * GB and not check_parallel(method.config, type(method), mode):
             return Estimate(hours, (sum(memory), sum(parts)), name)
     return Estimate(hours, (sum(memory), sum(memory) / DEVICES), None)

@@ -19,8 +19,8 @@ from utils.classifier import Classes
 from utils.config import Config
 from utils.dataloader import Encoded
 from utils.dataset import Example
+from utils.distributed import modes
 from utils.distributed.collectives import gather, share
-from utils.distributed.modes import autocast_type
 from utils.errors import UserError
 from utils.model import staged
 from utils.model.generation import Answer, verify
@@ -180,13 +180,13 @@ def predict(method: Method, session: Session, cell: Cell) -> list[dict[str, Any]
 
 def evaluation_type(config: Config) -> torch.dtype | None:
     """The type of autocast in evaluation; None: that of the weights."""
-    return autocast_type(config) if config.evaluate_autocast else None
+    return modes.autocast_type(config) if config.evaluate_autocast else None
 
 
 def autocast(session: Session) -> AbstractContextManager[Any]:
     """The autocast of training, unless the options ask for the type of the weights."""
-    kind = evaluation_type(session.config)
-    return nullcontext() if kind is None else torch.autocast(session.accelerator.device.type, kind)
+    asked = session.config.evaluate_autocast
+    return modes.autocast(session.config, session.accelerator.device) if asked else nullcontext()
 
 
 def annotated(tags: str, classes: Classes, task: int) -> str:

@@ -10,11 +10,10 @@ import torch
 
 from models.Base import Method, Task
 from models.common.losses import answer_loss
+from models.common.measuring import measuring
 from utils.dataloader import IGNORE, Encoded, collate
 from utils.dataset import Example
 from utils.distributed.collectives import gather, share
-from utils.distributed.modes import autocast
-from utils.model.weights import eval_mode
 
 
 def note_surprise(method: Method, task: Task, when: Literal["before", "after"]) -> None:
@@ -48,7 +47,7 @@ def surprises(
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt))
     chunks = [order[start : start + size] for start in range(0, len(order), size)]
     mine = []
-    with eval_mode(method.model, method.extra), autocast(method.config, method.model.device):
+    with measuring(method):
         for chunk in (chunks[k] for k in share(len(chunks))):
             mine.append(_of_chunk(method, [rows[i] for i in chunk], [examples[i] for i in chunk], task))
     found = zip(order, (value for values in gather(mine, len(chunks)) for value in values), strict=True)

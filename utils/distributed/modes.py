@@ -7,7 +7,6 @@ ZeRO-3, FSDP2  DeepSpeed, torch: also of the weights, during the training of a t
 
 from __future__ import annotations
 
-import math
 import os
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import torch
 
 from utils.config import Config
-from utils.dataloader import parts_of
+from utils.dataloader import parts_of, rows_at_once
 from utils.distributed import deepspeed_internals
 from utils.errors import UserError
 from utils.storage.files import read_json
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 WHOLE_GRADIENTS = frozenset({"DDP"})
 WHOLE_WEIGHTS = frozenset({"DDP", "ZeRO-1", "ZeRO-2"})
 ALL = frozenset({"DDP", "ZeRO-1", "ZeRO-2", "ZeRO-3", "FSDP2"})
+DIVIDED = {"ZeRO-1": 1, "ZeRO-2": 2, "ZeRO-3": 3, "FSDP2": 3}  # of AdamW, gradients, weights: the first so many
 PATIENCE = timedelta(hours=2)  # for the process that writes a checkpoint; one that fails leaves at once
 ON_CPUS = "on CPUs use --config_file config/accelerate/cpu_2.yaml"
 DEEPSPEED = "ACCELERATE_DEEPSPEED_"  # prefix of the variables that accelerate launch sets for DeepSpeed
@@ -135,7 +135,7 @@ SOURCES = {  # setting of DeepSpeed -> the option that determines it
 def deepspeed_numbers(config: Config, processes: int) -> dict[str, float]:
     """The options as settings of DeepSpeed; rows per process, which it only reports, are rounded up."""
     parts = parts_of(config.batch_size, processes, config.gradient_accumulation_steps)
-    rows = math.ceil(config.batch_size / (processes * parts))
+    rows = rows_at_once(config.batch_size, processes, config.gradient_accumulation_steps)
     return {
         "gradient_accumulation_steps": parts,
         "gradient_clipping": config.max_grad_norm or 0.0,

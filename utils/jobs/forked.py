@@ -43,7 +43,7 @@ class Forked:
 
     def poll(self) -> int | None:
         """The exit code, None while it runs."""
-        return self.process.exitcode
+        return self.returncode
 
     def wait(self, timeout: float) -> int | None:
         """Wait until it ends.
@@ -52,9 +52,9 @@ class Forked:
             subprocess.TimeoutExpired: it did not.
         """
         self.process.join(timeout)
-        if self.process.exitcode is None:
+        if self.returncode is None:
             raise subprocess.TimeoutExpired(str(self.process), timeout)
-        return self.process.exitcode
+        return self.returncode
 
     def kill(self) -> None:
         """Send SIGKILL."""
@@ -62,14 +62,13 @@ class Forked:
 
 
 def fork(program: Path, arguments: Sequence[str], output: Path) -> Forked:
-    """Start a run.
+    """Start a run. The process that forks has the environment that this one has at the first run.
 
     Args:
         program: Path of main_CL.py.
         arguments: Of the run.
         output: File for what it prints; its folder exists.
     """
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported, in the process that forks
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     process = context.Process(target=_run, args=(program, list(arguments), output))

@@ -189,6 +189,7 @@ def start(job: Job, output: Path, variables: dict[str, str] | None = None) -> St
         variables: Of the environment, in addition to those of this process; None: fork the run, see forked.py.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of this process, and so of all its runs
     if variables is None:
         return fork(PROGRAM, job.arguments(), output)
     with open(output, "w", encoding="utf-8") as file:
@@ -197,7 +198,7 @@ def start(job: Job, output: Path, variables: dict[str, str] | None = None) -> St
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env={"OMP_NUM_THREADS": "1"} | dict(os.environ) | variables,
+            env=dict(os.environ) | variables,
             start_new_session=True,  # Ctrl-C reaches the sweep alone, which ends the runs
             preexec_fn=_die_with(os.getpid()),
         )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from utils.config import Config
-from utils.dataloader import Encoded, collate, parts_of
+from utils.dataloader import Encoded, collate, rows_at_once
 from utils.dataset import Example
 from utils.errors import UserError, reason_of
 from utils.model import adapters
@@ -73,9 +73,8 @@ def self_test(
 
 
 def _rows_at_once(config: Config, processes: int) -> int:
-    share = math.ceil(config.batch_size / processes)
-    parts = parts_of(config.batch_size, processes, config.gradient_accumulation_steps)
-    return max(config.evaluate_batch_size, math.ceil(share / parts))
+    trained = rows_at_once(config.batch_size, processes, config.gradient_accumulation_steps)
+    return max(config.evaluate_batch_size, trained)
 
 
 def _embeddings(backbone: Backbone) -> Tensor:

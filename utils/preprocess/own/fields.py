@@ -23,12 +23,11 @@ from typing import Any, NamedTuple
 
 from utils.dataset import Example
 from utils.errors import UserError
-from utils.preprocess.own.names import advice, leaves_out
+from utils.preprocess.own.names import NOTHING, advice, leaves_out
 from utils.preprocess.shared.records import Row
 
 ROLES = ("input", "target", "label", "messages", "system", "history", "choices", "endings")
 LETTERS = string.ascii_uppercase
-NOTHING: tuple[Any, ...] = (None, "", [], {})
 
 
 class Part(NamedTuple):

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from itertools import product
 from typing import Any, NamedTuple
 
+NOTHING: tuple[Any, ...] = (None, "", [], {})  # what a field holds that says nothing
 NATIVE = ("input=input,target=target,label=label?", "messages=messages,label=label?")
 _CONTEXT = "context?+passage?+support?"
 _MULTIPLE_CHOICE = f"input={_CONTEXT}+{{}},{{role}}={{}},target={{}}"
@@ -146,7 +147,7 @@ def suggestion(record: dict[str, Any]) -> str | None:
 def _whole(record: dict[str, Any], roles: dict[str, list[Any]]) -> str | None:
     """The specification of some roles; None: it would leave out what may be a part of the question."""
     read = {str(name).partition(".")[0] for names in roles.values() for name in names}
-    rest = {name: value for name, value in record.items() if name not in read and value not in (None, "", [], {})}
+    rest = {name: value for name, value in record.items() if name not in read and value not in NOTHING}
     if leaves_out(rest, roles, ["\n".join(str(record.get(name)) for name in roles.get("input", ()))]):
         return None
     return ",".join(f"{role}={'+'.join(map(str, names))}" for role, names in roles.items())

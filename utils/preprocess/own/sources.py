@@ -211,7 +211,8 @@ def _of_dataset(data: Any, where: str) -> Iterator[Row]:
     """The records of a `Dataset` or an `IterableDataset`; classes have their names instead of their numbers."""
     features = data.features or {}
     names = {column: feature.names for column, feature in features.items() if hasattr(feature, "int2str")}
-    short = [column for column, feature in features.items() if getattr(feature, "dtype", "") in ("float16", "float32")]
+    dtypes = {column: getattr(feature, "dtype", "") for column, feature in features.items()}
+    short = {column: np.dtype(kind).type for column, kind in dtypes.items() if kind in ("float16", "float32")}
     number = 0
     for block in data.with_format("arrow").iter(batch_size=BLOCK):
         for record in block.to_pylist():
@@ -219,9 +220,9 @@ def _of_dataset(data: Any, where: str) -> Iterator[Row]:
             for column, classes in names.items():
                 value = record[column]
                 record[column] = classes[value] if isinstance(value, int) and 0 <= value < len(classes) else None
-            for column in short:  # 0.1, not 0.10000000149011612
+            for column, kind in short.items():  # 0.1, not 0.10000000149011612
                 if record[column] is not None:
-                    record[column] = float(str(np.dtype(features[column].dtype).type(record[column])))
+                    record[column] = float(str(kind(record[column])))
             yield Row(f"{where}, record {number}", record)
 
 

@@ -14,7 +14,7 @@ from models.Base import Method, Task
 from utils import drift, estimate
 from utils.buffer import Memory
 from utils.config import Config
-from utils.dataloader import parts_of
+from utils.dataloader import parts_of, rows_at_once
 from utils.dataset import Example
 from utils.distributed.modes import mode
 from utils.errors import UserError
@@ -94,7 +94,7 @@ def _plan(method: Method, task: Task) -> TaskPlan:
 def estimated(method: Method, plans: Sequence[TaskPlan]) -> Estimate:
     """Hours and memory on GPUs."""
     work = [*(one for plan in plans for one in plan.work), *_evaluations(method)]
-    return estimate.estimate(method, work, tuple(state_bytes(method, most(plans)).values()))
+    return estimate.estimate(method, work, tuple(state_bytes(method, largest(plans).learning).values()))
 
 
 def _evaluations(method: Method) -> Iterator[Work]:
@@ -108,9 +108,9 @@ def _evaluations(method: Method) -> Iterator[Work]:
             yield estimate.answering(method, index, questions, times * len(questions))
 
 
-def most(plans: Sequence[TaskPlan]) -> list[int]:
-    """Sizes of the trainable tensors of the task that trains most."""
-    return max((plan.learning for plan in plans), key=sum)
+def largest(plans: Sequence[TaskPlan]) -> TaskPlan:
+    """The task that trains most."""
+    return max(plans, key=lambda plan: (sum(plan.learning), plan.steps))
 
 
 def _hours(method: Method, plans: Sequence[TaskPlan]) -> str:
@@ -156,7 +156,7 @@ def _no_features(rows: Sequence[Example]) -> NDArray[np.float32]:
 def _batches(config: Config, processes: int) -> str:
     share = math.ceil(config.batch_size / processes)
     parts = parts_of(config.batch_size, processes, config.gradient_accumulation_steps)
-    at_once = math.ceil(share / parts)
+    at_once = rows_at_once(config.batch_size, processes, config.gradient_accumulation_steps)
     return (
         f"batch_size {config.batch_size}: {processes} process{'es' if processes > 1 else ''} of {share} examples each, "
         f"in {parts} part{'s' if parts > 1 else ''} of at most {at_once}"
@@ -165,12 +165,12 @@ def _batches(config: Config, processes: int) -> str:
 
 def _trainable(method: Method, plans: Sequence[TaskPlan]) -> str:
     total = sum(w.numel() for w in method.named().values())
-    return f"parameters: {total:,}, at most {max(sum(plan.learning) for plan in plans):,} trainable"
+    return f"parameters: {total:,}, at most {sum(largest(plans).learning):,} trainable"
 
 
 def _memory(method: Method, plans: Sequence[TaskPlan], processes: int) -> list[str]:
     """Of the task that trains most, with its longest texts. Empties the model."""
-    plan = max(plans, key=lambda plan: (sum(plan.learning), plan.steps))
+    plan = largest(plans)
     if not plan.steps:
         return []
     parts = memory_of(method, plan.task, processes, mode())

@@ -1,13 +1,12 @@
 """The memory of one device in training, counted in a step without values (`--dry_run`).
 
 The model becomes one of fake tensors, which have shapes and types alone; a batch of the longest texts goes forward and
-backward through it as in training, and the bytes of all tensors that exist at a time are counted. On a CPU the count is
-that of a real step to 1 in 10,000. What the allocator, Python and the kernels take comes on top.
+backward through it as in training, and the bytes of all tensors that exist at a time are counted: those of a real step
+within 2 % (tests/unit/run/test_memory.py). What the allocator, Python and the kernels take comes on top.
 """
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -19,9 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from models.Base import Method, Task
-from utils.dataloader import parts_of
+from utils.dataloader import parts_of, rows_at_once
 from utils.dataset import Example
-from utils.distributed.modes import autocast, autocast_type
+from utils.distributed.modes import DIVIDED, autocast, autocast_type
 from utils.model import adapters
 from utils.model.architecture import kind_of
 from utils.model.forward import has_plain_head
@@ -29,7 +28,6 @@ from utils.model.freeze import blocks
 from utils.optimizer import moment_bytes
 from utils.quantization import saved_bytes
 
-DIVIDED = {"ZeRO-1": 1, "ZeRO-2": 2, "ZeRO-3": 3, "FSDP2": 3}  # of AdamW, gradients, weights: the first so many
 CPU = torch.device("cpu")
 PASS, UNCOUNTED = "gradients, activations, logits", "gradients (activations cannot be counted for this method)"
 
@@ -50,7 +48,7 @@ def memory_of(method: Method, task: Task, processes: int, launched: str | None) 
     learning = {name: w.numel() for name, w in method.learning(task).items()}
     whole = state_bytes(method, list(learning.values()))
     parts = parts_of(config.batch_size, processes, config.gradient_accumulation_steps)
-    rows = math.ceil(math.ceil(config.batch_size / processes) / parts)
+    rows = rows_at_once(config.batch_size, processes, config.gradient_accumulation_steps)
     keeps = parts > 1 or launched in ("DDP", "ZeRO-1")
     found: dict[str, float] = {
         "weights": whole["weights"] / (processes if divided == 3 else 1),
