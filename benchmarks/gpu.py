@@ -5,9 +5,9 @@
 Training: a random model of the shape of Pythia-160m learns short and long answers, all weights and LoRA, in bfloat16
 autocast, with this program, transformers.Trainer and, where it is installed, TRL, on the same batches (see
 benchmarks/training.py). For each: tokens per second (padding included, as this program pads), the share of the matrix
-products per second that the device reaches on large bfloat16 matrices, and peak memory. Then evaluation (see
-benchmarks/evaluation.py), then `pytest -m gpu` in the time that is left. A table is printed, and a JSON file written.
-Without a GPU the same runs on the CPU, where the figures say nothing.
+products per second that the device reaches on large bfloat16 matrices, peak memory, and what the plan (`--dry_run`)
+says of this program's. Then evaluation (see benchmarks/evaluation.py), then `pytest -m gpu` in the time that is left. A
+table is printed, and a JSON file written. Without a GPU the same runs on the CPU, where the figures say nothing.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from utils.dataset import Example, Stream, TaskData, load_stream, save_stream
 from utils.logger import environment
 from utils.model.weights import assign
 from utils.run.cost import peak_memory
+from utils.run.plan.memory import memory_of
 from utils.storage.files import read_json, write_json
 
 SHAPES = {  # name -> layers, width, heads, vocabulary
@@ -114,7 +115,7 @@ def figures(folder: Path) -> Figures:
 
 SIZES = {"short": (60, 1), "long": (20, 40)}  # words of a question, of an answer
 STATES = (0, 4, 5)  # of benchmarks.evaluation
-FOR_TRAINING, FOR_ALL_BUT_TESTS = 0.4, 0.6  # shares of the time
+FOR_TRAINING, FOR_ALL_BUT_TESTS = 0.6, 0.8  # shares of the time, after which no row is started
 
 
 def main(argv: list[str]) -> int:
@@ -126,6 +127,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--shape", choices=SHAPES, default="pythia-160m", help="of the model (default pythia-160m)")
     parser.add_argument("--steps", type=int, default=20, help="optimizer steps of a measurement (default 20)")
     parser.add_argument("--questions", type=int, default=64, help="of the evaluation (default 64)")
+    parser.add_argument("--no-tests", action="store_true", help="leave pytest out")
     options = parser.parse_args(argv)
     warnings.filterwarnings("ignore")
     began, limit = time.monotonic(), 60 * options.minutes
@@ -133,17 +135,18 @@ def main(argv: list[str]) -> int:
     found: dict[str, Any] = {"machine": environment(Config(cfg=None), device(), 1), "matmul_flops_per_second": peak}
     print(f"{device()}, torch {torch.__version__}: {peak / 1e12:,.2f} Tflop/s in bfloat16 matrix products", flush=True)
     found["training"], found["evaluation"] = [], []
-    print(f"{'':14}{'way':>10}{'tokens/s':>12}{'of peak':>9}{'peak MB':>9}{'loss':>9}", flush=True)
+    print(f"{'':14}{'way':>10}{'tokens/s':>12}{'of peak':>9}{'peak MB':>9}{'plan MB':>9}{'loss':>9}", flush=True)
     for trained in ("full", "LoRA"):
         for answers in SIZES:
             if time.monotonic() - began < FOR_TRAINING * limit:
                 found["training"] += train_row(options, trained, answers, peak)
+                write_json(options.out, found)  # what comes next may be cut off
     stream = evaluation.find_stream()
     for state in STATES:
         if time.monotonic() - began < FOR_ALL_BUT_TESTS * limit:
             found["evaluation"].append(evaluate_row(options, stream, evaluation.STATES[state]))
-    write_json(options.out, found)  # before the tests, which may be cut off
-    if not torch.cuda.is_available():
+            write_json(options.out, found)
+    if options.no_tests or not torch.cuda.is_available():
         return 0
     found["tests"] = run_tests(limit - (time.monotonic() - began))
     write_json(options.out, found)
@@ -175,13 +178,17 @@ def train_row(options: argparse.Namespace, trained: str, answers: str, peak: flo
         tokens = padded_tokens(bench)
         flops = tokens * operations_per_token(bench.model, trained)
         rows = [measure_way(bench, way, options.rounds, Path(folder)) for way in ways]
+        planned = sum(memory_of(bench.method, bench.task, 1, None).values())  # empties the model: it comes last
+    rows[0]["planned_bytes"] = planned
     for row in rows:
         row |= {"trained": trained, "answers": answers, "tokens_per_second": tokens / row["seconds"]}
         row["share_of_matmul_peak"] = flops / row["seconds"] / peak
+        memory = f"{row['peak_memory_bytes'] / 1e6:9,.0f}"
+        memory += f"{row['planned_bytes'] / 1e6:9,.0f}" if "planned_bytes" in row else " " * 9
         differs = "" if abs(row["loss"] / rows[0]["loss"] - 1) < BF16_LOSSES_AGREE else "  the losses differ"
         print(
             f"{f'{trained} {answers}':14}{row['way']:>10}{row['tokens_per_second']:12,.0f}"
-            f"{row['share_of_matmul_peak']:9.1%}{row['peak_memory_bytes'] / 1e6:9,.0f}{row['loss']:9.4f}{differs}",
+            f"{row['share_of_matmul_peak']:9.1%}{memory}{row['loss']:9.4f}{differs}",
             flush=True,
         )
     return rows

@@ -46,7 +46,7 @@ SIZES = {
         ("--preset", "small", "--num-person", "22000", "--num-person-first-task", "20000", "--dev-persons-first", "250",
          "--dev-persons-each", "250"),
         ("--preset", "small", "--save-steps", "200"),
-        ("--seeds", "1", "2", "--jobs", "4"),
+        ("--seeds", "1", "2", "--jobs", "6"),
     ),
     "micro": Size(
         ("--preset", "micro"),
@@ -65,22 +65,23 @@ class Stage(NamedTuple):
     share: float  # of the time that is left, at most
 
 
-def stages(size: Size, work: Path, out: Path) -> Iterator[Stage]:
-    """The stages in turn; what is made by an earlier one is looked for when it is due."""
+def stages(size: Size, work: Path, out: Path, ends: float) -> Iterator[Stage]:
+    """The stages in turn, until `ends` of the clock; what is made by an earlier one is looked for when it is due."""
     backbone = work / "backbone"
     stream = ("--dataset", "biography_qa", "--name", NAME, "--out-dir", str(work / "dataset"), *size.stream)
     yield Stage("persons", ("utils/dataformat_preprocess.py", *stream), 0.5)
     if not (backbone / "config.json").exists():
-        yield Stage("pretraining", ("-m", "utils.pretrain", *size.pretrain, "--out", str(backbone), "--resume"), 0.55)
+        yield Stage("pretraining", ("-m", "utils.pretrain", *size.pretrain, "--out", str(backbone), "--resume"), 0.6)
     places = [f"dataset_path={work / 'dataset'}", f"dataset={NAME}", f"backbone={backbone}", f"dump_path={work}"]
     words = [word for place in places for word in ("--set", place)]
     runs = ("-m", "utils.sweep", *FILES, "--prefix", "gpu_study", "--baseline", "SEQ", *words, *size.runs)
-    yield Stage("runs", runs, 0.8)
+    yield Stage("runs", runs, 0.75)
     found = sorted(str(path.parent) for path in work.glob("gpu_study-*/*/results.json"))
     if found:
         yield Stage("report", ("-m", "utils.report", *found, "--baseline", "SEQ", "--out", str(out)), 1)
     if torch.cuda.is_available():
-        yield Stage("speed", ("-m", "benchmarks.gpu", "--out", str(out / "speed")), 1)
+        words = ("--minutes", f"{(ends - time.monotonic()) / 60:.2f}", "--no-tests")
+        yield Stage("speed", ("-m", "benchmarks.gpu", "--out", str(out / "speed.json"), *words), 1)
 
 
 def perform(stage: Stage, seconds: float) -> tuple[int | None, float]:
@@ -122,7 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
     out = given.out.resolve()
     work = (given.work or out.with_name(f"{out.name}-work")).resolve()
     ends, done = time.monotonic() + 60 * given.minutes, []
-    for stage in stages(SIZES[given.size], work, out):
+    for stage in stages(SIZES[given.size], work, out, ends):
         left = ends - time.monotonic()
         say_with_time(f"{stage.name}: {left / 60:.1f} minutes left")
         code, seconds = perform(stage, left * stage.share) if left > 0 else (None, 0.0)

@@ -48,6 +48,7 @@ def test_the_whole_script_in_miniature(monkeypatch, tmp_path, capsys):
         for way in ("own", "trainer")
     ]  # fmt: skip
     assert all(row["tokens_per_second"] > 0 and row["share_of_matmul_peak"] > 0 for row in found["training"])
+    assert all(row["planned_bytes"] > 1e5 for row in found["training"] if row["way"] == "own")
     assert "the losses differ" not in capsys.readouterr().out
     assert len(found["evaluation"]) == 1 and "generate 16" in found["evaluation"][0]
     assert found["machine"]["versions"]["torch"] and found["matmul_flops_per_second"] > 0

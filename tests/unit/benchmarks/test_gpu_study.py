@@ -26,14 +26,13 @@ def test_what_cannot_follow_is_left_out(monkeypatch, tmp_path):
 
 
 def test_a_finished_backbone_is_kept(tmp_path):
-    assert [stage.name for stage in stages(SIZES["small"], tmp_path, tmp_path)][:3] == [
-        "persons",
-        "pretraining",
-        "runs",
-    ]
+    def names() -> list[str]:
+        return [stage.name for stage in stages(SIZES["small"], tmp_path, tmp_path, ends=0)]
+
+    assert names()[:3] == ["persons", "pretraining", "runs"]
     (tmp_path / "backbone").mkdir()
     (tmp_path / "backbone/config.json").touch()
-    assert [stage.name for stage in stages(SIZES["small"], tmp_path, tmp_path)][:2] == ["persons", "runs"]
+    assert names()[:2] == ["persons", "runs"]
 
 
 @pytest.mark.slow
