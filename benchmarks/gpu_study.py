@@ -1,9 +1,9 @@
-"""The table of "Spurious Forgetting" (Zheng et al., ICLR 2025) at 25 M parameters, in ten minutes on one GPU.
+"""The table of "Spurious Forgetting" (Zheng et al., ICLR 2025) at 23 M parameters, in ten minutes on one GPU.
 
     python -m benchmarks.gpu_study --out gpu_study
     python -m benchmarks.gpu_study --out /tmp/rehearsal --size micro      # on a CPU: 0.2 M parameters, 12 persons
 
-Invents 22,000 persons, pretrains a GPT-NeoX of 12 layers on the biographies of the first 20,000 until it knows them,
+Invents 22,000 persons, pretrains a GPT-NeoX of 12 layers on the biographies of the first 20,000 for 32 epochs,
 and runs config/biography_gpu_task2 on the questions: task 0 trains on half of these persons and tests on others, task 1
 adds 2,000 new persons. The last stage is the speed table of benchmarks.gpu. A stage that is over its time ends with a
 checkpoint, and the same command resumes it. OUT gets gpu_study.json and the comparison of the runs (a few MB); models,

@@ -170,7 +170,8 @@ def assemble(config: Config, stream: Stream, data: Data) -> Bench:
     rows = encoder([examples[i] for batch in order for i in batch], data.width)
     method = SEQ(session, SEQ.Options(), backbone, stream)
     method.setup()
-    return Bench(method, session, data, examples, rows, snapshot(method.named()))
+    start = {name: w.cpu() for name, w in snapshot(method.named()).items()}  # not in the memory that is measured
+    return Bench(method, session, data, examples, rows, start)
 
 
 def _layers(config: Config) -> int:
