@@ -240,7 +240,7 @@ def probed_run(folder, observed, answers, labels=(0, 1, 2, 3)):
     return folder
 
 
-def test_report_shows_observed_next_to_probing_accuracy(tmp_path):
+def test_report_shows_observed_next_to_probing_accuracy(figures, tmp_path):
     right, half = [0, 1, 2, 3], [0, 1, 0, 0]
     answers = {"base": [half, half], "after_0": [right, half], "after_1": [right, half]}
     run = probed_run(tmp_path / "run", [[1.0, None], [0.2, 0.9]], answers)

@@ -181,7 +181,7 @@ def test_training_questions_have_a_separate_matrix(tmp_path):
     assert "Training questions:" in summary.table(results)
 
 
-def test_pages_and_pictures_are_written(tmp_path):
+def test_pages_and_pictures_are_written(figures, tmp_path):
     run = make_run(tmp_path / "run", THREE, base=[0.0, 0.05, 0.1], chance=[0.1, 0.2, None], recovery=0.8)
     summary.write(run)
     for name in ("R.png", "accuracy.png"):
