@@ -18,7 +18,7 @@ from models.PEFT import PEFT
 from utils.config import Config, Float, OptionGroup, search
 from utils.dataloader import Batch, Encoded, collate
 from utils.dataset import Stream
-from utils.distributed.collectives import share, sum_over_processes
+from utils.distributed.collectives import of_main, share, sum_over_processes
 from utils.errors import UserError
 from utils.model import adapters
 from utils.model.forward import has_plain_head
@@ -201,7 +201,7 @@ def extend(basis: Tensor, covariance: Tensor, wanted: float, power: int = 2) -> 
 def _rest(covariance: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues (D,), largest first, and eigenvectors (columns) of the inputs without what the basis holds."""
     off = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device) - basis @ basis.T
-    values, vectors = torch.linalg.eigh(off @ covariance @ off)
+    values, vectors = map(of_main, torch.linalg.eigh(off @ covariance @ off))
     values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
     largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
     return values, vectors * largest.sign()  # the same sign everywhere

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from models.Base import Method, Setting, Task
 from utils.config import Float, OptionGroup
+from utils.distributed.collectives import of_main
 from utils.model.targets import linear
 from utils.model.weights import Weights
 
@@ -68,7 +69,7 @@ class OSF(Method):
             w = learning.get(f"{layer}.weight")
             if task.index == 0 or w is None:
                 continue
-            u, _, vt = torch.linalg.svd(w.float(), full_matrices=False)
+            u, _, vt = map(of_main, torch.linalg.svd(w.float(), full_matrices=False))
             if r := math.floor(share * len(vt)):
                 self.kept[f"{layer}.weight"] = u[:, :r].contiguous(), vt[:r].T.contiguous()
         ranks = [u.shape[1] for u, _ in self.kept.values()]

@@ -11,6 +11,7 @@ from torch import Tensor
 from models.Base import GENERATING, WRITING, Method, Setting, Task
 from utils.config import Config, NoOptions
 from utils.dataset import Stream
+from utils.distributed.collectives import of_main
 from utils.distributed.modes import ALL
 from utils.model import adapters
 from utils.model.weights import Weights, snapshot
@@ -51,7 +52,7 @@ class SLAO(Method):
     def before_task(self, task: Task) -> None:
         if task.index > 0:
             for a in adapters.factors(self.model, "A", adapters.FIRST).values():
-                a.data.copy_(orthonormal(a.data))
+                a.data.copy_(of_main(orthonormal(a.data)))
 
     def after_task(self, task: Task) -> None:
         super().after_task(task)

@@ -46,6 +46,20 @@ def from_main(value: Any) -> Any:
     return broadcast_object_list([value])[0]
 
 
+def of_main(value: Tensor) -> Tensor:
+    """This tensor of the main process, on every process: a decomposition may differ between devices in its last bits.
+
+    Args:
+        value: Has the same shape on all processes.
+    """
+    if _state().num_processes == 1:
+        return value
+    from accelerate.utils import broadcast
+
+    found: Tensor = broadcast(value.contiguous())
+    return found
+
+
 def agree(wish: bool) -> bool:
     """True on every process if `wish` is true on any: clocks differ, but all processes must take the same branch."""
     if _state().num_processes == 1:

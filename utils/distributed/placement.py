@@ -247,17 +247,18 @@ class Partitioned(Replicated):
             safe_set_full_fp32_param(w, w.detach())
 
     def moments(self, keep: bool = True) -> OptimizerState:
-        """Collected on the CPU, on every process."""
+        """Collected on the CPU, one at a time."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
         self.before_reading()
         steps = [self.adamw.state[piece]["step"] for piece in self.pieces() if piece in self.adamw.state]
-        if not steps:
-            return {}
-        return {
-            name: {"step": steps[0].clone()} | {key: safe_get_full_optimizer_state(w, key).cpu() for key in MOMENTS}
-            for name, w in self.named.items()
-        }
+        found: OptimizerState = {}
+        for name, w in self.named.items() if steps else ():
+            for key in MOMENTS:
+                whole = safe_get_full_optimizer_state(w, key)
+                if keep:
+                    found.setdefault(name, {"step": steps[0].clone()})[key] = whole.cpu()
+        return found
 
 
 class Zero3(Partitioned):
