@@ -76,8 +76,12 @@ def _run(argv: list[str]) -> list[str]:
     if name not in support_dataset_list:
         if name is None and {"-h", "--help"} & set(argv):
             _parse(argv, [Options], final=True)
-        near = difflib.get_close_matches(name or "", support_dataset_list, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        known = {one.lower(): one for one in support_dataset_list}
+        near = difflib.get_close_matches((name or "").lower(), known, n=1, cutoff=0.7)
+        own = (
+            "your own files: --dataset jsonl --raw-dir FOLDER, or main_CL.py --dataset_files FILE; see docs/own-data.md"
+        )
+        hint = f"; did you mean {known[near[0]]!r}?" if near else f"; {own}"
         raise UserError(f"--dataset: expected one of {', '.join(support_dataset_list)}, got {name!r}{hint}")
     module = load(name)
     given = _parse(argv, [Options, module.Options], final=True)

@@ -183,11 +183,13 @@ def _how_to_make(name: str) -> str:
     made = dict(re.findall(r'^ *"(\S+) \|.* --dataset (\w+)', script, re.MULTILINE))
     if name in made:
         return f"make it with: bash preprocess_dataset.sh {name}"
-    near = get_close_matches(name, made, n=1, cutoff=0.8)
+    known = {one.lower(): one for one in made} | {dataset.lower(): one for one, dataset in reversed(made.items())}
+    near = [known[one] for one in get_close_matches(name.lower(), known, n=1, cutoff=0.8)]
     hint = f"; did you mean {near[0]!r}, made with: bash preprocess_dataset.sh {near[0]}" if near else ""
+    hint = hint or "; your own files: --dataset_files FILE, see docs/own-data.md"
     sets = [dataset for dataset in made.values() if name.startswith(f"{dataset}_")]
-    known = f"--dataset {max(sets, key=len)} --help" if sets else "--help"
-    command = f"python utils/dataformat_preprocess.py {known}"
+    which = f"--dataset {max(sets, key=len)} --help" if sets else "--help"
+    command = f"python utils/dataformat_preprocess.py {which}"
     return f"preprocess_dataset.sh lists no stream of this name; options that make streams: {command}{hint}"
 
 

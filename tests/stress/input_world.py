@@ -38,7 +38,8 @@ class World(NamedTuple):
         """A command line of a small run."""
         return [
             *("--cfg", "None", "--backbone", backbone or tiny.backbone_folder(), "--training_epochs", "1"),
-            *("--dataset", dataset, *self.places(), *words),
+            *(() if "--dataset_files" in words else ("--dataset", dataset)),
+            *(*self.places(), *words),
         ]
 
     def places(self) -> list[str]:

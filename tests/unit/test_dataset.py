@@ -92,7 +92,10 @@ def test_a_missing_stream_names_the_command(tmp_path):
     path = tmp_path / "zsre_task10/continual_data.json"
     assert str(error.value) == f"{path} is missing; make it with: bash preprocess_dataset.sh zsre_task10"
     for name, command in {
-        "nope_task2": "python utils/dataformat_preprocess.py --help",
+        "nope_task2": "python utils/dataformat_preprocess.py --help; your own files: --dataset_files FILE, see "
+        "docs/own-data.md",
+        "trace": "python utils/dataformat_preprocess.py --help; did you mean 'TRACE_task8', made with: bash "
+        "preprocess_dataset.sh TRACE_task8",
         "clinc150_task15_small": "python utils/dataformat_preprocess.py --dataset clinc150 --help; did you mean "
         "'clinc150_task15', made with: bash preprocess_dataset.sh clinc150_task15",
     }.items():

@@ -112,7 +112,9 @@ def _of_files(config: Config) -> Iterator[Asked]:
             continue
         for one in _records(word, fields[i].strip()):
             metric = metrics[i] if metrics else _usual_metric(kind, one.examples)
-            yield Asked(one.name, kind, find(metric).name, one.examples, config.general_max_new_tokens)
+            yield Asked(
+                one.name, kind, find(metric, "general_metrics").name, one.examples, config.general_max_new_tokens
+            )
 
 
 def _records(word: str, fields: str) -> list[jsonl.Questions]:

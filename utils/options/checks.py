@@ -154,7 +154,7 @@ def metrics_of(plan: Plan) -> list[str]:
 
 def metrics_fit(plan: Plan) -> list[str]:
     """Metrics without an implementation, or that score right answers like a wrong one, as span_f1 of names."""
-    metrics = [find(name) for name in metrics_of(plan)]
+    metrics = [find(name, "metric_for_each_task") for name in metrics_of(plan)]
     pairs = list(enumerate(zip(metrics, plan.stream.tasks, strict=False)))
     found = [
         f"metric_for_each_task: {metric.name} gives the right answers of task {k} ({task.name}) the same score as "
@@ -192,8 +192,21 @@ def lists_replace(plan: Plan) -> list[str]:
     ]
 
 
+def files_are_alone(plan: Plan) -> list[str]:
+    """A stream that is named on the command line, and that files replace."""
+    config, sources = plan.config, plan.resolved.sources
+    if config.dataset_files is None or not sources.get("dataset", "").startswith("--"):
+        return []
+    return [f"dataset: has no effect, as dataset_files ({sources['dataset_files']}) replaces it; leave one of them out"]
+
+
 def classes_are_complete(plan: Plan) -> list[str]:
-    """Streams without the classes that a classifier needs."""
+    """Streams without the classes that a scenario or a classifier needs."""
+    if plan.config.dataset_files and plan.config.il_mode == "CIL" and "CUR_NUM_CLASS" not in plan.stream.config:
+        return [
+            "il_mode: CIL needs the class of each record, and none has a label; name its field, "
+            "--fields input=FIELD,target=FIELD,label=FIELD, or use il_mode CIT"
+        ]
     if plan.config.classifier is not None and plan.config.il_mode in ("CIL", "TIL"):
         Classes(plan.stream)
     return []
@@ -260,7 +273,7 @@ def watching_fits(plan: Plan) -> list[str]:
         found.append(
             f"{on_dev}: the dev split of {stream.name} is for tuning (score_split), where it changes what is trained"
         )
-    lower = {name for name in metrics_of(plan) if not find(name).higher_is_better}
+    lower = {name for name in metrics_of(plan) if not find(name, "metric_for_each_task").higher_is_better}
     if config.early_stop_accuracy is not None and lower:
         found.append(f"early_stop_accuracy: needs a metric where higher is better; got {', '.join(sorted(lower))}")
     return found
@@ -356,6 +369,7 @@ CHECKS: tuple[Callable[[Plan], list[str]], ...] = (
     stream_fits,
     metrics_fit,
     lists_replace,
+    files_are_alone,
     classes_are_complete,
     lambda plan: buffer.problems(plan.config, plan.stream),
     lambda plan: probing.problems(plan.config, plan.stream),

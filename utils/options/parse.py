@@ -205,7 +205,8 @@ def validate(schema: type[Group], given: dict[str, Given], problems: list[str]) 
             expected = item["msg"]
             for word, ours in WORDS.items():
                 expected = expected.replace(word, ours)
-            problems.append(f"{name}{place}: {expected}, got {_shortened(item['input'])}  ({given[name].source})")
+            got = f"{_shortened(item['input'])}{'; files are given by --dataset_files' * (name == 'dataset')}"
+            problems.append(f"{name}{place}: {expected}, got {got}  ({given[name].source})")
         return None
 
 
@@ -228,6 +229,8 @@ def _read_command_line(argv: list[str], schemas: list[type[OptionGroup]], final:
         raise ConfigError([f"{(error.argument_name or '').removeprefix('--')}: {error.message}"]) from None
     line = {}
     for name, text in vars(known).items():
+        if isinstance(text, list) and sum(word.split("=")[0] == f"--{name}" for word in argv) > 1:
+            raise ConfigError([f"{name}: given twice; write all its values behind one --{name}, separated by spaces"])
         field = next(s.model_fields[name] for s in schemas if name in s.model_fields)
         line[name] = Given(_value(text, field), f"--{name}")
     if final and rest:

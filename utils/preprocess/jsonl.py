@@ -2,6 +2,7 @@
 
     DIR/<task>.jsonl                           one file per task, split by --dev-ratio and --test-ratio
     DIR/<task>/{train,dev,test}.jsonl          one folder per task with given splits; dev is optional
+    DIR/<task>_{train,dev,test}.jsonl          the same without folders
     DIR/dataset_info.json                      one task per entry, as in LLaMA-Factory
 
 Files are .json (a list), .jsonl, .csv, .tsv, .parquet or .arrow. A record has a question and an answer, and for classes
@@ -31,9 +32,9 @@ from utils.dataset import CUT_SIDES, SPLITS, Example, Stream, TaskData
 from utils.errors import UserError, printable
 from utils.preprocess.own import names, table
 from utils.preprocess.own.fields import Fields, Record, parse
-from utils.preprocess.own.sources import Source
+from utils.preprocess.own.sources import Source, split_of
 from utils.preprocess.own.table import Table
-from utils.preprocess.own.tasks import ALONE, Files, find, in_folder
+from utils.preprocess.own.tasks import ALONE, Files, check_apart, find, in_folder
 from utils.preprocess.shared.classes import class_facts
 from utils.preprocess.shared.option_types import Counts, Names, per_task
 from utils.preprocess.shared.raw import file_sha256
@@ -126,7 +127,10 @@ def read_tasks(words: Sequence[str | Path], options: Options, seed: int) -> Stre
     Raises:
         UserError: a file is missing, two tasks have one name, or there is an error in a file.
     """
-    return _stream([files for word in words for files in find(str(word))], options, seed)
+    found = [files for word in words for files in find(str(word))]
+    if options.task_names is None:
+        check_apart(found)
+    return _stream(found, options, seed)
 
 
 class Questions(NamedTuple):
@@ -167,12 +171,21 @@ def _stream(found: list[Files], options: Options, seed: int) -> Stream:
     classes = _classes(tasks)
     made = [_task(task, k, classes) for k, task in enumerate(tasks)]
     source = {
-        "files": {name: digest for task in tasks for name, digest in task.files.items()},
+        "files": _digests(tasks),
         "options": options.model_dump(mode="json", exclude={"task_order"}) | {"seed": seed},
         "fields": {task.name: task.fields.text for task in tasks},
         "notes": [*_notes(tasks), *_remarks(tasks, made)],
     }
     return Stream(f"jsonl_task{len(made)}", tuple(made), _facts(tasks, made, options, classes) | {"SOURCE": source})
+
+
+def _digests(tasks: list[Task]) -> dict[str, str]:
+    """Of all files by name; a name that other files have too, behind that of its task."""
+    found: dict[str, str] = {}
+    for task in tasks:
+        for name, digest in task.files.items():
+            found[name if found.get(name, digest) == digest else f"{task.name}: {name}"] = digest
+    return found
 
 
 def _named(found: list[Files], task_names: Sequence[str] | None) -> list[Files]:
@@ -209,7 +222,11 @@ def _read(files: Files, text: str, options: Options, seed: int) -> Task:
 def _file_name(source: Source, task: str, split: str) -> str:
     if isinstance(source.place, str):
         return str(source)
-    return source.place.name if split == ALONE else f"{task}/{source.place.name}"
+    if split == ALONE:
+        return source.place.name
+    folder = source.place.parent.name
+    inner = f"{folder}/" if split_of(folder) and folder != task else ""  # the folder of a split
+    return f"{task}/{inner}{source.place.name}"
 
 
 def _fields(files: Files, text: str, joint: str) -> tuple[Fields, str | None]:
@@ -230,7 +247,7 @@ def _fields(files: Files, text: str, joint: str) -> tuple[Fields, str | None]:
         raise UserError(f"fields: expected ROLE=FIELD,... or one of {', '.join(names.PRESETS)}, got {text!r}")
     fitting = names.fitting(text, row.fields)
     if fitting is None:
-        wanted = names.PRESETS[text][0]
+        wanted = " or ".join(names.PRESETS[text][:2])
         raise UserError(f"{row.where}: preset {text} reads {wanted}; {names.advice(row.fields)}")
     return parse(fitting, joint, is_given=False), None
 
@@ -243,12 +260,13 @@ def _table(sources: list[Source], fields: Fields) -> Table:
 
     if sum(source.size for source in sources) >= table.LARGE:
         parts = [*(source.digest for source in sources), *map(str, sources), repr(fields), _code()]
-        found = table.on_disk(records(), fields.unread, hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32])
+        found = table.on_disk(records(), fields.noticed, hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32])
     else:
-        found = table.in_memory(records(), fields.unread)
+        found = table.in_memory(records(), fields.noticed)
     if not len(found):
         raise UserError(f"{sources[0]} holds no records, at least one is needed")
-    fields.unread.update(found.unread)
+    for mine, seen in zip(fields.noticed, found.noticed, strict=True):
+        mine.update(seen)
     return found
 
 
@@ -306,8 +324,10 @@ def _task(task: Task, k: int, classes: list[list[str]]) -> TaskData:
 
 def _notes(tasks: list[Task]) -> list[str]:
     """What was found out, and what was not read."""
-    lines = [f"{task.name}: fields of {task.preset}: {task.fields.text}" for task in tasks if task.preset]
-    unread = sorted(set().union(*(task.fields.unread for task in tasks)))
+    found = [task for task in tasks if task.preset or (task.preset is not None and "references" in task.fields.parts)]
+    lines = [f"{task.name}: fields of {task.preset or 'this program'}: {task.fields.text}" for task in found]
+    lines += [f"{task.name}: {remark}" for task in tasks for remark in sorted(task.fields.noticed.remarks)]
+    unread = sorted(set().union(*(task.fields.noticed.unread for task in tasks)))
     files = [file for task in tasks for file in task.unread]
     lines += [f"fields that are not read: {', '.join(unread)}"] if unread else []
     return lines + ([f"files that are not read: {', '.join(map(os.path.basename, files))}"] if files else [])
@@ -330,7 +350,7 @@ def _facts(tasks: list[Task], made: list[TaskData], options: Options, classes: l
     facts = {
         "NUM_TASK": count,
         "TASK_NAMES": [task.name for task in tasks],
-        "METRIC": [find_metric(metric).name for metric in metrics],
+        "METRIC": [find_metric(metric, "--metric").name for metric in metrics],
         "PROMPT_TYPE": options.prompt_type,
         "MAX_NEW_TOKENS": per_task(options.max_new_tokens, count, "max-new-tokens"),
         "IL_MODE": options.il_mode,

@@ -62,7 +62,7 @@ def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
     names = [_full(name, places) for name in options.task_order or places]
     if len(set(names)) < len(names):
         raise UserError(f"--task-order: expected different tasks, got {','.join(names)}")
-    metrics = [find(name).name for name in per_task(options.metric, len(names), "metric")]
+    metrics = [find(name, "--metric").name for name in per_task(options.metric, len(names), "metric")]
     files: dict[str, str] = {}
     tasks = tuple(_task(places[name], k, options, seed, files) for k, name in enumerate(names))
     used = options.model_dump(mode="json") | {"task_order": names, "seed": seed}

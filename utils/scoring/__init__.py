@@ -96,8 +96,12 @@ METRICS |= {
 }
 
 
-def find(metric: str) -> Metric:
+def find(metric: str, option: str = "") -> Metric:
     """The metric with this name.
+
+    Args:
+        metric: The name.
+        option: That gives it, for the message.
 
     Raises:
         UserError: the name is unknown.
@@ -105,7 +109,8 @@ def find(metric: str) -> Metric:
     if metric not in METRICS:
         near = get_close_matches(metric, METRICS, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise UserError(f"unknown metric '{metric}', expected one of {', '.join(METRICS)}{hint}")
+        where = f"{option}: " if option else ""
+        raise UserError(f"{where}unknown metric '{metric}', expected one of {', '.join(METRICS)}{hint}")
     return METRICS[metric]
 
 

@@ -4,30 +4,33 @@ A specification is a text such as `input=instruction+input?,target=output`: role
 joined. A field with `?` may be absent or empty; `answers.text` is a field inside a field. Roles:
 
     input, target        the question and the answer; a target that is a list holds all accepted answers
+    references           with them: more accepted answers, a text or a list
     label                the class, a text or an integer
     messages             a chat, instead of input and target
     system, history      with input and target: a chat of these, earlier turns and the question
-    choices              options of a question: they are listed under it, and the target becomes the letter of one
+    choices              options of a question: they are listed under it, unless it lists them by letters itself, and
+                         the target becomes the letter of one
     endings              options that are not listed: each is a possible answer, and the target becomes the right one
 """
 
 from __future__ import annotations
 
-import json
-import math
-import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from utils.dataset import Example
 from utils.errors import UserError
+from utils.preprocess.own import chats, choices
+from utils.preprocess.own.chats import Tags
 from utils.preprocess.own.names import NOTHING, advice, leaves_out
-from utils.preprocess.shared.records import Row
+from utils.preprocess.shared.records import Row, as_text
 
-ROLES = ("input", "target", "label", "messages", "system", "history", "choices", "endings")
-LETTERS = string.ascii_uppercase
+ROLES = ("input", "target", "references", "label", "messages", "system", "history", "choices", "endings")
+
+OPTIONS_ONCE = "options that the question lists by letters are not listed again"
+OPTIONS_TWICE = "questions that name all their options have them listed once more below, as A., B., ..."
 
 
 class Part(NamedTuple):
@@ -46,24 +49,19 @@ class Part(NamedTuple):
         return value
 
 
-class Tags(NamedTuple):
-    """How chats are written: the names of a turn's fields, and whose turn each role is."""
-
-    role: str
-    content: str
-    roles: dict[str, str]
-
-
-OPENAI = Tags("role", "content", {role: role for role in ("user", "assistant", "system")})
-SHAREGPT = Tags("from", "value", {"human": "user", "gpt": "assistant", "system": "system"})
-
-
 class Record(NamedTuple):
     """An example whose class is still a name."""
 
     example: Example
     label: str | None
     where: str
+
+
+class Noticed(NamedTuple):
+    """What was seen while records were read."""
+
+    unread: set[str]  # names of fields that are not read
+    remarks: set[str]
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ class Fields:
     joint: str = "\n"  # between the texts of several fields
     is_given: bool = True  # field by field, by the user, who may leave some out; else a question must be read whole
     tags: Tags | None = None  # None: as the first turn is written
-    unread: set[str] = field(default_factory=set, compare=False, repr=False)  # names that were seen and not read
+    noticed: Noticed = field(default_factory=lambda: Noticed(set(), set()), compare=False, repr=False)
 
     @cached_property
     def known(self) -> set[str]:
@@ -106,16 +104,17 @@ class Fields:
                 f"{row.where}: the field {lost[0]!r} may belong to the question, and {self.text} would not read it; "
                 f"{advice(row.fields)}"
             )
-        self.unread.update(map(str, unread))
+        self.noticed.unread.update(map(str, unread))
 
     def _example(self, row: Row) -> Example:
         if "messages" in self.parts:
-            return _from_turns(row, self._turns(row, self.parts["messages"][0], self.tags))
+            return chats.example(row, self.parts["messages"][0].name, self._turns(row))
         if {"choices", "endings"} & self.parts.keys():
             return self._choice(row)
         question, answers = self._joined(row, "input"), self._answers(row)
         if {"system", "history"} & self.parts.keys():
-            return _from_turns(row, [*self._before(row), ("user", question), ("assistant", answers[0])])
+            turns = [*self._before(row), ("user", question), ("assistant", answers[0])]
+            return chats.example(row, "history", turns)
         return Example(question, answers[0], references=tuple(answers) if len(answers) > 1 else None)
 
     def _value(self, row: Row, role: str) -> Any:
@@ -145,15 +144,25 @@ class Fields:
         parts = self.parts["target"]
         value = parts[0].value(row.fields) if len(parts) == 1 else None
         if isinstance(value, list) and value:
-            return list(dict.fromkeys(self._text(row, parts[0], one) for one in value))
-        return [self._joined(row, "target")]
+            found = [self._text(row, parts[0], one) for one in value]
+        else:
+            found = [self._joined(row, "target")]
+        for part in self.parts.get("references", ()):
+            more = part.value(row.fields)
+            if more is None and not part.optional:
+                raise self._missing(row, part)
+            given = more if isinstance(more, list) else [] if more is None else [more]
+            found += [self._text(row, part, one) for one in given]
+        return list(dict.fromkeys(found))
 
     def _text(self, row: Row, part: Part, value: Any) -> str:
         if isinstance(value, str) and value.isascii():
             return value
         text = as_text(value)
+        if value == []:
+            raise UserError(f"{row.where}: expected a text in the field {part.name!r}, got an empty list; leave it out")
         if text is None:
-            raise UserError(f"{row.error(part.name, 'a text or a number', value)}; {advice(row.fields)}")
+            raise UserError(f"{row.error(part.name, 'a text or a number', value)}; {advice(row.fields, self.text)}")
         return row._replace(fields={part.name: text}).text(part.name)  # refuses half characters
 
     def _missing(self, row: Row, part: Part) -> UserError:
@@ -169,32 +178,30 @@ class Fields:
                 raise row.error(self.parts["history"][0].name, "a list of [question, answer]", turns)
             yield from zip(("user", "assistant"), turn, strict=True)
 
-    def _turns(self, row: Row, part: Part, tags: Tags | None) -> list[tuple[str, str]]:
+    def _turns(self, row: Row) -> list[tuple[str, str]]:
+        part = self.parts["messages"][0]
         turns = part.value(row.fields)
         if turns is None:
             raise self._missing(row, part)
-        if not isinstance(turns, list):
-            raise row.error(part.name, "a list of {role, content}", turns)
-        turns = [turn if isinstance(turn, dict) else {} for turn in turns]
-        first = turns[0] if turns else {}
-        tags = tags or (SHAREGPT if "from" in first and "role" not in first else OPENAI)
-        rows = [Row(f"{row.where}, turn {i}", turn) for i, turn in enumerate(turns, start=1)]
-        read = [(turn.text(tags.role), turn.text(tags.content)) for turn in rows]
-        return [*self._before(row), *((tags.roles.get(role, role), content) for role, content in read)]
+        read, unread = chats.read(row, part.name, turns, self.tags)
+        self.noticed.unread.update(f"{part.name}: {name}" for name in unread)
+        return [*self._before(row), *read]
 
     def _choice(self, row: Row) -> Example:
         """The question with its options, one a line, and the letter of the right one; or the options are answers."""
         part = self.parts["choices" if "choices" in self.parts else "endings"][0]
-        names, texts = _options(row, part, part.value(row.fields) if part.value(row.fields) is not None else [])
-        place = _chosen(row, self.parts["target"][0].name, self._value(row, "target"), names, texts)
+        options = choices.read(row, part.name, part.value(row.fields))
+        place = options.chosen(row, self.parts["target"][0].name, self._value(row, "target"))
+        question = self._joined(row, "input")
         if "endings" in self.parts:
-            if not all(text.strip() for text in texts):
+            if not all(text.strip() for text in options.texts):
                 raise row.error(part.name, "texts that are not empty", None)
-            return Example(self._joined(row, "input"), texts[place], choices=tuple(texts))
-        lines = [f"{letter}. {text}" for letter, text in zip(LETTERS, texts, strict=False)]
-        return Example(
-            "\n".join([self._joined(row, "input"), *lines]), LETTERS[place], choices=tuple(LETTERS[: len(texts)])
-        )
+            return Example(question, options.texts[place], choices=tuple(options.texts))
+        listed = options.listed(question)
+        if options.are_in(question):
+            self.noticed.remarks.add(OPTIONS_TWICE if listed != question else OPTIONS_ONCE)
+        letters = choices.LETTERS[: len(options.texts)]
+        return Example(listed, letters[place], choices=tuple(letters))
 
 
 def parse(text: str, joint: str = "\n", is_given: bool = True) -> Fields:
@@ -215,61 +222,8 @@ def parse(text: str, joint: str = "\n", is_given: bool = True) -> Fields:
         parts[role] = read
     if parts.keys() & {"input", "target", "messages"} not in ({"input", "target"}, {"messages"}):
         raise UserError(f"fields: expected input=... and target=..., or messages=..., got {text!r}")
+    if "references" in parts and parts.keys() & {"messages", "choices", "endings", "system", "history"}:
+        raise UserError(f"fields: references are for input and target without chats or options, got {text!r}")
     if {"choices", "endings"} <= parts.keys():
         raise UserError(f"fields: expected choices=... or endings=..., got both in {text!r}")
     return Fields(text, parts, joint, is_given)
-
-
-def as_text(value: Any) -> str | None:
-    """A text, or a number as JSON writes it; None: neither.
-
-    >>> as_text("a"), as_text(2), as_text(0.5), as_text(True), as_text([1])
-    ('a', '2', '0.5', 'true', None)
-    """
-    if isinstance(value, str):
-        return value
-    is_number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
-    return json.dumps(value) if is_number else None
-
-
-def _from_turns(row: Row, messages: Sequence[tuple[str, str]]) -> Example:
-    roles = [role for role, _ in messages]
-    talk = roles[1:] if roles[:1] == ["system"] else roles
-    if not talk or talk != ["user", "assistant"] * (len(talk) // 2):
-        raise UserError(
-            f"{row.where}: expected user and assistant in turns, at most a system turn before them and an answer at "
-            f"the end, got {', '.join(roles)[:80] or 'no turns'} in the field 'messages'"
-        )
-    return Example(messages[-2][1], messages[-1][1], messages=tuple(messages))
-
-
-def _options(row: Row, part: Part, value: Any) -> tuple[list[str], list[str]]:
-    """Names (the letters, if they have none) and texts of the options of a question."""
-    given = value if isinstance(value, dict) else {"text": value}  # {"text": [...], "label": [...]} as in ARC
-    texts = [as_text(one) for one in given["text"]] if isinstance(given.get("text"), list) else []
-    names = [as_text(one) for one in given.get("label", LETTERS[: len(texts)])]
-    if not texts or len(texts) > len(LETTERS) or len(names) != len(texts) or None in texts + names:
-        raise row.error(part.name, f"a list of 1 to {len(LETTERS)} texts", value)
-    return [str(name) for name in names], [str(text) for text in texts]
-
-
-def _chosen(row: Row, field_name: str, value: Any, names: list[str], texts: list[str]) -> int:
-    """The place of the right option: its place (from 0), its name or its text, whichever fits without doubt.
-
-    An integer is the name of an option where options have numbers as names, otherwise a place.
-    """
-    value = value[0] if isinstance(value, list) and len(value) == 1 else value
-    text = as_text(value) or ""
-    found = {i for i, (name, option) in enumerate(zip(names, texts, strict=True)) if text in (name, option)}
-    if type(value) is int:
-        found = {names.index(text) if text in names else value}
-    elif text.isdecimal() and names[0] == LETTERS[0]:
-        found.add(int(text))
-    found &= {*range(len(texts))}
-    if len(found) != 1:
-        got = "several" if found else "none"
-        raise UserError(
-            f"{row.where}: expected one of the {len(texts)} choices in the field {field_name!r}, by its place (from "
-            f"0), letter or text, got {got}"
-        )
-    return found.pop()

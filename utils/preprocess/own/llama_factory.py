@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.errors import UserError
-from utils.preprocess.own.fields import OPENAI, SHAREGPT, Fields, Tags, parse
+from utils.preprocess.own.chats import OPENAI, SHAREGPT, Tags
+from utils.preprocess.own.fields import Fields, parse
 from utils.preprocess.own.sources import Source
 from utils.storage.files import read_json
 
@@ -51,7 +52,16 @@ def read(path: Path, wanted: str | None) -> list[Entry]:
         raise UserError(f"{path}: expected an object with an object for each data set, as LLaMA-Factory reads it")
     if wanted is not None and wanted not in content:
         raise UserError(f"{path}: expected one of {', '.join(content)} after the colon, got {wanted!r}")
-    return [_entry(path, name, content[name]) for name in ([wanted] if wanted else content)]
+    if wanted is not None:
+        return [_entry(path, wanted, content[wanted])]
+    return [_entry_of_all(path, name, content[name]) for name in content]
+
+
+def _entry_of_all(path: Path, name: str, entry: dict[str, Any]) -> Entry:
+    try:
+        return _entry(path, name, entry)
+    except UserError as error:
+        raise UserError(f"{error}; without an entry all are read: name those to use, such as {path}:ENTRY") from None
 
 
 def _entry(path: Path, name: str, entry: dict[str, Any]) -> Entry:

@@ -46,6 +46,7 @@ ANSWERS = (
     "alt", "gold", "label_text", "label", "answerkey",
 )  # fmt: skip
 OPTIONS = ("choices", "options", "endings")
+REFERENCES = ("answers", "answers.text", "outputs", "targets", "answer_aliases", "possible_answers")  # beside an answer
 CHATS = ("messages", "conversations", "conversation", "dialog", "dialogue")
 MORE_OF_QUESTION = (
     "history", "tools", "story", "body", "table", "fact", "facts", "evidence", "hint", "contexts", "background",
@@ -72,7 +73,7 @@ class Found(NamedTuple):
 
 def detect(record: dict[str, Any]) -> Found | None:
     """The specification that fits a record; None: there is none, or none of several reads all that the others do."""
-    found = [Found("", text) for text in NATIVE if _needed(text) <= record.keys()]
+    found = [Found("", _with_references(text, record)) for text in NATIVE if _needed(text) <= record.keys()]
     found += [Found(name, text) for name in PRESETS if name != UNLISTED and (text := fitting(name, record))]
     read = [_read(one.text, record) for one in found]
     whole = [one for one, names in zip(found, read, strict=True) if all(names >= other for other in read)]
@@ -80,8 +81,20 @@ def detect(record: dict[str, Any]) -> Found | None:
 
 
 def fitting(preset: str, record: dict[str, Any]) -> str | None:
-    """The first alternative of a preset whose fields are all in a record."""
-    return next((text for text in PRESETS[preset] if _needed(text) <= record.keys()), None)
+    """The first alternative of a preset whose fields are all in a record, with a list of more accepted answers."""
+    text = next((text for text in PRESETS[preset] if _needed(text) <= record.keys()), None)
+    return None if text is None else _with_references(text, record)
+
+
+def _with_references(text: str, record: dict[str, Any]) -> str:
+    roles, flat = _roles(text, record), dict(_flat(record))
+    if "target" not in roles or roles.keys() & {"choices", "endings"}:
+        return text
+    lists = {
+        name: flat[name] for name in REFERENCES if isinstance(flat.get(name), list) and name not in roles["target"]
+    }
+    more = [name for name, cells in lists.items() if all(isinstance(cell, str | int | float) for cell in cells)]
+    return f"{text},references={more[0]}?" if more else text
 
 
 def leaves_out(unread: dict[str, Any], roles: Iterable[str], texts: Iterable[str] = ()) -> list[str]:
@@ -119,8 +132,10 @@ def advice(record: dict[str, Any], used: str = "") -> str:
     """
     names = ", ".join(map(str, record)) or "none"
     text = suggestion(record)
-    if text is None or text == used:
-        return f"the record has the fields {names}; name those to read: --fields input=FIELD+FIELD,target=FIELD"
+    if text is None or (used and _roles(text, record) == _roles(used, record)):
+        is_read = bool(used) and _needed(used) <= record.keys()
+        what = "leave it out, or name those to read" if is_read else "name those to read"
+        return f"the record has the fields {names}; {what}: --fields input=FIELD+FIELD,target=FIELD"
     return f"the record has the fields {names}; to read them: --fields {text}"
 
 
@@ -170,6 +185,13 @@ def _is_text(record: dict[str, Any], name: str | None) -> bool:
 
 def _names(text: str) -> Iterable[str]:
     return (name for item in text.split(",") for name in item.partition("=")[2].split("+"))
+
+
+def _roles(text: str, record: dict[str, Any]) -> dict[str, list[str]]:
+    """The fields of each role that a record has."""
+    pairs = (item.partition("=") for item in text.split(","))
+    names = {role: [name.removesuffix("?") for name in names.split("+")] for role, _, names in pairs}
+    return {role: [name for name in mine if name in record] for role, mine in names.items()}
 
 
 def _needed(text: str) -> set[str]:

@@ -13,9 +13,10 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
@@ -32,6 +33,7 @@ _SPLIT_NAMES = {
     "eval": "dev", "test": "test",
 }  # fmt: skip
 _SHARD = re.compile(r"-\d+-of-\d+$")
+SEPARATOR = "\\"  # of folders, on Windows
 BLOCK = 1000  # records that are read at once
 
 
@@ -81,6 +83,17 @@ def split_of(name: str) -> str | None:
     ('dev', 'train', None)
     """
     return _SPLIT_NAMES.get(re.split(r"[-_.\[]", name.lower(), maxsplit=1)[0])
+
+
+def part_of(stem: str) -> tuple[str, str] | None:
+    """Task and split of a file that is named after both; None: another name.
+
+    >>> part_of("law_train"), part_of("law.dev"), part_of("train"), part_of("constrain")
+    (('law', 'train'), ('law', 'dev'), None, None)
+    """
+    found = re.fullmatch(r"(.*[^-_.])[-_.]+([A-Za-z]+)", stem)
+    split = _SPLIT_NAMES.get(found[2].lower()) if found else None
+    return (found[1], split) if found and split else None
 
 
 def is_shard(path: Path) -> bool:
@@ -169,8 +182,10 @@ def _csv_rows(path: Path) -> Iterator[Row]:
     csv.field_size_limit(LONGEST_CELL)
     _opened(path).close()
     with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True, delimiter="\t" if suffix(path) == ".tsv" else ",")
+        reader = csv.DictReader(file, strict=True, delimiter=_mark(file, suffix(path)))
         try:
+            # pandas writes its index without a name
+            reader.fieldnames = [name or f"column {i}" for i, name in enumerate(reader.fieldnames or (), start=1)]
             if twice := [name for name, count in Counter(reader.fieldnames or ()).items() if count > 1]:
                 raise UserError(f"{path}: the column {twice[0]!r} is there twice; name each column once")
             for i, record in enumerate(reader, start=1):
@@ -183,12 +198,32 @@ def _csv_rows(path: Path) -> Iterator[Row]:
             raise UserError(f"{path}: expected UTF-8 text, got something else ({error})") from None
 
 
+def _mark(file: TextIO, kind: str) -> str:
+    """What is between the cells: tabs in .tsv, otherwise commas, or `;` if that is all that the line of names has."""
+    if kind == ".tsv":
+        return "\t"
+    names = file.readline()
+    file.seek(0)
+    return ";" if ";" in names and "," not in names else ","
+
+
 def _parquet_rows(path: Path) -> Iterator[Row]:
     import datasets  # a second to import
 
     _opened(path).close()
     datasets.disable_progress_bars()
+    if _is_without_rows(path):  # the library stops at it
+        return iter(())
     return _table(path, lambda: datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True))
+
+
+def _is_without_rows(path: Path) -> bool:
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_metadata(path).num_rows == 0
+    except (OSError, pyarrow.ArrowException):
+        return False  # the reader says what is wrong
 
 
 def _arrow_rows(path: Path) -> Iterator[Row]:
@@ -236,16 +271,32 @@ def _opened(path: Path) -> Any:
     try:
         return open(path, "rb")
     except FileNotFoundError:
-        raise UserError(f"{path} is missing; expected a file of records{_hub_hint(path)}") from None
+        raise UserError(f"{path} is missing; expected a file of records{hint(path)}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
 
 
-def _hub_hint(path: Path) -> str:
-    """A word that looks like a data set's name on the hub."""
+def hint(path: Path) -> str:
+    """What may be meant by a word that is no file: several files, a pattern, or a data set's name on the hub."""
     text = str(path)
+    if any(mark in text for mark in "*?["):
+        return "; no file fits this pattern, or it is in quotes, in which the shell does not expand it"
+    if "," in text or " " in text:
+        return "; several files are separated by spaces, in YAML written [A, B]"
+    if SEPARATOR in text:
+        return f"; folders are separated by /, such as {Path(text.replace(SEPARATOR, '/'))}"
+    near = get_close_matches(path.name, _beside(path), n=1, cutoff=0.8)
+    if near:
+        return f"; did you mean {path.parent / near[0]}?"
     is_name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text) and not path.suffix and not os.path.exists(path.parts[0])
     return f"; a data set of the hub is written {HUB}{text}" if is_name else ""
+
+
+def _beside(path: Path) -> list[str]:
+    try:
+        return os.listdir(path.parent)
+    except (OSError, ValueError):
+        return []
 
 
 READERS: dict[str, Callable[[Path], Iterator[Row]]] = {

@@ -18,7 +18,7 @@ import numpy as np
 
 from utils.dataset import LISTS, Example
 from utils.errors import UserError
-from utils.preprocess.own.fields import Record
+from utils.preprocess.own.fields import Noticed, Record
 from utils.preprocess.shared.records import Counted, question
 from utils.storage.files import read_json, write_json
 from utils.storage.packed_columns import Column, Picked, Rows, Texts
@@ -40,7 +40,7 @@ class Table(NamedTuple):
     blanks: bytes  # of each example NO_QUESTION and NO_ANSWER, added
     is_chat: bool
     first: str  # place of the first record
-    unread: frozenset[str]  # names of fields that were seen and not read
+    noticed: Noticed
 
     def rows(self, places: Sequence[int], task: int, classes: dict[str, int], before: int) -> Sequence[Example]:
         """The examples at these places, as those of a task.
@@ -70,12 +70,12 @@ class Table(NamedTuple):
         return len(self.questions)
 
 
-def in_memory(records: Iterable[Record], unread: set[str]) -> Table:
+def in_memory(records: Iterable[Record], noticed: Noticed) -> Table:
     """Collect the columns.
 
     Args:
         records: All records, which are read here.
-        unread: Filled while they are read.
+        noticed: Filled while they are read.
 
     Raises:
         UserError: some records are chats, or have a class, and others not.
@@ -96,15 +96,15 @@ def in_memory(records: Iterable[Record], unread: set[str]) -> Table:
     where = "" if first is None else first.where
     kept = (others if has_others else None, labels if has_label else None)
     is_chat = first is not None and first.example.messages is not None
-    return Table(inputs, targets, *kept, questions, bytes(blanks), is_chat, where, frozenset(unread))
+    return Table(inputs, targets, *kept, questions, bytes(blanks), is_chat, where, noticed)
 
 
-def on_disk(records: Iterable[Record], unread: set[str], key: str) -> Table:
+def on_disk(records: Iterable[Record], noticed: Noticed, key: str) -> Table:
     """The same in an Arrow file, which is made if there is none.
 
     Args:
         records: All records, which are read only if there is no file.
-        unread: Filled while they are read.
+        noticed: Filled while they are read.
         key: Digest of all that decides what is read.
 
     Raises:
@@ -117,7 +117,7 @@ def on_disk(records: Iterable[Record], unread: set[str], key: str) -> Table:
     data, facts = folder / f"{key}.arrow", folder / f"{key}.json"
     try:
         if not facts.is_file():  # it is written last
-            write_json(facts, _write(data, records, unread))
+            write_json(facts, _write(data, records, noticed))
         known = read_json(facts)
         table = pyarrow.ipc.open_stream(pyarrow.memory_map(str(data))).read_all()
     except (OSError, pyarrow.ArrowException) as error:
@@ -125,11 +125,12 @@ def on_disk(records: Iterable[Record], unread: set[str], key: str) -> Table:
     columns = {name: Column(table.column(name)) for name in ("input", "target", "others", "label") if known[name]}
     questions = array("Q", table.column("question").to_numpy().tobytes())
     blanks = table.column("blank").to_numpy().tobytes()
+    was = Noticed(*(set(known[name]) for name in Noticed._fields))
     texts = (columns["input"], columns["target"], columns.get("others"), columns.get("label"))
-    return Table(*texts, questions, blanks, known["is_chat"], known["first"], frozenset(known["unread"]))
+    return Table(*texts, questions, blanks, known["is_chat"], known["first"], was)
 
 
-def _write(path: Path, records: Iterable[Record], unread: set[str]) -> dict[str, Any]:
+def _write(path: Path, records: Iterable[Record], noticed: Noticed) -> dict[str, Any]:
     """Write an Arrow file in blocks; returns what it does not hold."""
     import pyarrow
 
@@ -157,7 +158,7 @@ def _write(path: Path, records: Iterable[Record], unread: set[str]) -> dict[str,
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
-    return facts | {"unread": sorted(unread)}
+    return facts | {name: sorted(names) for name, names in noticed._asdict().items()}
 
 
 def _blocks(records: Iterable[Record]) -> Iterator[list[tuple[Any, ...]]]:

@@ -12,7 +12,7 @@ from utils.dataset import NEEDED_SPLITS, SPLITS
 from utils.errors import UserError, printable
 from utils.preprocess.own import llama_factory
 from utils.preprocess.own.fields import Fields
-from utils.preprocess.own.sources import HUB, READERS, Source, hub, is_shard, split_of, suffix
+from utils.preprocess.own.sources import HUB, READERS, Source, hint, hub, is_shard, part_of, split_of, suffix
 
 ALONE = ""  # in the place of a split: the examples are still to be split
 SAVED = "state.json"  # in a folder written by the library's save_to_disk; not a file of records
@@ -64,10 +64,13 @@ def in_folder(folder: Path) -> list[Files]:
     if any(split_of(path.stem) for path in entries):
         return [_of_splits(folder, entries)]
     folders = [path for path in entries if path.is_dir()]
-    stems = Counter([path.name for path in folders] + [path.stem for path in _readable(entries)])
+    pairs = _pairs(_readable(entries))
+    entries = [path for path in entries if not any(path in files for files in pairs.values())]
+    stems = Counter([path.name for path in folders] + [*pairs] + [path.stem for path in _readable(entries)])
     if twice := [name for name, count in stems.items() if count > 1]:
         raise UserError(f"{folder}: expected one file or folder for each task, got two named {twice[0]!r}")
     found = [one for path in folders for one in _of_inner(path)]
+    found += [_of_pair(folder, task, files) for task, files in pairs.items()]
     found += [_of_file(path) for path in _readable(entries)]
     unread = tuple(str(path) for path in entries if path.is_file() and suffix(path) not in READERS)
     if not found:
@@ -75,6 +78,46 @@ def in_folder(folder: Path) -> list[Files]:
         raise UserError(f"{folder}: expected files of records ({kinds}), or folders with them, got none")
     found.sort(key=lambda one: one.name)
     return [found[0]._replace(unread=found[0].unread + unread), *found[1:]]
+
+
+def _pairs(paths: Iterable[Path]) -> dict[str, list[Path]]:
+    """The files of each task that has several which are named after it and a split: law_train.jsonl, law_test.jsonl."""
+    named: dict[str, list[Path]] = {}
+    for path in paths:
+        if part := part_of(path.stem):
+            named.setdefault(part[0], []).append(path)
+    return {task: files for task, files in named.items() if len(files) > 1}
+
+
+def _of_pair(folder: Path, task: str, paths: Iterable[Path]) -> Files:
+    splits: dict[str, list[Source]] = {split: [] for split in SPLITS}
+    for path in paths:
+        _, split = part_of(path.stem) or ("", "")
+        if splits[split]:
+            raise UserError(
+                f"{folder}: expected one file for {split} of {task}, got {splits[split][0].place} and {path}"
+            )
+        splits[split].append(Source(path))
+    return _complete(Files(printable(task), f"{folder}/{task}", splits), f"{task}_")
+
+
+def check_apart(found: Iterable[Files]) -> None:
+    """Check that no two tasks are files of one task by their names.
+
+    Raises:
+        UserError: two are, such as law_train and law_test.
+    """
+    seen: dict[str, str] = {}
+    for files in found:
+        if ALONE in files.splits and (part := part_of(files.name)):
+            task = part[0]
+            if task in seen:
+                raise UserError(
+                    f"{seen[task]} and {files.name} look like splits of one task, {task!r}, but each would be a task: "
+                    f"put them into a folder, {task}/train.jsonl and {task}/test.jsonl, and name the folder; if they "
+                    "are two tasks, name all tasks with task_names"
+                )
+            seen[task] = files.name
 
 
 def _of_inner(folder: Path) -> list[Files]:
@@ -91,7 +134,8 @@ def _of_file(path: Path) -> Files:
     if suffix(path) not in READERS:
         if not path.suffix and not os.path.exists(path):
             next(READERS[".json"](path))  # says that it is missing
-        raise UserError(f"{path}: expected a folder or a file that ends with {', '.join(READERS)}")
+        more = "" if os.path.exists(path) else hint(path)
+        raise UserError(f"{path}: expected a folder or a file that ends with {', '.join(READERS)}{more}")
     return Files(printable(path.stem), str(path), {ALONE: [Source(path)]})
 
 
@@ -110,10 +154,12 @@ def _of_splits(folder: Path, entries: Iterable[Path]) -> Files:
     return _complete(Files(printable(folder.name), str(folder), splits, unread=tuple(unread)))
 
 
-def _complete(files: Files) -> Files:
+def _complete(files: Files, start: str = "") -> Files:
     for split in NEEDED_SPLITS:
         if not files.splits.get(split):
-            raise UserError(f"{files.place}: expected files for train and test, such as {split}.jsonl, got no {split}")
+            raise UserError(
+                f"{files.place}: expected files for train and test, such as {start}{split}.jsonl, got no {split}"
+            )
     return files
 
 

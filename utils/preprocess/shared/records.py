@@ -9,6 +9,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,6 +49,18 @@ class Row(NamedTuple):
         """An error about one field."""
         got = "nothing" if value is None else type(value).__name__
         return UserError(f"{self.where}: expected {expected} in the field {name!r}, got {got}")
+
+
+def as_text(value: Any) -> str | None:
+    """A text, or a number as JSON writes it; None: neither.
+
+    >>> as_text("a"), as_text(2), as_text(0.5), as_text(True), as_text([1])
+    ('a', '2', '0.5', 'true', None)
+    """
+    if isinstance(value, str):
+        return value
+    is_number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+    return json.dumps(value) if is_number else None
 
 
 def read_rows(path: Path, origin: Origin | None = None) -> list[Row]:

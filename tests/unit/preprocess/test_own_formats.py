@@ -1,0 +1,184 @@
+"""Files as newcomers bring them: options inside of questions, several answers, weights of turns, pairs of splits."""
+
+import json
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from utils.dataset import Example
+from utils.errors import UserError
+from utils.factory import load_method
+from utils.options.checks import Plan, problems
+from utils.options.parse import ConfigError, resolve
+from utils.preprocess import jsonl
+from utils.preprocess.own import names
+from utils.preprocess.own.fields import OPTIONS_ONCE, OPTIONS_TWICE, parse
+from utils.preprocess.shared.records import Row
+
+PAIRS = [{"input": f"q{i}", "target": "t"} for i in range(9)]
+
+
+def write(path: Path, rows: list) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
+
+
+def make(*words: object, **options: object) -> jsonl.Stream:
+    return jsonl.read_tasks(words, jsonl.Options(**options), 1)
+
+
+def read(record: dict, text: str | None = None) -> Example:
+    return parse(text or names.detect(record).text, is_given=text is not None).read(Row("a, line 1", record)).example
+
+
+def test_options_that_a_question_lists_are_not_listed_again():
+    agieval = "Which? Answer Choices: (A)a cat (B) two dogs\nA: Among A through B, the answer is"
+    for question, options, made, remark in (
+        (agieval, ["(A)a cat", "(B)two dogs"], agieval, OPTIONS_ONCE),
+        ("Which?\nA. cat\nB. dog", ["cat", "dog"], "Which?\nA. cat\nB. dog", OPTIONS_ONCE),
+        ("Which?", ["(A) cat", "(B) dog"], "Which?\nA. cat\nB. dog", None),
+        ("Is a cat a dog?", ["cat", "dog"], "Is a cat a dog?\nA. cat\nB. dog", OPTIONS_TWICE),
+        ("A. catfish B. dogs", ["cat", "dog"], "A. catfish B. dogs\nA. cat\nB. dog", OPTIONS_TWICE),
+    ):
+        fields = parse("input=query,choices=choices,target=gold")
+        row = Row("a, line 1", {"query": question, "choices": options, "gold": [1]})
+        assert fields.read(row).example == Example(made, "B", choices=("A", "B")), question
+        assert fields.noticed.remarks == ({remark} if remark else set()), question
+
+
+def test_a_list_of_answers_beside_an_answer_is_accepted_too():
+    record = {"question": "q", "answer": "a", "answers": ["a", "b", 3]}
+    assert read(record) == Example("q", "a", references=("a", "b", "3"))
+    assert read(record | {"answers": []}) == Example("q", "a")
+    squad = {"question": "q", "answer": "a", "answers": {"text": ["b"], "answer_start": [0]}}
+    assert read(squad).accepted == ("a", "b")
+    assert names.fitting("prompt_answer", record).endswith(",references=answers?")
+    assert names.detect({"question": "q", "answer": "a", "answers": "b"}).text.endswith("target=answer")
+    assert read(record, "input=question,target=answer,references=answers").accepted == ("a", "b", "3")
+    with pytest.raises(UserError, match="expected a text in the field 'more', got nothing"):
+        read(record, "input=question,target=answer,references=more")
+    with pytest.raises(UserError, match="references are for input and target without chats or options"):
+        parse("messages=m,references=r")
+
+
+def test_turns_that_are_not_to_be_learned_are_refused():
+    def chat(**more: object) -> dict:
+        turns = [{"role": "user", "content": "Hi", "weight": 0}, {"role": "assistant", "content": "Ho", **more}]
+        return {"messages": turns}
+
+    assert read(chat(weight=1, name="x")).target == "Ho"
+    for more, error in (
+        ({"weight": 0}, "line 1, turn 2: weight 0 keeps an answer out of training"),
+        ({"train": False}, "turn 2: train False keeps"),
+        ({"tool_calls": [{}]}, "turn 2: 'tool_calls' is not supported; chats of text are"),
+    ):
+        with pytest.raises(UserError, match=error):
+            read(chat(**more))
+    parts = [{"type": "text", "text": "Hi "}, {"type": "text", "text": "you"}]
+    assert read({"messages": [{"role": "user", "content": parts}, chat()["messages"][1]]}).input == "Hi you"
+    with pytest.raises(UserError, match="'content', got list"):
+        read({"messages": [{"role": "user", "content": [*parts, {"type": "image"}]}, chat()["messages"][1]]})
+
+
+def test_messages_about_single_records(tmp_path):
+    bot = {"conversations": [{"from": "human", "value": "a"}, {"from": "bot", "value": "b"}]}
+    with pytest.raises(UserError, match=r"turn 2: the role 'bot' in the field 'conversations' .* human, gpt, system"):
+        read(bot)
+    with pytest.raises(UserError, match="got user in the field 'talk'"):
+        read({"talk": [{"role": "user", "content": "a"}]}, "messages=talk")
+    choices = {"question": "q", "choices": None, "answer": 0}
+    with pytest.raises(UserError, match="a list of 1 to 26 texts in the field 'choices', got nothing"):
+        read(choices)
+    with pytest.raises(UserError, match="got a list of 27"):
+        read(choices | {"choices": ["x"] * 27})
+    with pytest.raises(UserError, match="got an empty list; leave it out"):
+        read({"question": "q", "answer": []})
+    with pytest.raises(UserError, match=r"got nothing; .* leave it out, or name those to read: --fields input=FIELD"):
+        read({"question": "q", "answer": None})
+    with pytest.raises(UserError, match="line 1: preset knowedit reads input=prompt,target=target_new or input=src"):
+        make(write(tmp_path / "k.jsonl", [{"prompt": "q"}]), fields="knowedit")
+
+
+def test_files_that_are_named_after_task_and_split(tmp_path):
+    write(tmp_path / "law_train.jsonl", PAIRS)
+    write(tmp_path / "law_test.jsonl", PAIRS[:2])
+    write(tmp_path / "news.jsonl", PAIRS)
+    write(tmp_path / "on-train.jsonl", PAIRS)  # alone, it is a name
+    stream = make(tmp_path)
+    assert {task.name: (len(task.train), len(task.test)) for task in stream.tasks} == {
+        "law": (9, 2), "news": (6, 2), "on-train": (6, 2)
+    }  # fmt: skip
+    words = tmp_path / "law_train.jsonl", tmp_path / "law_test.jsonl"
+    with pytest.raises(UserError, match=r"look like splits of one task, 'law', .* law/train.jsonl and law/test.jsonl"):
+        make(*words)
+    assert len(make(*words, task_names="a,b").tasks) == 2
+    write(tmp_path / "two/a-train.jsonl", PAIRS)
+    write(tmp_path / "two/a-dev.jsonl", PAIRS)
+    with pytest.raises(UserError, match=r"two/a: expected files for train and test, such as a_test.jsonl, got no test"):
+        make(tmp_path / "two")
+
+
+def test_every_file_has_its_digest_in_the_stream(tmp_path):
+    one, two = (write(tmp_path / f"{folder}/x.jsonl", PAIRS[:n]) for folder, n in (("train", 8), ("test", 7)))
+    assert set(make(one, two, task_names="a,b").config["SOURCE"]["files"]) == {"x.jsonl", "b: x.jsonl"}
+    names_of = {f"{tmp_path.name}/{split}/x.jsonl" for split in ("train", "test")}
+    assert set(make(tmp_path).config["SOURCE"]["files"]) == names_of
+
+
+def test_tables_as_programs_write_them(tmp_path):
+    lines = {
+        "pandas": ",input,target\n" + "".join(f"{i},q{i},t\n" for i in range(9)),
+        "excel": "\ufeffinput;target;;\r\n" + "".join(f"q{i};t;;\r\n" for i in range(9)),
+    }
+    for name, text in lines.items():
+        (tmp_path / f"{name}.csv").write_text(text, encoding="utf-8", newline="")
+        stream = make(tmp_path / f"{name}.csv")
+        (task,) = stream.tasks
+        assert {e.input for e in (*task.train, *task.dev, *task.test)} == {f"q{i}" for i in range(9)}
+        notes = " ".join(stream.config["SOURCE"]["notes"])
+        assert notes == f"fields that are not read: {'column 1' if name == 'pandas' else 'column 3, column 4'}"
+    none = pyarrow.table({"input": pyarrow.array([], pyarrow.string())})
+    pyarrow.parquet.write_table(none, tmp_path / "none.parquet")
+    with pytest.raises(UserError, match=r"none.parquet holds no records, at least one is needed"):
+        make(tmp_path / "none.parquet")
+
+
+def test_words_that_name_no_file(tmp_path):
+    write(tmp_path / "law.jsonl", PAIRS)
+    for word, error in {
+        f"{tmp_path}/law.jsonl,news.jsonl": "several files are separated by spaces",
+        f"{tmp_path}/law.jsonl,news": "several files are separated by spaces",
+        f"{tmp_path}/*.json": "no file fits this pattern",
+        f"{tmp_path}/laws.jsonl": f"did you mean {tmp_path}/law.jsonl",
+        r"data\law.jsonl": "folders are separated by /, such as data/law.jsonl",
+    }.items():
+        with pytest.raises(UserError, match=error):
+            make(word)
+
+
+def test_an_entry_of_dataset_info_that_is_not_supported_names_the_way_to_the_others(tmp_path):
+    write(tmp_path / "a.jsonl", [{"instruction": str(i), "output": "t"} for i in range(9)])
+    info = {"one": {"file_name": "a.jsonl"}, "ranked": {"file_name": "a.jsonl", "ranking": True}}
+    path = tmp_path / "dataset_info.json"
+    path.write_text(json.dumps(info), encoding="utf-8")
+    with pytest.raises(UserError, match=f"ranked: 'ranking' is not supported; .* such as {path}:ENTRY"):
+        make(path)
+    assert len(make(f"{path}:one").tasks) == 1
+
+
+def test_options_about_files_that_have_no_effect_are_refused(tmp_path):
+    path = str(write(tmp_path / "a.jsonl", PAIRS))
+    with pytest.raises(ConfigError, match="dataset_files: given twice; write all its values behind one"):
+        resolve(["--dataset_files", path, f"--dataset_files={path}"])
+    with pytest.raises(ConfigError, match=r"dataset: expected letters.* files are given by --dataset_files"):
+        resolve(["--dataset", path])
+    for words, error in {
+        ("--dataset", "x"): "dataset: has no effect, as dataset_files (--dataset_files) replaces it",
+        ("--il_mode", "CIL"): "il_mode: CIL needs the class of each record, and none has a label",
+        ("--metric_for_each_task", "exactmatch"): "metric_for_each_task: unknown metric 'exactmatch'",
+    }.items():
+        found = problems(Plan(resolve(["--dataset_files", path, *words]), load_method("SEQ")))
+        assert any(one.startswith(error) for one in found), found
