@@ -6,6 +6,7 @@ Data: "FewRel: A Large-Scale Supervised Few-Shot Relation Classification Dataset
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from utils.prompt import MARKERS
 RAW_FILE = "fewrel/FewRel-2021"  # .json or .pkl
 PUBLISHED = ("fewrel/train_wiki.json", "fewrel/val_wiki.json")  # read if RAW_FILE is absent
 NAMES = "fewrel/pid2name.json"
+NUM_RELATIONS = 80  # in both
+IDENTIFIER = re.compile(r"P\d+")
 SHARES = {"dev": 0.2, "test": 0.2}  # of the sentences of a relation, as in RAW_FILE
 ORIGIN = Origin(
     "github.com/shaoyijia/VAG (FewRel-2021.pkl); without it train_wiki.json, val_wiki.json and pid2name.json of "
@@ -51,14 +54,15 @@ def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
     names = [name for name in there if name.startswith(RAW_FILE)][:1] or [name for name in there if name in PUBLISHED]
     if names and names[0] in PUBLISHED:
         relations = read_published([paths[name] for name in names], paths[NAMES], seed)
+        notes = _notes(names, paths, relations)
         names += [NAMES] if NAMES in there else []
     else:
         path = find(raw_dir, RAW_FILE, ORIGIN)
-        relations = read_relations(path, ORIGIN)
+        relations, notes = read_relations(path, ORIGIN), []
     facts = {"PROMPT_TYPE": "relation_classification_state", "MAX_SEQ_LENGTH": 100}
     files = {name: file_sha256(paths[name]) for name in names}
     train, dev, test = (relations.splits[split] for split in SPLITS)
-    raw = RawClasses("fewrel", str(paths[names[0]]), relations.labels, train, dev, test, files, facts)
+    raw = RawClasses("fewrel", str(paths[names[0]]), relations.labels, train, dev, test, files, facts, notes=notes)
     return to_stream(raw, options, seed)
 
 
@@ -90,6 +94,18 @@ def read_published(paths: list[Path], names: Path, seed: int) -> Relations:
     return Relations(labels, splits)
 
 
+def _notes(names: list[str], paths: dict[str, Path], relations: Relations) -> list[str]:
+    """What is not there."""
+    absent = [name for name in PUBLISHED if name not in names]
+    lines = [f"{name} is absent: {len(relations.labels)} of the {NUM_RELATIONS} relations of FewRel" for name in absent]
+    unnamed = [label for label in relations.labels if IDENTIFIER.fullmatch(label)]
+    if unnamed:
+        what = "has no names for them" if paths[NAMES].is_file() else "is absent"
+        more = f" and {len(unnamed) - 1} more" if unnamed[1:] else ""
+        lines.append(f"relations that are called by their identifier, as {NAMES} {what}: {unnamed[0]}{more}")
+    return lines
+
+
 def _divided(count: int, seed: str) -> list[str]:
     """The split of each sentence of a relation."""
     sizes = {split: max(1, round(share * count)) for split, share in SHARES.items()}
@@ -113,17 +129,26 @@ def _marked(record: Any, where: str) -> str:
         raise row.error("tokens", "a list of texts", tokens)
     before: list[list[str]] = [[] for _ in range(len(tokens) + 1)]
     for field, (begin, end) in (("h", MARKERS[:2]), ("t", MARKERS[2:])):
-        first, last = _mention(row, field, len(tokens))
+        first, last = _mention(row, field, tokens)
         before[first].append(begin)
         before[last + 1].insert(0, end)
     words = [word for marks, token in zip(before, [*tokens, ""], strict=True) for word in (*marks, token)]
     return " ".join(words).rstrip()
 
 
-def _mention(row: Row, field: str, count: int) -> tuple[int, int]:
+def _mention(row: Row, field: str, tokens: list[str]) -> tuple[int, int]:
     """First and last token of an entity [name, id, [positions of a mention, ..]]."""
     entity = row.fields.get(field)
-    places = entity[2][0] if isinstance(entity, list) and len(entity) > 2 and entity[2] else None
-    if not isinstance(places, list) or not places or not all(type(i) is int and 0 <= i < count for i in places):
-        raise UserError(f"{row.where}: expected [name, id, [positions, ..]] of tokens in the field {field!r}")
-    return min(places), max(places)
+    mentions = entity[2] if isinstance(entity, list) and len(entity) > 2 else None
+    if not isinstance(mentions, list) or not mentions or not all(_is_run(places, tokens) for places in mentions):
+        raise UserError(
+            f"{row.where}: expected [name, id, [positions, ..]] in the field {field!r}, positions of words that follow "
+            f"each other, from 0 to {len(tokens) - 1}, got {shown(mentions)}"
+        )
+    return mentions[0][0], mentions[0][-1]
+
+
+def _is_run(places: Any, tokens: list[str]) -> bool:
+    if not isinstance(places, list) or not places or not all(type(i) is int and 0 <= i < len(tokens) for i in places):
+        return False
+    return places == list(range(places[0], places[-1] + 1)) and any(tokens[i].strip() for i in places)

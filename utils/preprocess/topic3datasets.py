@@ -87,11 +87,11 @@ def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
     files = {file: file_sha256(raw_file(raw_dir, file)) for source in sources for file in _files(source)}
     name = "_".join(["topic3datasets", *(sources if len(sources) < len(ORIGINS) else ())])
     names = [topic for one in topics for topic in one.names]
-    splits = {split: _joined(topics, split) for split in SPLITS}
+    train, dev, test = (_joined(topics, split) for split in SPLITS)
     facts = {"PROMPT_TYPE": "default", "MAX_SEQ_LENGTH": 256}
     groups = [source for source, one in zip(sources, topics, strict=True) for _ in one.names]
     place = str(raw_file(raw_dir, _files(sources[0])[0]).parents[1])
-    raw = RawClasses(name, place, names, **splits, files=files, facts=facts, groups=groups)
+    raw = RawClasses(name, place, names, train, dev, test, files, facts, groups)
     stream = to_stream(raw, options, seed, _naming(names, options, seed))
     source = stream.config["SOURCE"] | {"dropped_records": sum(one.empty for one in topics)}
     return Stream(stream.name, stream.tasks, stream.config | {"SOURCE": source})

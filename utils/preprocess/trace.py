@@ -18,7 +18,7 @@ from utils import config
 from utils.dataset import Example, Stream, TaskData
 from utils.errors import UserError
 from utils.preprocess.shared.option_types import ALL, Names, Sizes, per_task
-from utils.preprocess.shared.raw import DATASET_DIR, Origin, file_sha256
+from utils.preprocess.shared.raw import DATASET_DIR, Origin, file_sha256, missing_text
 from utils.preprocess.shared.records import read_rows, remarks
 
 ORIGIN = Origin(
@@ -89,6 +89,7 @@ def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
     published = tuple(TASKS[name].num_test for name in names)
     num_test = per_task(options.sub_sample_test or published, len(names), "sub-sample-test")
     length, root = measure(options.length), find(raw_dir or DATASET_DIR)
+    _check_files(root, names)
     files: dict[str, str] = {}
     tasks = []
     for k, name in enumerate(names):
@@ -106,6 +107,15 @@ def find(raw_dir: Path) -> Path:
     """The folder with the folders of tasks: TRACE in the folder of raw data, a release in it, or that folder itself."""
     places = [raw_dir / "TRACE", raw_dir, *sorted(raw_dir.glob("LLM-CL-Benchmark_*"))]
     return next((place for place in places if any((place / task).is_dir() for task in TASKS)), places[0])
+
+
+def _check_files(root: Path, names: list[str]) -> None:
+    missing = [root / name / file for name in names for file in FILES.values() if not (root / name / file).is_file()]
+    there = [name for name in TASKS if all((root / name / file).is_file() for file in FILES.values())]
+    if missing:
+        part = f"; or use the tasks that are there: --task-order {','.join(there)}" if there else ""
+        more = f"; {len(missing) - 1} more files of these tasks are missing" if missing[1:] else ""
+        raise UserError(f"{missing_text(missing[0], ORIGIN)}{more}{part}")
 
 
 def measure(kind: str) -> Callable[[str], int]:

@@ -134,16 +134,35 @@ def test_the_published_files_are_read(tmp_path):
     assert first.input.startswith("The [E11] New River [E12] joins [E21] P1 Bay [E22] here ")
     assert render(first, stream.prompt_type)[0].endswith("The relationship between New River and P1 Bay is")
     assert len(stream.config["SOURCE"]["files"]) == 3
+    assert stream.config["SOURCE"]["notes"] == [
+        "relations that are called by their identifier, as fewrel/pid2name.json has no names for them: P2"
+    ]
     assert stream.tasks != build("fewrel", tmp_path, seed=2, classes_per_task=2).tasks
     for wrong, message in (
         ([1], "expected {relation: .* got "),
         (wiki("P1", 2), "P1: expected at least 3 sentences, got 2"),
         ({"P1": [{"tokens": "a b"}]}, "P1, record 1: expected a list of texts in the field 'tokens', got str"),
-        ({"P1": [{"tokens": ["a"], "h": ["a", "Q", [[3]]]}]}, "positions, .*in the field 'h'"),
+        *(
+            (
+                {"P1": [{"tokens": ["a", " ", "b"], "h": ["a", "Q", places]}]},
+                "positions, .*in the field 'h'.* from 0 to 2",
+            )
+            for places in ([[3]], [[-1]], [[]], [], [[0], [7]], [[0, 2]], [[1]], [["0"]], [2])
+        ),
     ):
         (folder / "train_wiki.json").write_text(json.dumps(wrong), encoding="utf-8")
         with pytest.raises(UserError, match=message):
             build("fewrel", tmp_path)
+
+
+def test_absent_files_are_in_the_notes(tmp_path):
+    folder = tmp_path / "fewrel"
+    folder.mkdir()
+    (folder / "train_wiki.json").write_text(json.dumps(wiki("P1") | wiki("P2")), encoding="utf-8")
+    assert build("fewrel", tmp_path, classes_per_task=2).config["SOURCE"]["notes"] == [
+        "fewrel/val_wiki.json is absent: 2 of the 80 relations of FewRel",
+        "relations that are called by their identifier, as fewrel/pid2name.json is absent: P1 and 1 more",
+    ]
 
 
 def test_entities_that_meet_or_overlap_are_marked():

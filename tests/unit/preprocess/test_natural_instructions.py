@@ -24,6 +24,13 @@ def test_a_folder_with_splits_is_a_single_task():
     assert sizes(build("natural_instructions", RAW / "task363_sst2")) == [(3, 3, 3)]
 
 
+def test_all_texts_of_a_definition_are_in_the_prompt(tmp_path):
+    content = {"Definition": ["One. ", "Two."], "Instances": [{"input": f"q{i}", "output": "a"} for i in range(9)]}
+    (tmp_path / "task1_x.json").write_text(json.dumps(content), encoding="utf-8")
+    (task,) = build("natural_instructions", tmp_path).tasks
+    assert {e.input.partition("\n\n")[0] for e in task.train} == {"Definition: One.\nTwo."}
+
+
 def test_mistakes(tmp_path):
     with pytest.raises(
         UserError, match=r"--raw-dir: expected task files .* got none; they come from github.com/allenai"

@@ -9,7 +9,10 @@ from utils.prompt import render
 def test_stream():
     stream = build("tacred", classes_per_task=2)
     check_classes(stream)
-    assert [task.name for task in stream.tasks] == ["org and per, classes 0-1", "org and per, classes 2-3"]
+    assert [task.name for task in stream.tasks] == [
+        "org and per: founded by, city of residence",
+        "org and per: top members/employees, countries of residence",
+    ]
     assert stream.name == "tacred_task2" and sizes(stream) == [(6, 2, 2)] * 2 and stream.dev_is_test
     assert stream.config["idx2label"] == [
         "organization related: founded by",

@@ -128,6 +128,8 @@ def test_a_missing_file_is_reported_with_its_origin(copy):
         UserError, match=r"Py150/eval.json is missing; .*github.com/BeyonderXX/TRACE .*Apache-2.0.*--raw-dir"
     ):
         make(copy)
+    with pytest.raises(UserError, match=r"use the tasks that are there: --task-order C-STANCE,FOMC,MeetingBank,Scie"):
+        make(copy)
     assert make(copy, task_order="FOMC,C-STANCE").name == "TRACE_task2"
 
 

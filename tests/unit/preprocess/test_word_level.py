@@ -9,7 +9,7 @@ from utils.dataset import SPLITS, Example, Stream, TaskData, encode, load_stream
 from utils.errors import UserError
 from utils.preprocess import load
 from utils.preprocess.shared.raw import Origin
-from utils.preprocess.shared.tagged import Sentence, read_tagged, windows
+from utils.preprocess.shared.tagged import OTHERS, Sentence, read_tagged, windows
 from utils.preprocess.word_level import assign
 from utils.prompt import render
 
@@ -157,10 +157,10 @@ def test_four_columns_and_entities_that_begin_with_i(tmp_path):
 MISTAKES = {
     "test.txt, line 1: expected a word and a tag": lambda text: "lonely\n" + text,
     "test.txt, line 2: expected a word and a tag": lambda text: "a O\n\tO\n" + text,
-    "test.txt, line 1: expected the tag O, B-TYPE or I-TYPE (or E-TYPE, S-TYPE), got 'PER'": lambda text: (
+    f"test.txt, line 1: expected the tag O, B-TYPE or I-TYPE (BIO, IOB1), or one of {OTHERS}, got 'PER'": lambda text: (
         "a PER\n" + text
     ),
-    "test.txt, line 1: expected the tag O, B-TYPE or I-TYPE (or E-TYPE, S-TYPE), got 'B-'": lambda text: (
+    f"test.txt, line 1: expected the tag O, B-TYPE or I-TYPE (BIO, IOB1), or one of {OTHERS}, got 'B-'": lambda text: (
         "a B-\n" + text
     ),
     "test.txt has no PER": lambda text: text.replace("PER", "LOC"),
@@ -180,6 +180,10 @@ SCHEMES = {  # the same sentence
     "BIO": "Ada B-PER\nMay I-PER\nEve B-PER\nran O\n\nRome B-LOC\n",
     "IOB1": "Ada I-PER\nMay I-PER\nEve B-PER\nran O\n\nRome I-LOC\n",
     "IOBES": "Ada B-PER\nMay E-PER\nEve S-PER\nran O\n\nRome S-LOC\n",
+    "BILOU": "Ada B-PER\nMay L-PER\nEve U-PER\nran O\n\nRome U-LOC\n",
+    "BMES": "Ada B-PER\nMay E-PER\nEve S-PER\nran O\n\nRome S-LOC\n\nAn B-X\nna M-X\nLee E-X\n",
+    "BMEWO": "Ada B-PER\nMay E-PER\nEve W-PER\nran O\n\nRome W-LOC\n",
+    "IOE": "Ada I-PER\nMay E-PER\nEve E-PER\nran O\n\nRome E-LOC\n",
 }
 
 
@@ -199,8 +203,9 @@ def test_the_scheme_of_tags_and_an_index_are_found_out(tmp_path):
         for layout in (text, indexed(text, 0), indexed(text, 1), indexed(text, 1, "#\tfrom a paper\n")):
             path.write_text(layout, encoding="utf-8")
             read = read_tagged(path, Origin("x", "y", "z"))
-            assert [s.words for s in read.sentences] == [["Ada", "May", "Eve", "ran"], ["Rome"]], layout
-            assert [s.tags for s in read.sentences] == [["B-PER", "I-PER", "B-PER", "O"], ["B-LOC"]], layout
+            assert [s.words for s in read.sentences[:2]] == [["Ada", "May", "Eve", "ran"], ["Rome"]], layout
+            assert [s.tags for s in read.sentences[:2]] == [["B-PER", "I-PER", "B-PER", "O"], ["B-LOC"]], layout
+            assert all(s.tags == ["B-X", "I-X", "I-X"] for s in read.sentences[2:]), layout
             assert read[1:] == (scheme, 0), layout
     path.write_text("Ada I-PER\nran O\nRome B-LOC\n", encoding="utf-8")
     assert read_tagged(path, Origin("x", "y", "z"))[1:] == ("BIO", 1)

@@ -15,6 +15,8 @@ from utils.dataset import Example, Stream, TaskData
 from utils.errors import UserError
 from utils.preprocess.shared.records import remarks
 
+LONGEST_NAME = 30  # characters of a class in the name of a task
+
 
 class ClassOptions(config.OptionGroup):
     """Assignment of classes to tasks."""
@@ -57,6 +59,7 @@ class RawClasses(NamedTuple):
     files: dict[str, str]  # name -> sha256
     facts: dict[str, Any]  # PROMPT_TYPE, and MAX_SEQ_LENGTH as one number
     groups: Sequence[str] = ()  # of each class, what it has in common with others: a data set, a kind
+    notes: Sequence[str] = ()  # on the files
 
 
 class Naming(NamedTuple):
@@ -85,9 +88,14 @@ def to_stream(raw: RawClasses, options: ClassOptions, seed: int, naming: Naming 
     facts = {"NUM_TASK": len(sizes)} | class_facts(naming.targets[: sum(sizes)], sizes)
     ids = {position: i for i, position in enumerate(naming.order[: sum(sizes)])}
     groups = [raw.groups[position] if raw.groups else "" for position in ids]
-    tasks = _tasks(splits, ids, facts, groups)
+    titles = [raw.classes[position] for position in ids]  # targets may be numbers
+    tasks = _tasks(splits, ids, facts, titles, groups)
     longest = max(len(name.encode()) for name in facts["idx2label"])
-    source = {"files": raw.files, "options": options.model_dump() | {"seed": seed}, "notes": remarks(tasks)}
+    source = {
+        "files": raw.files,
+        "options": options.model_dump() | {"seed": seed},
+        "notes": [*raw.notes, *remarks(tasks)],
+    }
     per_task = {
         "TASK_NAMES": [task.name for task in tasks],
         "METRIC": ["exact_match"] * len(tasks),
@@ -174,15 +182,17 @@ def check_once(names: Sequence[str], place: object) -> None:
         raise UserError(f"{place}: expected every class once, got {again[0]!r} twice")
 
 
-def _task_name(classes: Sequence[int], groups: Sequence[str]) -> str:
-    """The classes of a task, and what they have in common: at most two groups.
+def _task_name(names: Sequence[str], groups: Sequence[str]) -> str:
+    """The classes of a task, of many the first and the last, behind what they have in common: at most two groups.
 
-    >>> _task_name([0, 1], ["agnews", "agnews"]), _task_name([0, 1], ["", ""])
-    ('agnews, classes 0-1', 'classes 0-1')
+    >>> _task_name(["World", "Sports"], ["agnews", "agnews"]), _task_name(["refund", "age limit", "top up"], [""] * 3)
+    ('agnews: World, Sports', 'refund .. top up (3 classes)')
     """
-    common = [group for group in dict.fromkeys(groups[i] for i in classes) if group]
-    names = f"{' and '.join(common)}, " if 0 < len(common) < 3 else ""
-    return f"{names}classes {classes[0]}-{classes[-1]}"
+    common = [group for group in dict.fromkeys(groups) if group]
+    names = [name.rpartition(": ")[2] for name in names] if common else names  # tacred's begin with their group
+    short = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 2]}.." for name in names]
+    listed = ", ".join(short) if len(short) < 3 else f"{short[0]} .. {short[-1]} ({len(short)} classes)"
+    return f"{' and '.join(common)}: {listed}" if 0 < len(common) < 3 else listed
 
 
 def _draw_splits(raw: RawClasses, options: ClassOptions, seed: int) -> dict[str, list[Labelled]]:
@@ -209,7 +219,11 @@ def _by_class(rows: list[Labelled]) -> dict[int, list[int]]:
 
 
 def _tasks(
-    splits: dict[str, list[Labelled]], ids: dict[int, int], facts: dict[str, Any], groups: Sequence[str]
+    splits: dict[str, list[Labelled]],
+    ids: dict[int, int],
+    facts: dict[str, Any],
+    titles: Sequence[str],
+    groups: Sequence[str],
 ) -> tuple[TaskData, ...]:
     """Examples of each task and split; rows of classes without an id are left out."""
     starts, names = facts["PRE_ACCUM_NUM_CLASS"], facts["idx2label"]
@@ -222,6 +236,9 @@ def _tasks(
                 k = task_of[label]
                 assigned[split][k].append(Example(text, names[label], label, label - starts[k], task=k))
     return tuple(
-        TaskData(_task_name(c, groups), **{split: tuple(assigned[split][k]) for split in splits})
+        TaskData(
+            _task_name([titles[i] for i in c], [groups[i] for i in c]),
+            **{split: tuple(assigned[split][k]) for split in splits},
+        )
         for k, c in enumerate(facts["CUR_CLASS"])
     )

@@ -2,8 +2,8 @@ r"""Tasks in the format of Natural Instructions: one definition, and instances o
 
     {"Definition": ["..."], "Instances": [{"input": "...", "output": ["...", "..."]}, ..]}
 
-`Definition` is a text, a list of texts of which the first is used, or an empty list; an output is a text or a list of
-texts.
+`Definition` is a text, a list of texts, which are joined by line ends, or an empty list; an output is a text or a list
+of texts.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _definition(content: dict[str, Any], path: Path) -> str:
         raise UserError(
             f"{path}: expected a text or a list of texts in the field 'Definition', got {type(given).__name__}"
         )
-    return texts[0].strip() if texts else ""
+    return "\n".join(text.strip() for text in texts).strip()
 
 
 def _instance(record: Any, where: str) -> Instance:

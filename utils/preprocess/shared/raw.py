@@ -42,11 +42,16 @@ def need(path: Path, origin: Origin) -> Path:
         UserError: it is missing; the message names its source and what to do.
     """
     if not path.is_file():
-        raise UserError(
-            f"{path} is missing; it comes from {origin.place} (licence: {origin.licence}; {origin.size}): "
-            "put it there, or name the folder of the raw data sets with --raw-dir (see dataset/README.md)"
-        )
+        raise UserError(missing_text(path, origin))
     return path
+
+
+def missing_text(path: Path, origin: Origin) -> str:
+    """The error about a raw file that is not there: its source and what to do."""
+    return (
+        f"{path} is missing; it comes from {origin.place} (licence: {origin.licence}; {origin.size}): "
+        "put it there, or name the folder of the raw data sets with --raw-dir (see dataset/README.md)"
+    )
 
 
 def read_raw(path: Path, origin: Origin) -> str:

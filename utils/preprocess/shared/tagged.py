@@ -1,8 +1,9 @@
 """Raw files of named entities: a word and its tag on each line, a blank line after each sentence.
 
 The scheme of the tags is found out for each file: BIO, IOB1 (B- only where an entity follows another of its type),
-IOBES (E- ends an entity, S- is one of a single word), or bare types, of which a run is one entity. A first column that
-counts the words of each sentence is passed over.
+IOBES (E- ends an entity, S- is one of a single word), the same with other letters (BILOU: L-, U-; BMEWO: M-, W-; BMES:
+M-), IOE (E- ends an entity, all other words have I-; IOE1: E- only before another entity of its type), or bare types,
+of which a run is one entity. A first column that counts the words of each sentence is passed over.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from utils.preprocess.shared.raw import Origin, read_raw, shown
 
 OUTSIDE = "O"
 DOCUMENT = "-DOCSTART-"  # a line that is no word
-PREFIXED = re.compile(r"[BIES]-.+")
-MISWRITTEN = re.compile(r"[BIES][_:./].+")  # B_PER: as bare types, each type would be two
+USUAL = {"L": "E", "U": "S", "M": "I", "W": "S"}  # letters of other schemes -> those of IOBES
+PREFIXED = re.compile(r"[BIESLUMW]-.+")
+MISWRITTEN = re.compile(r"[BIESLUMW][_:./].+")  # B_PER: as bare types, each type would be two
 BARE = "bare types"
+OTHERS = "IOBES, BILOU, BMES, BMEWO (E-, S-, L-, U-, M-, W-), IOE or bare types"
 
 
 class Sentence(NamedTuple):
@@ -38,7 +41,7 @@ class Tagged(NamedTuple):
     """A file."""
 
     sentences: list[Sentence]
-    scheme: str  # BIO, IOB1, IOBES or bare types
+    scheme: str  # BIO, IOB1, IOBES, BILOU, BMES, BMEWO, IOE or bare types
     loose: int  # entities that begin with I- or E-, where the scheme has B- or S- for it
 
 
@@ -77,6 +80,8 @@ def to_bio(tags: list[str]) -> list[str]:
     ['B-PER', 'I-PER', 'O', 'B-LOC', 'B-ORG']
     >>> to_bio(["B-PER", "E-PER", "S-PER", "PER"]), to_bio(["ART", "ART", "FILM"])
     (['B-PER', 'I-PER', 'B-PER', 'B-PER'], ['B-ART', 'I-ART', 'B-FILM'])
+    >>> to_bio(["B-PER", "L-PER", "U-PER"]), to_bio(["I-PER", "E-PER", "E-PER"])
+    (['B-PER', 'I-PER', 'B-PER'], ['B-PER', 'I-PER', 'B-PER'])
     """
     split = [_parts(tag) for tag in tags]
     return [
@@ -141,30 +146,33 @@ def _check_tags(lines: list[list[_Line]], tags: list[list[str]]) -> bool:
     is_mixed = len(other) < len(pairs) or any(not tag or tag.endswith("-") for _, tag in other)
     if other and (is_mixed or all(MISWRITTEN.fullmatch(tag) for _, tag in other)):
         line, tag = other[0]
-        raise UserError(f"{line.where}: expected the tag O, B-TYPE or I-TYPE (or E-TYPE, S-TYPE), got {shown(tag)}")
+        raise UserError(
+            f"{line.where}: expected the tag O, B-TYPE or I-TYPE (BIO, IOB1), or one of {OTHERS}, got {shown(tag)}"
+        )
     return bool(other)
 
 
 def _scheme(tags: list[list[str]]) -> tuple[str, int]:
     """The scheme of tags with prefixes, and how many entities begin with another letter than it has for that."""
-    letters: set[str] = set()
     loose = far = 0
     for row in tags:
         split = [_parts(tag) for tag in row]
         for before, tag in zip([("", ""), *split[:-1]], split, strict=True):
-            letters.add(tag[0])
             loose += tag[0] in ("I", "E") and not _continues(before, tag)
             far += tag[0] == "B" and before[1] != tag[1]
-    if letters & {"E", "S"}:
-        return "IOBES", loose
+    letters = {tag[0] for row in tags for tag in row if tag != OUTSIDE}
+    if letters <= {"I", "E"} and "E" in letters:
+        return "IOE", 0
+    if own := letters & {*USUAL, "E", "S"}:
+        return "BILOU" if own & {"L", "U"} else "BMEWO" if "W" in own else "BMES" if "M" in own else "IOBES", loose
     return ("IOB1", 0) if loose and not far else ("BIO", loose)
 
 
 def _parts(tag: str) -> tuple[str, str]:
-    """Letter and type; of a bare type the letter I; empty outside of entities."""
+    """Letter, as in IOBES, and type; of a bare type the letter I; empty outside of entities."""
     if tag == OUTSIDE:
         return "", ""
-    return (tag[0], tag[2:]) if PREFIXED.fullmatch(tag) else ("I", tag)
+    return (USUAL.get(tag[0], tag[0]), tag[2:]) if PREFIXED.fullmatch(tag) else ("I", tag)
 
 
 def _continues(before: tuple[str, str], tag: tuple[str, str]) -> bool:
