@@ -32,7 +32,7 @@ from utils.dataset import CUT_SIDES, SPLITS, Example, Stream, TaskData
 from utils.errors import UserError, printable
 from utils.preprocess.own import names, table
 from utils.preprocess.own.fields import Fields, Record, parse
-from utils.preprocess.own.sources import Source, split_of
+from utils.preprocess.own.sources import Source, split_of, suffix
 from utils.preprocess.own.table import Table
 from utils.preprocess.own.tasks import ALONE, Files, check_apart, find, in_folder
 from utils.preprocess.shared.classes import class_facts
@@ -241,7 +241,9 @@ def _fields(files: Files, text: str, joint: str) -> tuple[Fields, str | None]:
     if text == AUTO:
         found = names.detect(row.fields)
         if found is None:
-            raise UserError(f"{row.where}: which fields are question and answer? {names.advice(row.fields)}")
+            raise UserError(
+                f"{row.where}: which fields are question and answer? {names.advice(row.fields)}{_of(files)}"
+            )
         return parse(found.text, joint, is_given=False), found.preset
     if text not in names.PRESETS:
         raise UserError(f"fields: expected ROLE=FIELD,... or one of {', '.join(names.PRESETS)}, got {text!r}")
@@ -250,6 +252,13 @@ def _fields(files: Files, text: str, joint: str) -> tuple[Fields, str | None]:
         wanted = " or ".join(names.PRESETS[text][:2])
         raise UserError(f"{row.where}: preset {text} reads {wanted}; {names.advice(row.fields)}")
     return parse(fitting, joint, is_given=False), None
+
+
+def _of(files: Files) -> str:
+    """A reminder of what a table begins with."""
+    first = next(source for sources in files.splits.values() for source in sources).place
+    is_table = isinstance(first, Path) and suffix(first) in (".csv", ".tsv")
+    return " (the first line of the file holds the names)" if is_table else ""
 
 
 def _table(sources: list[Source], fields: Fields) -> Table:
@@ -330,6 +339,9 @@ def _notes(tasks: list[Task]) -> list[str]:
     unread = sorted(set().union(*(task.fields.noticed.unread for task in tasks)))
     files = [file for task in tasks for file in task.unread]
     lines += [f"fields that are not read: {', '.join(unread)}"] if unread else []
+    absent = set().union(*(t.fields.optional for t in tasks if t.fields.is_given))
+    absent -= set().union(*(task.fields.noticed.met for task in tasks))
+    lines += [f"fields of the option that no record has: {', '.join(sorted(absent))}"] if absent else []
     return lines + ([f"files that are not read: {', '.join(map(os.path.basename, files))}"] if files else [])
 
 

@@ -146,6 +146,45 @@ def test_tables_as_programs_write_them(tmp_path):
         make(tmp_path / "none.parquet")
 
 
+def test_objects_that_hold_the_records_and_names_that_need_quotes():
+    for record, advice in (
+        ({"version": "1", "data": [{"q": "a"}]}, "fields version, data; if 'data' holds the records, write that list"),
+        ({"1": {"q": "a"}, "2": {"q": "b"}}, "1.q, 2.q; if each of them is a record, write a list of them"),
+        ({"Question": "a", "Model Answer": "b"}, "name those to read: --fields input=FIELD"),
+        ({"text é": "x", "Sentence": "a", "Label": 1}, "to read them: --fields input=Sentence,target=Label"),
+        ({"translation": {"en": "a", "de": "b"}}, "the fields translation.en, translation.de; name those"),
+        ({str(i): i for i in range(40)}, "28, 29, ... (40 in all); name"),
+    ):
+        assert advice in names.advice(record), record
+
+
+def test_optional_fields_that_no_record_has_are_reported(tmp_path):
+    path = write(tmp_path / "a.jsonl", PAIRS)
+    notes = make(path, fields="input=titel?+input,target=target").config["SOURCE"]["notes"]
+    assert notes == ["fields of the option that no record has: titel"]
+    other = write(tmp_path / "b.jsonl", [{**pair, "titel": "x"} for pair in PAIRS])
+    assert not make(path, other, fields="input=titel?+input,target=target").config["SOURCE"]["notes"]
+    with pytest.raises(UserError, match=r"fields: 'why\?' is the name of a field, and \? means optional; rename"):
+        read({"why?": "q", "a": "b"}, "input=why?,target=a")
+
+
+def test_files_that_are_not_written_as_expected(tmp_path):
+    contents = {
+        "x.jsonl.gz": ("", "unpack it first"),
+        "x.xlsx": ("", "save it as CSV in UTF-8"),
+        "many.jsonl": ('{\n "input": "a"\n}\n{\n}\n', r"objects over several lines: make it with jq -c \.\)"),
+        "names.csv": ("q0,a0\nq1,a1\n", "the first line of the file holds the names"),
+        "chat.csv": ('messages\n"[1]"\n', "JSON inside of a text is not read"),
+        "nan.jsonl": ('{"input": "q", "target": NaN}', "got float, which is nan; the record has"),
+    }
+    for name, (text, error) in contents.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        with pytest.raises(UserError, match=error):
+            make(tmp_path / name)
+    (tmp_path / "padded.csv").write_text("question, answer\n" + "q, a\n" * 3 + "r, b\n" * 3, encoding="utf-8")
+    assert make(tmp_path / "padded.csv").config["SOURCE"]["notes"][0].endswith("question,target=answer")
+
+
 def test_words_that_name_no_file(tmp_path):
     write(tmp_path / "law.jsonl", PAIRS)
     for word, error in {
@@ -153,6 +192,9 @@ def test_words_that_name_no_file(tmp_path):
         f"{tmp_path}/law.jsonl,news": "several files are separated by spaces",
         f"{tmp_path}/*.json": "no file fits this pattern",
         f"{tmp_path}/laws.jsonl": f"did you mean {tmp_path}/law.jsonl",
+        "": "dataset_files: expected files or folders, got an empty word",
+        "~/law.jsonl": "~ is not expanded here",
+        "https://x.org/law.jsonl": "files are read from this machine only",
         r"data\law.jsonl": "folders are separated by /, such as data/law.jsonl",
     }.items():
         with pytest.raises(UserError, match=error):

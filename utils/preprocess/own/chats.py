@@ -13,6 +13,7 @@ from utils.preprocess.shared.records import Row
 
 NOT_TRAINED = ("weight", "train", "loss")  # of a turn: 0 or false where it is not to be learned
 NOT_TEXT = ("tool_calls", "function_call", "tool_call_id", "reasoning_content", "thinking", "images", "audio")
+ROLES = ("user", "assistant", "system")
 
 
 class Tags(NamedTuple):
@@ -23,7 +24,7 @@ class Tags(NamedTuple):
     roles: dict[str, str]
 
 
-OPENAI = Tags("role", "content", {role: role for role in ("user", "assistant", "system")})
+OPENAI = Tags("role", "content", {role: role for role in ROLES})
 SHAREGPT = Tags("from", "value", {"human": "user", "gpt": "assistant", "system": "system"})
 
 
@@ -40,13 +41,21 @@ def read(row: Row, name: str, turns: Any, tags: Tags | None) -> tuple[list[tuple
         UserError: a turn is not written like that, or asks for what is not supported.
     """
     if not isinstance(turns, list):
-        raise row.error(name, "a list of {role, content}", turns)
+        more = "; JSON inside of a text is not read" if isinstance(turns, str) and turns.lstrip()[:1] == "[" else ""
+        raise UserError(f"{row.error(name, 'a list of {role, content}', turns)}{more}")
     cells = [turn if isinstance(turn, dict) else {} for turn in turns]
     first = cells[0] if cells else {}
     tags = tags or (SHAREGPT if "from" in first and "role" not in first else OPENAI)
-    rows = [Row(f"{row.where}, turn {i}", turn) for i, turn in enumerate(cells, start=1)]
-    unread = {str(key) for turn in cells for key in turn if key not in (tags.role, tags.content, *NOT_TRAINED)}
-    return [_turn(turn, name, tags) for turn in rows], unread
+    usual = {tags.role, tags.content}
+    found: list[tuple[str, str]] = []
+    unread: set[str] = set()
+    for i, turn in enumerate(cells, start=1):
+        one = Row(f"{row.where}, turn {i}", turn)
+        if extra := turn.keys() - usual:
+            _check_more(one, tags)
+            unread |= {str(key) for key in extra.difference(NOT_TRAINED) if turn[key] not in NOTHING}
+        found.append(_turn(one, name, tags))
+    return found, unread
 
 
 def example(row: Row, name: str, messages: Sequence[tuple[str, str]]) -> Example:
@@ -66,26 +75,32 @@ def example(row: Row, name: str, messages: Sequence[tuple[str, str]]) -> Example
 
 
 def _turn(turn: Row, name: str, tags: Tags) -> tuple[str, str]:
-    role = tags.roles.get(turn.text(tags.role), turn.text(tags.role))
-    if role not in ("user", "assistant", "system"):
+    given = turn.text(tags.role)
+    role = tags.roles.get(given, given)
+    if role not in ROLES:
         known = dict.fromkeys([*tags.roles, *tags.roles.values()])
         raise UserError(
             f"{turn.where}: the role {shown(role)} in the field {name!r} is not known; expected one of "
             f"{', '.join(known)} (other words: tags in a dataset_info.json, see docs/own-data.md)"
         )
-    lost = next((key for key in NOT_TEXT if turn.fields.get(key) not in NOTHING), None)
-    if lost is not None:
-        raise UserError(f"{turn.where}: {lost!r} is not supported; chats of text are")
-    out = next((key for key in NOT_TRAINED if turn.fields.get(key) in (0, False)), None)
-    if out is not None and role == "assistant":
-        raise UserError(
-            f"{turn.where}: {out} {turn.fields[out]} keeps an answer out of training, which is not supported: all "
-            "answers of a chat are learned; leave the chat out, or its turns from this one on"
-        )
     content = turn.fields.get(tags.content)
     if isinstance(content, list):
         turn = turn._replace(fields={tags.content: _joined(content)})
     return role, turn.text(tags.content)
+
+
+def _check_more(turn: Row, tags: Tags) -> None:
+    """Refuse what another field of a turn says that would change what is learned."""
+    lost = next((key for key in NOT_TEXT if turn.fields.get(key) not in NOTHING), None)
+    if lost is not None:
+        raise UserError(f"{turn.where}: {lost!r} is not supported; chats of text are")
+    out = next((key for key in NOT_TRAINED if turn.fields.get(key) in (0, False)), None)
+    given = turn.fields.get(tags.role)
+    if out is not None and tags.roles.get(str(given), given) == "assistant":
+        raise UserError(
+            f"{turn.where}: {out} {turn.fields[out]} keeps an answer out of training, which is not supported: all "
+            "answers of a chat are learned; leave the chat out, or its turns from this one on"
+        )
 
 
 def _joined(content: list[Any]) -> Any:

@@ -62,6 +62,7 @@ class Noticed(NamedTuple):
 
     unread: set[str]  # names of fields that are not read
     remarks: set[str]
+    met: set[str]  # names of optional fields that some record has
 
 
 @dataclass(frozen=True)
@@ -73,13 +74,18 @@ class Fields:
     joint: str = "\n"  # between the texts of several fields
     is_given: bool = True  # field by field, by the user, who may leave some out; else a question must be read whole
     tags: Tags | None = None  # None: as the first turn is written
-    noticed: Noticed = field(default_factory=lambda: Noticed(set(), set()), compare=False, repr=False)
+    noticed: Noticed = field(default_factory=lambda: Noticed(set(), set(), set()), compare=False, repr=False)
 
     @cached_property
     def known(self) -> set[str]:
         """Names of fields that are read."""
         names = {part.name for parts in self.parts.values() for part in parts}
         return names | {name.partition(".")[0] for name in names}
+
+    @cached_property
+    def optional(self) -> set[str]:
+        """Names of fields that may be absent."""
+        return {part.name for parts in self.parts.values() for part in parts if part.optional}
 
     def read(self, row: Row) -> Record:
         """The example in a record.
@@ -91,7 +97,18 @@ class Fields:
         if label is not None and type(label) not in (str, int):
             raise row.error(self.parts["label"][0].name, "a text or an integer", label)
         self._check_unread(row, example)
+        if self.is_given and not self.optional <= self.noticed.met:
+            self._note_optional(row)
         return Record(example, None if label is None else str(label), row.where)
+
+    def _note_optional(self, row: Row) -> None:
+        for part in (part for parts in self.parts.values() for part in parts if part.optional):
+            if part.value(row.fields) is not None:
+                self.noticed.met.add(part.name)
+            elif f"{part.name}?" in row.fields:
+                raise UserError(
+                    f"fields: '{part.name}?' is the name of a field, and ? means optional; rename the field"
+                )
 
     def _check_unread(self, row: Row, example: Example) -> None:
         unread = row.fields.keys() - self.known
@@ -162,7 +179,9 @@ class Fields:
         if value == []:
             raise UserError(f"{row.where}: expected a text in the field {part.name!r}, got an empty list; leave it out")
         if text is None:
-            raise UserError(f"{row.error(part.name, 'a text or a number', value)}; {advice(row.fields, self.text)}")
+            got = f", which is {value}" if isinstance(value, float) else ""  # nan
+            error = row.error(part.name, "a text or a number", value)
+            raise UserError(f"{error}{got}; {advice(row.fields, self.text)}")
         return row._replace(fields={part.name: text}).text(part.name)  # refuses half characters
 
     def _missing(self, row: Row, part: Part) -> UserError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from itertools import product
 from typing import Any, NamedTuple
@@ -38,12 +39,12 @@ PRESETS: dict[str, tuple[str, ...]] = {  # alternatives; the first whose fields 
 # Names under which parts of a question are known, in the order in which they are joined, and names of answers.
 QUESTIONS = (
     "system", "system_prompt", "definition", "instruction", "instructions", "context", "passage", "paragraph",
-    "document", "article", "premise", "hypothesis", "sentence", "sentence1", "sentence2", "text", "input", "question",
-    "prompt", "query", "src", "goal", "ctx",
+    "document", "article", "premise", "hypothesis", "sentence", "sentence1", "sentence2", "text", "input", "inputs",
+    "question", "problem", "prompt", "query", "src", "goal", "ctx",
 )  # fmt: skip
 ANSWERS = (
-    "target", "output", "outputs", "answer", "answers", "response", "completion", "summary", "solution", "target_new",
-    "alt", "gold", "label_text", "label", "answerkey",
+    "target", "targets", "output", "outputs", "answer", "answers", "response", "completion", "summary", "solution",
+    "target_new", "alt", "gold", "label_text", "label", "answerkey",
 )  # fmt: skip
 OPTIONS = ("choices", "options", "endings")
 REFERENCES = ("answers", "answers.text", "outputs", "targets", "answer_aliases", "possible_answers")  # beside an answer
@@ -61,6 +62,7 @@ NOT_QUESTION = {
     "notes", "feedback", "positive examples", "negative examples", "incorrect_answers", "distractors",
 }  # fmt: skip
 WORDS = 4
+MOST_NAMES = 30  # of fields in a message
 PART_OF_CHAT = {"system", "system_prompt", "tools", "functions"}
 
 
@@ -130,13 +132,40 @@ def advice(record: dict[str, Any], used: str = "") -> str:
         record: Its fields.
         used: What failed on it, which is not advised again.
     """
-    names = ", ".join(map(str, record)) or "none"
+    names = ", ".join(_shown(record)) or "none"
     text = suggestion(record)
+    if text is None and not used and (inside := _records_inside(record)):
+        return f"the record has the fields {names}; {inside}"
     if text is None or (used and _roles(text, record) == _roles(used, record)):
         is_read = bool(used) and _needed(used) <= record.keys()
         what = "leave it out, or name those to read" if is_read else "name those to read"
         return f"the record has the fields {names}; {what}: --fields input=FIELD+FIELD,target=FIELD"
-    return f"the record has the fields {names}; to read them: --fields {text}"
+    return f"the record has the fields {names}; to read them: --fields {shlex.quote(text)}"
+
+
+def _shown(record: dict[str, Any]) -> Iterable[str]:
+    """The names of the fields, of a small object those inside it; of many the first."""
+    for name, value in list(record.items())[:MOST_NAMES]:
+        inner = [f"{name}.{key}" for key in value] if isinstance(value, dict) and 0 < len(value) < WORDS else []
+        yield from inner or [str(name)]
+    if len(record) > MOST_NAMES:
+        yield f"... ({len(record)} in all)"
+
+
+def _records_inside(record: dict[str, Any]) -> str:
+    """What to do with an object that holds the records, in one of its fields or one in each; "" for a record."""
+    name = next(
+        (name for name, cells in record.items() if _are_objects(cells) and str(name).lower() not in CHATS), None
+    )
+    if name is not None:
+        return f"if {name!r} holds the records, write that list alone into the file"
+    if len(record) > 1 and _are_objects(list(record.values())):
+        return "if each of them is a record, write a list of them into the file"
+    return ""
+
+
+def _are_objects(cells: Any) -> bool:
+    return isinstance(cells, list) and bool(cells) and all(isinstance(cell, dict) for cell in cells)
 
 
 def suggestion(record: dict[str, Any]) -> str | None:

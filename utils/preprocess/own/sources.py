@@ -76,6 +76,17 @@ def suffix(path: Path) -> str:
     return path.suffix.lower()
 
 
+PACKED = (".gz", ".zip", ".xz", ".bz2", ".zst", ".tar", ".tgz", ".7z")
+SHEETS = (".xlsx", ".xls", ".ods")
+
+
+def other_kind(path: Path) -> str:
+    """What to do with a file that cannot be read as it is."""
+    if suffix(path) in PACKED:
+        return "; unpack it first"
+    return "; save it as CSV in UTF-8" if suffix(path) in SHEETS else ""
+
+
 def split_of(name: str) -> str | None:
     """The split that a name of a file or of a split begins with.
 
@@ -173,8 +184,9 @@ def _json_lines(path: Path) -> Iterator[Row]:
             except UnicodeDecodeError as error:
                 raise UserError(f"{path}, line {number}: expected UTF-8 text, got something else ({error})") from None
             except NOT_JSON as error:
+                more = " (objects over several lines: make it with jq -c .)" if line.strip() == b"{" else ""
                 raise UserError(
-                    f"{path}, line {number} is not JSON: {error}; expected a list [..] or one object a line"
+                    f"{path}, line {number} is not JSON: {error}; expected a list [..] or one object a line{more}"
                 ) from None
 
 
@@ -185,7 +197,9 @@ def _csv_rows(path: Path) -> Iterator[Row]:
         reader = csv.DictReader(file, strict=True, delimiter=_mark(file, suffix(path)))
         try:
             # pandas writes its index without a name
-            reader.fieldnames = [name or f"column {i}" for i, name in enumerate(reader.fieldnames or (), start=1)]
+            reader.fieldnames = [
+                name.strip() or f"column {i}" for i, name in enumerate(reader.fieldnames or (), start=1)
+            ]
             if twice := [name for name, count in Counter(reader.fieldnames or ()).items() if count > 1]:
                 raise UserError(f"{path}: the column {twice[0]!r} is there twice; name each column once")
             for i, record in enumerate(reader, start=1):
@@ -279,6 +293,10 @@ def _opened(path: Path) -> Any:
 def hint(path: Path) -> str:
     """What may be meant by a word that is no file: several files, a pattern, or a data set's name on the hub."""
     text = str(path)
+    if re.match(r"\w+:/", text):
+        return "; files are read from this machine only: download it"
+    if text.startswith("~"):
+        return "; ~ is not expanded here: write the whole path"
     if any(mark in text for mark in "*?["):
         return "; no file fits this pattern, or it is in quotes, in which the shell does not expand it"
     if "," in text or " " in text:

@@ -12,7 +12,18 @@ from utils.dataset import NEEDED_SPLITS, SPLITS
 from utils.errors import UserError, printable
 from utils.preprocess.own import llama_factory
 from utils.preprocess.own.fields import Fields
-from utils.preprocess.own.sources import HUB, READERS, Source, hint, hub, is_shard, part_of, split_of, suffix
+from utils.preprocess.own.sources import (
+    HUB,
+    READERS,
+    Source,
+    hint,
+    hub,
+    is_shard,
+    other_kind,
+    part_of,
+    split_of,
+    suffix,
+)
 
 ALONE = ""  # in the place of a split: the examples are still to be split
 SAVED = "state.json"  # in a folder written by the library's save_to_disk; not a file of records
@@ -37,6 +48,8 @@ def find(word: str) -> list[Files]:
     Raises:
         UserError: there are none, or they have no train or test split.
     """
+    if not word.strip():
+        raise UserError("dataset_files: expected files or folders, got an empty word")
     if word.startswith(HUB):
         return [_of_hub(word)]
     file, _, entry = word.rpartition(":")
@@ -134,7 +147,7 @@ def _of_file(path: Path) -> Files:
     if suffix(path) not in READERS:
         if not path.suffix and not os.path.exists(path):
             next(READERS[".json"](path))  # says that it is missing
-        more = "" if os.path.exists(path) else hint(path)
+        more = other_kind(path) if os.path.exists(path) else hint(path)
         raise UserError(f"{path}: expected a folder or a file that ends with {', '.join(READERS)}{more}")
     return Files(printable(path.stem), str(path), {ALONE: [Source(path)]})
 

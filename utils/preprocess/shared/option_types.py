@@ -39,5 +39,6 @@ def per_task(values: tuple[T, ...], count: int, option: str) -> list[T]:
     [10, 10, 10]
     """
     if len(values) not in (1, count):
-        raise UserError(f"--{option}: expected 1 entry or {count}, one for each task, got {len(values)}")
+        expected = "1 entry" if count == 1 else f"1 entry or {count}, one for each task"
+        raise UserError(f"--{option}: expected {expected}, got {len(values)}")
     return list(values) * (count if len(values) == 1 else 1)
