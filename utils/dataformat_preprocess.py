@@ -83,6 +83,7 @@ def _run(argv: list[str]) -> list[str]:
         )
         hint = f"; did you mean {known[near[0]]!r}?" if near else f"; {own}"
         raise UserError(f"--dataset: expected one of {', '.join(support_dataset_list)}, got {name!r}{hint}")
+    _check_once(argv)
     module = load(name)
     given = _parse(argv, [Options, module.Options], final=True)
     general, special = _validate(Options, given), _validate(module.Options, given)
@@ -93,6 +94,12 @@ def _run(argv: list[str]) -> list[str]:
         stream = _adapt(module.build(general.raw_dir, special, general.seed), general)
     with working(f"{stream.name}: writing"):
         return _save(stream, general.out_dir or DATASET_DIR, general.force)
+
+
+def _check_once(argv: list[str]) -> None:
+    names = [word.partition("=")[0] for word in argv if word.startswith("--")]
+    if twice := [one for one in names if names.count(one) > 1]:
+        raise UserError(f"{twice[0]}: given twice, so one would have no effect; give it once")
 
 
 def _write_raw(general: Options, special: Any, module: Any) -> list[str]:

@@ -192,7 +192,9 @@ def _named(found: list[Files], task_names: Sequence[str] | None) -> list[Files]:
     """The tasks under their own names or those of the user, which must differ."""
     if task_names is not None and len(task_names) != len(found):
         was = ", ".join(files.name for files in found)
-        raise UserError(f"task_names: expected {len(found)} names, for {was}, got {len(task_names)}")
+        raise UserError(
+            f"task_names: expected {len(found)} name{'s'[: len(found) - 1]}, for {was}, got {len(task_names)}"
+        )
     if task_names is not None:
         found = [f._replace(name=printable(name)) for f, name in zip(found, task_names, strict=True)]
     given = [files.name for files in found]
@@ -356,6 +358,10 @@ def _remarks(tasks: list[Task], made: list[TaskData]) -> list[str]:
 def _facts(tasks: list[Task], made: list[TaskData], options: Options, classes: list[list[str]]) -> dict[str, Any]:
     if options.prompt_type not in PROMPT_TYPES:
         raise UserError(f"--prompt-type: expected one of {', '.join(PROMPT_TYPES)}, got {options.prompt_type!r}")
+    if options.il_mode == "CIL" and not any(classes):
+        raise UserError(
+            "--il-mode: CIL needs the class of each record, and none has a label; name its field in --fields"
+        )
     count = len(tasks)
     usual = [next((USUAL[role] for role in task.fields.parts if role in USUAL), METRIC) for task in tasks]
     metrics = per_task(options.metric, count, "metric") if options.metric else usual

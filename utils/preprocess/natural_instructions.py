@@ -66,7 +66,7 @@ def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
     files: dict[str, str] = {}
     tasks = tuple(_task(places[name], k, options, seed, files) for k, name in enumerate(names))
     used = options.model_dump(mode="json") | {"task_order": names, "seed": seed}
-    source = {"files": files, "options": used, "notes": remarks(tasks)}
+    source = {"files": files, "options": used, "notes": [*_unread(root, places), *remarks(tasks)]}
     return Stream(f"natural_instructions_task{len(tasks)}", tasks, facts(tasks, metrics, options) | {"SOURCE": source})
 
 
@@ -82,6 +82,12 @@ def _find(root: Path) -> dict[str, Path]:
             f"none; they come from {ORIGIN.place} (licence: {ORIGIN.licence})"
         )
     return {path.stem if path.is_file() else path.name: path for path in found}
+
+
+def _unread(root: Path, places: dict[str, Path]) -> list[str]:
+    others = set(root.iterdir()) - {*places.values()} if root not in places.values() else set()
+    names = sorted(path.name for path in others if not path.name.startswith("."))
+    return [f"not read, as they are no tasks: {', '.join(names)}"] if names else []
 
 
 def _full(name: str, places: dict[str, Path]) -> str:

@@ -110,7 +110,8 @@ def _text(row: Row, names: tuple[str, ...], needed: bool = False) -> str:
     """The text of the first of these fields that the record has."""
     name = next((name for name in names if name in row.fields), None)
     if name is None and needed:
-        raise row.error(" or ".join(names), "a text", None)
+        listed = " or ".join(map(repr, names))
+        raise UserError(f"{row.where}: expected a text in the field {listed}, got none of these fields")
     text = row.text(name or names[0]).strip()
     if needed and not text:
         raise UserError(f"{row.where}: expected a text in the field {name!r}, got an empty one")

@@ -27,7 +27,10 @@ def test_a_folder_with_splits_is_a_single_task():
 def test_all_texts_of_a_definition_are_in_the_prompt(tmp_path):
     content = {"Definition": ["One. ", "Two."], "Instances": [{"input": f"q{i}", "output": "a"} for i in range(9)]}
     (tmp_path / "task1_x.json").write_text(json.dumps(content), encoding="utf-8")
-    (task,) = build("natural_instructions", tmp_path).tasks
+    (tmp_path / "notes.txt").touch()
+    stream = build("natural_instructions", tmp_path)
+    assert stream.config["SOURCE"]["notes"] == ["not read, as they are no tasks: notes.txt"]
+    (task,) = stream.tasks
     assert {e.input.partition("\n\n")[0] for e in task.train} == {"Definition: One.\nTwo."}
 
 

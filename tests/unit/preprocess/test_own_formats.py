@@ -211,6 +211,14 @@ def test_an_entry_of_dataset_info_that_is_not_supported_names_the_way_to_the_oth
     assert len(make(f"{path}:one").tasks) == 1
 
 
+def test_a_stream_of_classes_needs_labels(tmp_path):
+    path = write(tmp_path / "a.jsonl", [pair | {"kind": "xy"[i % 2]} for i, pair in enumerate(PAIRS)])
+    with pytest.raises(UserError, match="--il-mode: CIL needs the class of each record"):
+        make(path, il_mode="CIL")
+    stream = make(path, il_mode="CIL", fields="input=input,target=target,label=kind")
+    assert stream.config["NUM_CLASS"] == 2
+
+
 def test_options_about_files_that_have_no_effect_are_refused(tmp_path):
     path = str(write(tmp_path / "a.jsonl", PAIRS))
     with pytest.raises(ConfigError, match="dataset_files: given twice; write all its values behind one"):

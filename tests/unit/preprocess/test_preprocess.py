@@ -90,6 +90,9 @@ def test_the_folder_of_a_data_set_can_have_any_name(name, tmp_path):
 MISTAKES = {
     "--dataset biograpy_qa": "biography_synth, got 'biograpy_qa'; did you mean 'biography_qa'?",
     "": "--dataset: expected one of",
+    "--dataset zsre --raw-dir a --raw_dir=b": "--raw-dir: given twice, so one would have no effect; give it once",
+    "--dataset Trace2": "biography_synth, got 'Trace2'; did you mean 'TRACE'?",
+    "--dataset alpaca": "got 'alpaca'; your own files: --dataset jsonl --raw-dir FOLDER, or main_CL.py --dataset_files",
     "--dataset biography_qa --num-tsk 2": "unknown option --num-tsk; did you mean --num-task?",
     "--dataset concept_1k --preset demo": "unknown option --preset; see --help",
     "--dataset biography_qa --num-task two": "--num-task: expected a valid integer, got 'two'",
