@@ -24,7 +24,7 @@ from utils.distributed.modes import DIVIDED, autocast_type, check_parallel
 from utils.model import adapters
 from utils.model.architecture import Model, kind_of
 from utils.model.freeze import blocks
-from utils.model.kept_states import frozen_below
+from utils.model.shortcuts.kept_states import frozen_below
 from utils.scoring import find
 
 USE = 0.4  # of the peak; usual in training of large models

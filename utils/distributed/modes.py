@@ -96,6 +96,8 @@ def _check_sharing(config: Config, launched: str) -> list[str]:
         problems.append(f"classifier: heads are not divided among processes with {launched}; use DDP or ZeRO-2")
     if config.keep_frozen_states is not None and launched not in WHOLE_WEIGHTS:
         problems.append(f"keep_frozen_states: layers are divided among processes with {launched}; use DDP or ZeRO-2")
+    if config.torch_compile and launched not in WHOLE_WEIGHTS:
+        problems.append(f"torch_compile: layers are divided among processes with {launched}; use DDP or ZeRO-2")
     if config.backbone_quantization is not None:
         problems.append(
             f"backbone_quantization: quantised weights can't be divided among processes with {launched}; use DDP"

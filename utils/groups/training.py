@@ -34,6 +34,11 @@ class TrainOptions(OptionGroup):
     gradient_checkpointing: bool = Field(
         False, description="Store only the inputs of layers and recompute activations in the backward pass."
     )
+    torch_compile: bool = Field(
+        False,
+        description="Compile the transformer blocks for training steps: the first of them take a minute or more, and "
+        "sums are rounded differently.",
+    )
     lr: Float = Field(1e-5, ge=0, description="Learning rate of AdamW.", json_schema_extra=LR_SEARCH)
     lr_list: tuple[Float, ...] | None = Field(None, description="Learning rate per task; replaces lr.")
     weight_decay: Float = Field(5e-4, ge=0, description="Weight decay of AdamW.")

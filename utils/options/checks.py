@@ -26,6 +26,7 @@ from utils.errors import UserError
 from utils.factory import check_capability, load_method
 from utils.general import harness, questions
 from utils.metric import PERPLEXITY
+from utils.model.shortcuts.compiled import lacking
 from utils.options import consistency, stream_view
 from utils.options.parse import ConfigError, Resolved
 from utils.preprocess import jsonl
@@ -319,6 +320,13 @@ def kernels_are_there(plan: Plan) -> list[str]:
     )
 
 
+def can_compile(plan: Plan) -> list[str]:
+    """torch.compile without what it needs."""
+    if plan.config.torch_compile and (missing := lacking()):
+        return [f"torch_compile: needs {missing}, which is missing; leave it out"]
+    return []
+
+
 def quantization_fits(plan: Plan) -> list[str]:
     """8 bits or fewer without the package for them, or of a model that is quantised already."""
     found = []
@@ -379,6 +387,7 @@ CHECKS: tuple[Callable[[Plan], list[str]], ...] = (
     checkpoint_is_whole,
     attention_is_installed,
     kernels_are_there,
+    can_compile,
     quantization_fits,
     backbone_fits,
     method_agrees,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,8 @@ from utils.distributed.placement import OptimizerState, Replicated, place
 from utils.errors import UserError
 from utils.logger import Window
 from utils.model.freeze import NOTHING_LEFT, describe
-from utils.model.kept_states import KeptStates, frozen_blocks
+from utils.model.shortcuts.compiled import CompiledBlocks
+from utils.model.shortcuts.kept_states import KeptStates, frozen_blocks
 from utils.model.weights import snapshot
 from utils.optimizer import Group, as_laid_out, set_learning_rate
 from utils.run.cost import peak_memory
@@ -71,7 +72,7 @@ def fit(
     examples = list(method.train_examples(task))
     groups, plan = _set_trainable(method, method.trainable(task)), _Plan(session, method, task, examples)
     _announce(session, method, task, plan)
-    states = _kept_states(method, task, examples)
+    shortcuts = _shortcuts(method, task, examples)
     placed = place(method, task, groups, session, moments or {})
     placed.step.train()
     title = f"task {task.index}, " if task.index < len(method.stream.tasks) else ""
@@ -80,7 +81,7 @@ def fit(
     placed.before_reading = finite.check
     for progress, batches in plan.walk(start):
         rate = set_learning_rate(placed.stepper, session.config, progress.done - 1, plan.steps * task.epochs)
-        with nullcontext() if states is None else states.used():
+        with _used(shortcuts):
             terms = _step(placed, batches, method, task, session, progress)
         finite.note(terms, progress)
         meter.add(terms, sum(int(batch.attention_mask.sum()) for batch in batches), progress, rate)
@@ -92,9 +93,9 @@ def fit(
             break
     finite.check()
     meter.close()
-    kept = placed.moments() if session.config.keep_optimizer_state else {}
+    moments = placed.moments() if session.config.keep_optimizer_state else {}
     placed.release()
-    return kept
+    return moments
 
 
 def _step(
@@ -136,6 +137,23 @@ def _step(
         placed.edited()
     method.after_step(task)
     return total
+
+
+def _shortcuts(method: Method, task: Task, examples: list[Example]) -> list[KeptStates | CompiledBlocks]:
+    """What makes steps faster, by option; frozen blocks whose states are kept are not compiled."""
+    states = _kept_states(method, task, examples)
+    found: list[KeptStates | CompiledBlocks] = [states] if states else []
+    if method.config.torch_compile:
+        found.append(CompiledBlocks(method.model, len(states.skipped) if states else 0))
+    return found
+
+
+@contextmanager
+def _used(shortcuts: Sequence[KeptStates | CompiledBlocks]) -> Iterator[None]:
+    with ExitStack() as used:
+        for shortcut in shortcuts:
+            used.enter_context(shortcut.used())
+        yield
 
 
 def _kept_states(method: Method, task: Task, examples: list[Example]) -> KeptStates | None:

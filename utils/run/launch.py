@@ -27,8 +27,8 @@ from utils.general import asking, questions
 from utils.logger import RunLog, check_dump_path, make_run_folder, write_environment
 from utils.model import freeze
 from utils.model.architecture import Backbone
-from utils.model.kept_states import needs_frozen_blocks
 from utils.model.self_test import self_test
+from utils.model.shortcuts.kept_states import needs_frozen_blocks
 from utils.optimizer import lost_updates
 from utils.options import data
 from utils.options.checks import Plan

@@ -7,7 +7,7 @@ from tests import tiny
 from utils.errors import UserError
 from utils.model.forward import has_plain_head
 from utils.model.freeze import blocks
-from utils.model.kept_states import KeptStates, frozen_blocks, needs_frozen_blocks
+from utils.model.shortcuts.kept_states import KeptStates, frozen_blocks, needs_frozen_blocks
 from utils.run.fit import fit
 from utils.run.plan import dry_run
 

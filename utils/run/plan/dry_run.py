@@ -21,7 +21,7 @@ from utils.errors import UserError
 from utils.estimate import Estimate, Work
 from utils.model import adapters
 from utils.model.freeze import NOTHING_LEFT
-from utils.model.kept_states import frozen_blocks, size_of
+from utils.model.shortcuts.kept_states import frozen_blocks, size_of
 from utils.report.tables import markdown
 from utils.run.fit import texts_of
 from utils.run.plan.memory import memory_of, state_bytes
