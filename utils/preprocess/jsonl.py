@@ -174,7 +174,7 @@ def _stream(found: list[Files], options: Options, seed: int) -> Stream:
         "files": _digests(tasks),
         "options": options.model_dump(mode="json", exclude={"task_order"}) | {"seed": seed},
         "fields": {task.name: task.fields.text for task in tasks},
-        "notes": [*_notes(tasks), *_remarks(tasks, made)],
+        "notes": [*_notes(tasks), *_same(tasks), *_remarks(tasks, made)],
     }
     return Stream(f"jsonl_task{len(made)}", tuple(made), _facts(tasks, made, options, classes) | {"SOURCE": source})
 
@@ -345,6 +345,13 @@ def _notes(tasks: list[Task]) -> list[str]:
     absent -= set().union(*(task.fields.noticed.met for task in tasks))
     lines += [f"fields of the option that no record has: {', '.join(sorted(absent))}"] if absent else []
     return lines + ([f"files that are not read: {', '.join(map(os.path.basename, files))}"] if files else [])
+
+
+def _same(tasks: list[Task]) -> list[str]:
+    """Tasks of the same files."""
+    known: dict[tuple[str, ...], str] = {}
+    pairs = [(known.setdefault(tuple(task.files.values()), task.name), task.name) for task in tasks]
+    return [f"{one} and {other} have the same files" for one, other in pairs if one != other]
 
 
 def _remarks(tasks: list[Task], made: list[TaskData]) -> list[str]:

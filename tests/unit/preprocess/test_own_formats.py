@@ -49,6 +49,26 @@ def test_options_that_a_question_lists_are_not_listed_again():
         assert fields.noticed.remarks == ({remark} if remark else set()), question
 
 
+def test_options_with_names():
+    for options in (
+        {"A": "cat", "B": "dog", "C": None},
+        [{"key": "A", "text": "cat"}, {"key": "B", "text": "dog"}],
+        [{"label": "1", "text": "cat"}, {"label": "2", "text": "dog"}],
+        {"text": ["cat", "dog"], "label": ["1", "2"]},
+    ):
+        assert read({"question": "q", "options": options, "answer": "dog"}) == Example(
+            "q\nA. cat\nB. dog", "B", choices=("A", "B")
+        )
+    named = {"question": "q", "options": {"A": "dog", "B": "cat"}, "answer": "A"}
+    assert read(named).target == "A"
+    for options in ({}, {"A": ["x"]}, [{"text": "a"}, {"x": "b"}], {"text": "a"}):
+        with pytest.raises(UserError, match="a list of 1 to 26 texts in the field 'options'"):
+            read(named | {"options": options})
+    value = {"question": "q", "answer": {"value": "x", "aliases": ["x", "y"]}}
+    assert names.suggestion(value) == "input=question,target=answer.value"
+    assert read(value, "input=question,target=answer.value,references=answer.aliases").accepted == ("x", "y")
+
+
 def test_a_list_of_answers_beside_an_answer_is_accepted_too():
     record = {"question": "q", "answer": "a", "answers": ["a", "b", 3]}
     assert read(record) == Example("q", "a", references=("a", "b", "3"))
@@ -119,6 +139,20 @@ def test_files_that_are_named_after_task_and_split(tmp_path):
     write(tmp_path / "two/a-dev.jsonl", PAIRS)
     with pytest.raises(UserError, match=r"two/a: expected files for train and test, such as a_test.jsonl, got no test"):
         make(tmp_path / "two")
+
+
+def test_files_of_several_tasks_are_not_taken_for_one(tmp_path):
+    for split in "train", "test":
+        for name in "law", "news":
+            write(tmp_path / f"folders/{split}/{name}.jsonl", PAIRS)
+            write(tmp_path / f"names/{split}_{name}.jsonl", PAIRS)
+            write(tmp_path / f"parts/{split}/part-{'law news'.index(name)}.jsonl", PAIRS)
+    for folder in "folders", "names":
+        with pytest.raises(UserError, match=r"of several tasks are named after task and split, such as .*law_t"):
+            make(tmp_path / folder)
+    assert len(make(tmp_path / "parts").tasks[0].train) == 18
+    same = make(tmp_path / "folders/test/law.jsonl", tmp_path / "folders/test/news.jsonl")
+    assert same.config["SOURCE"]["notes"] == ["law and news have the same files"]
 
 
 def test_every_file_has_its_digest_in_the_stream(tmp_path):

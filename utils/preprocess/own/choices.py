@@ -65,12 +65,18 @@ class Choices(NamedTuple):
 
 
 def read(row: Row, name: str, value: Any) -> Choices:
-    """The options in a field: a list of texts, or {"text": [..], "label": [..]} as in ARC.
+    """The options in a field.
+
+    Args:
+        row: The record, for messages.
+        name: Of the field.
+        value: A list of texts, {"text": [..], "label": [..]} as in ARC, {"A": text, ..}, or a list of
+            {"key": "A", "text": text}.
 
     Raises:
-        UserError: the value is neither.
+        UserError: it is none of these.
     """
-    given = value if isinstance(value, dict) else {"text": value}
+    given = _columns(value)
     texts = [as_text(one) for one in given["text"]] if isinstance(given.get("text"), list) else []
     names = [as_text(one) for one in given.get("label", LETTERS[: len(texts)])]
     if not texts or len(texts) > len(LETTERS) or len(names) != len(texts) or None in texts + names:
@@ -79,6 +85,18 @@ def read(row: Row, name: str, value: Any) -> Choices:
             raise UserError(f"{row.where}: expected {expected} in the field {name!r}, got {_shown(value)}")
         raise row.error(name, expected, value)
     return Choices([str(one) for one in names], [str(one) for one in texts])
+
+
+def _columns(value: Any) -> dict[str, Any]:
+    """Options as lists: text, and label where they have names."""
+    if isinstance(value, dict):
+        is_named = "text" not in value and not any(isinstance(one, list | dict) for one in value.values())
+        there = {key: text for key, text in value.items() if text is not None}  # Parquet has all keys in all records
+        return {"text": list(there.values()), "label": list(there)} if is_named else value
+    if isinstance(value, list) and value and all(isinstance(one, dict) and "text" in one for one in value):
+        key = next((key for key in ("key", "label") if all(key in one for one in value)), None)
+        return {"text": [one["text"] for one in value]} | ({"label": [one[key] for one in value]} if key else {})
+    return {"text": value}
 
 
 def _shown(value: list[Any]) -> str:

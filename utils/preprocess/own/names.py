@@ -44,8 +44,9 @@ QUESTIONS = (
 )  # fmt: skip
 ANSWERS = (
     "target", "targets", "output", "outputs", "answer", "answers", "response", "completion", "summary", "solution",
-    "target_new", "alt", "gold", "label_text", "label", "answerkey",
+    "best_answer", "correct_answer", "target_new", "alt", "gold", "label_text", "label", "answerkey",
 )  # fmt: skip
+INNER_ANSWERS = ("answers.text", "answer.value", "answer.text")
 OPTIONS = ("choices", "options", "endings")
 REFERENCES = ("answers", "answers.text", "outputs", "targets", "answer_aliases", "possible_answers")  # beside an answer
 CHATS = ("messages", "conversations", "conversation", "dialog", "dialogue")
@@ -175,7 +176,7 @@ def suggestion(record: dict[str, Any]) -> str | None:
     for name in CHATS:
         if isinstance(record.get(known.get(name, "")), list):
             return _whole(record, {"messages": [known[name]]} | ({"system": [system]} if system else {}))
-    answer = next((known[name] for name in (*ANSWERS, "answers.text") if _is_text(record, known.get(name))), None)
+    answer = next((known[name] for name in (*ANSWERS, *INNER_ANSWERS) if _is_text(record, known.get(name))), None)
     parts = [known[name] for name in QUESTIONS if known.get(name) != answer and _is_text(record, known.get(name))]
     roles: dict[str, list[Any]] = {"input": parts, "target": [answer]}
     if isinstance(record.get(known.get("history", "")), list):

@@ -161,10 +161,24 @@ def _of_splits(folder: Path, entries: Iterable[Path]) -> Files:
         if split is None or not inside:
             unread.append(str(path))
         elif splits[split] and not (is_shard(path) and all(is_shard(Path(s.place)) for s in splits[split])):
-            raise UserError(f"{folder}: expected one file for {split}, got {splits[split][0].place} and {path.name}")
+            raise UserError(
+                f"{folder}: expected one file for {split}, got {splits[split][0].place} and {path.name}; files of "
+                f"several tasks are named after task and split, such as law_{split}.jsonl"
+            )
         else:
+            _check_parts(path, inside)
             splits[split] += [Source(file) for file in inside]
     return _complete(Files(printable(folder.name), str(folder), splits, unread=tuple(unread)))
+
+
+def _check_parts(folder: Path, inside: list[Path]) -> None:
+    """Several files in the folder of a split are parts of one task only if they are numbered."""
+    names = [path.stem for path in inside if not path.stem[-1].isdecimal()]
+    if len(inside) > 1 and names:
+        raise UserError(
+            f"{folder}: expected one file, or parts of it that end with a number, got {', '.join(names[:3])}; files of "
+            f"several tasks are named after task and split, such as {folder.parent / names[0]}_{folder.name}.jsonl"
+        )
 
 
 def _complete(files: Files, start: str = "") -> Files:
