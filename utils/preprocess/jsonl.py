@@ -13,7 +13,6 @@ Natural Instructions, TRACE, lm-eval, KnowEdit, prompt and answer); otherwise --
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 import re
 from array import array
@@ -30,15 +29,15 @@ from pydantic import Field
 from utils import config
 from utils.dataset import CUT_SIDES, SPLITS, Example, Stream, TaskData
 from utils.errors import UserError, printable
-from utils.preprocess.own import names, table
+from utils.preprocess.own import names, notes, table
 from utils.preprocess.own.fields import Fields, Record, parse
+from utils.preprocess.own.notes import Part, Task
 from utils.preprocess.own.sources import Source, split_of, suffix
 from utils.preprocess.own.table import Table
 from utils.preprocess.own.tasks import ALONE, Files, check_apart, find, in_folder
 from utils.preprocess.shared.classes import class_facts
 from utils.preprocess.shared.option_types import Counts, Names, per_task
 from utils.preprocess.shared.raw import file_sha256
-from utils.preprocess.shared.records import remark
 from utils.prompt import PROMPT_TYPES
 from utils.scoring import find as find_metric
 
@@ -72,25 +71,6 @@ class Options(config.OptionGroup):
     il_mode: Literal["CIL", "TIL", "IIL", "CIT", "CKE"] = Field(
         "CIT", description="Scenario that the stream is made for."
     )
-
-
-class Part(NamedTuple):
-    """The examples of a split: some of a table."""
-
-    table: Table
-    places: Sequence[int]
-
-
-class Task(NamedTuple):
-    """A task as it was read."""
-
-    name: str
-    tables: list[Table]  # those of its splits that there are, or of its only file
-    splits: dict[str, Part]
-    fields: Fields
-    preset: str | None  # that was found out; None: the user said it
-    files: dict[str, str]  # name -> digest
-    unread: tuple[str, ...]  # other files in the folder
 
 
 def build(raw_dir: Path | None, options: Options, seed: int) -> Stream:
@@ -174,7 +154,7 @@ def _stream(found: list[Files], options: Options, seed: int) -> Stream:
         "files": _digests(tasks),
         "options": options.model_dump(mode="json", exclude={"task_order"}) | {"seed": seed},
         "fields": {task.name: task.fields.text for task in tasks},
-        "notes": [*_notes(tasks), *_same(tasks), *_remarks(tasks, made)],
+        "notes": notes.of(tasks, made),
     }
     return Stream(f"jsonl_task{len(made)}", tuple(made), _facts(tasks, made, options, classes) | {"SOURCE": source})
 
@@ -331,35 +311,6 @@ def _task(task: Task, k: int, classes: list[list[str]]) -> TaskData:
     before = sum(map(len, classes[:k]))
     numbers = {name: i for i, name in enumerate(classes[k])}
     return TaskData(task.name, **{s: p.table.rows(p.places, k, numbers, before) for s, p in task.splits.items()})
-
-
-def _notes(tasks: list[Task]) -> list[str]:
-    """What was found out, and what was not read."""
-    found = [task for task in tasks if task.preset or (task.preset is not None and "references" in task.fields.parts)]
-    lines = [f"{task.name}: fields of {task.preset or 'this program'}: {task.fields.text}" for task in found]
-    lines += [f"{task.name}: {remark}" for task in tasks for remark in sorted(task.fields.noticed.remarks)]
-    unread = sorted(set().union(*(task.fields.noticed.unread for task in tasks)))
-    files = [file for task in tasks for file in task.unread]
-    lines += [f"fields that are not read: {', '.join(unread)}"] if unread else []
-    absent = set().union(*(t.fields.optional for t in tasks if t.fields.is_given))
-    absent -= set().union(*(task.fields.noticed.met for task in tasks))
-    lines += [f"fields of the option that no record has: {', '.join(sorted(absent))}"] if absent else []
-    return lines + ([f"files that are not read: {', '.join(map(os.path.basename, files))}"] if files else [])
-
-
-def _same(tasks: list[Task]) -> list[str]:
-    """Tasks of the same files."""
-    known: dict[tuple[str, ...], str] = {}
-    pairs = [(known.setdefault(tuple(task.files.values()), task.name), task.name) for task in tasks]
-    return [f"{one} and {other} have the same files" for one, other in pairs if one != other]
-
-
-def _remarks(tasks: list[Task], made: list[TaskData]) -> list[str]:
-    lines = []
-    for task, data in zip(tasks, made, strict=True):
-        train, dev, test = (part.table.counted(part.places) for part in task.splits.values())
-        lines.append(remark(task.name, train, dev, test, data.dev == data.test))
-    return [line for line in lines if line]
 
 
 def _facts(tasks: list[Task], made: list[TaskData], options: Options, classes: list[list[str]]) -> dict[str, Any]:

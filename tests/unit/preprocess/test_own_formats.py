@@ -174,6 +174,11 @@ def test_tables_as_programs_write_them(tmp_path):
         assert {e.input for e in (*task.train, *task.dev, *task.test)} == {f"q{i}" for i in range(9)}
         notes = " ".join(stream.config["SOURCE"]["notes"])
         assert notes == f"fields that are not read: {'column 1' if name == 'pandas' else 'column 3, column 4'}"
+    (tmp_path / "tabs.csv").write_text("input\ttarget\n" + "".join(f"q, {i}\tt\n" for i in range(9)), encoding="utf-8")
+    assert len(make(tmp_path / "tabs.csv").tasks[0].train) == 6
+    (tmp_path / "latin.csv").write_text("input,target\nä,b\n", encoding="latin-1")
+    with pytest.raises(UserError, match=r"latin.csv: expected UTF-8 text"):
+        make(tmp_path / "latin.csv")
     none = pyarrow.table({"input": pyarrow.array([], pyarrow.string())})
     pyarrow.parquet.write_table(none, tmp_path / "none.parquet")
     with pytest.raises(UserError, match=r"none.parquet holds no records, at least one is needed"):
@@ -251,6 +256,9 @@ def test_a_stream_of_classes_needs_labels(tmp_path):
         make(path, il_mode="CIL")
     stream = make(path, il_mode="CIL", fields="input=input,target=target,label=kind")
     assert stream.config["NUM_CLASS"] == 2
+    for split, kind in ("train", "a"), ("test", "b"):
+        write(tmp_path / f"t/{split}.jsonl", [pair | {"label": kind} for pair in PAIRS])
+    assert make(tmp_path / "t").config["SOURCE"]["notes"][0] == "t: classes without training examples: b"
 
 
 def test_options_about_files_that_have_no_effect_are_refused(tmp_path):

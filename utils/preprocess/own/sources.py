@@ -194,8 +194,8 @@ def _csv_rows(path: Path) -> Iterator[Row]:
     csv.field_size_limit(LONGEST_CELL)
     _opened(path).close()
     with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True, delimiter=_mark(file, suffix(path)))
         try:
+            reader = csv.DictReader(file, strict=True, delimiter=_mark(file, suffix(path)))
             # pandas writes its index without a name
             reader.fieldnames = [
                 name.strip() or f"column {i}" for i, name in enumerate(reader.fieldnames or (), start=1)
@@ -213,12 +213,12 @@ def _csv_rows(path: Path) -> Iterator[Row]:
 
 
 def _mark(file: TextIO, kind: str) -> str:
-    """What is between the cells: tabs in .tsv, otherwise commas, or `;` if that is all that the line of names has."""
+    """What is between the cells: tabs in .tsv, otherwise commas, or what the line of names has in their place."""
     if kind == ".tsv":
         return "\t"
     names = file.readline()
     file.seek(0)
-    return ";" if ";" in names and "," not in names else ","
+    return next((mark for mark in ",;\t|" if mark in names), ",")
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
