@@ -69,7 +69,7 @@ def read_study(file: Path) -> Study:
     Raises:
         ConfigError: with all problems.
     """
-    content = {name: Given(value, str(file)) for name, value in read_yaml(file).items()}
+    content = {name: Given(value, str(file)) for name, value in read_yaml(file, "study").items()}
     problems = [
         f"{name}: unknown entry; expected one of {', '.join(Study.model_fields)}  ({file})"
         for name in content
@@ -84,6 +84,8 @@ def read_study(file: Path) -> Study:
 
 
 def _contradictions(study: Study) -> Iterator[str]:
+    if not study.files and not study.methods:
+        yield "files: expected YAML files of runs, or methods, got neither"
     if study.tries is not None and study.passes is not None:
         yield "tries, passes: expected one of them, got both"
     if not study.tune:

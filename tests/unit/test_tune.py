@@ -195,8 +195,11 @@ def test_a_study_is_checked_as_a_whole(base, tmp_path, capsys, monkeypatch):
         ("tune: false\ntries: 3\n", "tries: has no effect with tune: false"),
         ("source: a paper\n", "source: has no effect without published"),
         ("published: {EWC: {task_0: 1, mark: paper}}\n", "published: 'EWC': there is no such row; expected one of SEQ"),
+        ("seeds: []\n", "seeds: expected at least one entry, got []"),
+        ("files: []\n", "files: expected YAML files of runs, or methods, got neither"),
     ):
-        write_text(file, good + text)
+        name = text.split(":")[0]
+        write_text(file, "".join(line for line in good.splitlines(True) if not line.startswith(f"{name}:")) + text)
         assert study.main([str(file)]) == 2, text
         assert problem in capsys.readouterr().err, text
     write_text(file, good + "tries: 2\norders: [stored, reversed]\n")

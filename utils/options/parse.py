@@ -31,6 +31,7 @@ WORDS = {  # pydantic's words -> ours
     f"String should match pattern '{NAME_PATTERN}'": "expected letters, digits and _ . + -, not beginning with . + -",
     "String should": "expected to",
     "a valid tuple": "a list, such as [a, b]",
+    "Tuple should have at least 1 item after validation, not 0": "expected at least one entry",
     ", unable to interpret input": "",
 }
 # With one of these on the command line and no --cfg, the demo's YAML is not read.
@@ -65,8 +66,12 @@ class Resolved(NamedTuple):
     sources: dict[str, str]  # name of each given option -> its source
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, option: str = "cfg") -> dict[str, Any]:
     """The options in a YAML file.
+
+    Args:
+        path: The file.
+        option: What names it, for errors.
 
     Raises:
         ConfigError: missing or unreadable file, not YAML, or not a mapping of names to values.
@@ -74,15 +79,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml_dialect.read(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError([f"cfg: {path} does not exist{_nearest_file(path)}"]) from None
+        raise ConfigError([f"{option}: {path} does not exist{_nearest_file(path)}"]) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([f"cfg: {path} cannot be read: {error}"]) from None
+        raise ConfigError([f"{option}: {path} cannot be read: {error}"]) from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ConfigError([f"cfg: {path} is not YAML: {' '.join(str(error).split())}"]) from None
+        raise ConfigError([f"{option}: {path} is not YAML: {' '.join(str(error).split())}"]) from None
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise ConfigError([f"cfg: {path} must be a list of lines `option: value`"])
+        raise ConfigError([f"{option}: {path} must be a list of lines `option: value`"])
     return content
 
 
