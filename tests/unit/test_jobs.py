@@ -25,6 +25,8 @@ def test_rows_are_files_or_methods():
     ]
     (row,) = entries([], ["Freeze"], [("dataset", "zsre_task10")])
     assert row.cfg == Path("config/zsre_task10/Freeze.yaml")
+    with pytest.raises(ConfigError, match="lr: set twice, so one value would have no effect"):
+        entries([BASE], [], [("lr", "1"), ("lr", "2")])
     with pytest.raises(ConfigError, match="nothing to run: give YAML files, or --methods"):
         entries([], [], [])
     with pytest.raises(ConfigError, match=r"methods: expected one of .*, got 'LoRA'; LoRA is a setting"):

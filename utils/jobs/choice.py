@@ -46,8 +46,11 @@ def entries(files: Sequence[Path], methods: Sequence[str], settings: Sequence[tu
         settings: Options for all rows, as name and value.
 
     Raises:
-        ConfigError: nothing is named, or a method is unknown.
+        ConfigError: nothing is named, a method is unknown, or an option is set twice.
     """
+    names = [name for name, _ in settings]
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise ConfigError([f"{name}: set twice, so one value would have no effect; set it once" for name in twice])
     words = tuple(word for name, value in settings for word in (f"--{name}", value))
     if not methods:
         found = [Entry(cfg, "", words) for cfg in files]
