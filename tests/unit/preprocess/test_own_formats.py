@@ -73,8 +73,9 @@ def test_a_list_of_answers_beside_an_answer_is_accepted_too():
     record = {"question": "q", "answer": "a", "answers": ["a", "b", 3]}
     assert read(record) == Example("q", "a", references=("a", "b", "3"))
     assert read(record | {"answers": []}) == Example("q", "a")
-    squad = {"question": "q", "answer": "a", "answers": {"text": ["b"], "answer_start": [0]}}
+    squad = {"question": "q", "answer": "a", "answers": {"text": ["b", "a"], "answer_start": [0, 1]}}
     assert read(squad).accepted == ("a", "b")
+    assert read(record | {"answer": "c"}) == Example("q", "c")  # the list is something else
     assert names.fitting("prompt_answer", record).endswith(",references=answers?")
     assert names.detect({"question": "q", "answer": "a", "answers": "b"}).text.endswith("target=answer")
     assert read(record, "input=question,target=answer,references=answers").accepted == ("a", "b", "3")
@@ -197,6 +198,13 @@ def test_objects_that_hold_the_records_and_names_that_need_quotes():
         assert advice in names.advice(record), record
 
 
+def test_edits_of_mend_are_read():
+    record = {"src": "Where is X?", "alt": "Rome", "answers": ["Bern"], "rephrase": "In which town is X found?"}
+    more = {"loc": "nq question: who wrote it then", "loc_ans": "Ann", "cond": "Bern >> Rome || Where is X now?"}
+    assert names.detect(record | more).preset == "knowedit"
+    assert read(record | more) == Example("Where is X?", "Rome")
+
+
 def test_optional_fields_that_no_record_has_are_reported(tmp_path):
     path = write(tmp_path / "a.jsonl", PAIRS)
     notes = make(path, fields="input=titel?+input,target=target").config["SOURCE"]["notes"]
@@ -210,6 +218,7 @@ def test_optional_fields_that_no_record_has_are_reported(tmp_path):
 def test_files_that_are_not_written_as_expected(tmp_path):
     contents = {
         "x.jsonl.gz": ("", "unpack it first"),
+        "one.json": ('{\n "version": 1,\n "data": [{}]\n}', "record 1: which fields .* if 'data' holds the records"),
         "x.xlsx": ("", "save it as CSV in UTF-8"),
         "many.jsonl": ('{\n "input": "a"\n}\n{\n}\n', r"objects over several lines: make it with jq -c \.\)"),
         "names.csv": ("q0,a0\nq1,a1\n", "the first line of the file holds the names"),

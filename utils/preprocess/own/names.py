@@ -47,6 +47,7 @@ ANSWERS = (
     "best_answer", "correct_answer", "target_new", "alt", "gold", "label_text", "label", "answerkey",
 )  # fmt: skip
 INNER_ANSWERS = ("answers.text", "answer.value", "answer.text")
+EDITS = ("target_new", "alt")
 OPTIONS = ("choices", "options", "endings")
 REFERENCES = ("answers", "answers.text", "outputs", "targets", "answer_aliases", "possible_answers")  # beside an answer
 CHATS = ("messages", "conversations", "conversation", "dialog", "dialogue")
@@ -61,6 +62,7 @@ NOT_QUESTION = {
     "id", "uid", "guid", "source", "dataset", "category", "type", "topic", "domain", "language", "difficulty",
     "subject", "url", "license", "meta", "metadata", "tags", "explanation", "rationale", "reasoning", "cot", "comment",
     "notes", "feedback", "positive examples", "negative examples", "incorrect_answers", "distractors",
+    "rephrase", "rephrase_prompt", "loc", "loc_ans", "cond",
 }  # fmt: skip
 WORDS = 4
 MOST_NAMES = 30  # of fields in a message
@@ -90,14 +92,18 @@ def fitting(preset: str, record: dict[str, Any]) -> str | None:
 
 
 def _with_references(text: str, record: dict[str, Any]) -> str:
+    """With a list that holds the answer and others; of an edit (knowedit) the list holds the answers before it."""
     roles, flat = _roles(text, record), dict(_flat(record))
-    if "target" not in roles or roles.keys() & {"choices", "endings"}:
+    target = roles.get("target", [])
+    if roles.keys() & {"choices", "endings"} or len(target) != 1 or target[0] in EDITS:
         return text
-    lists = {
-        name: flat[name] for name in REFERENCES if isinstance(flat.get(name), list) and name not in roles["target"]
-    }
-    more = [name for name, cells in lists.items() if all(isinstance(cell, str | int | float) for cell in cells)]
-    return f"{text},references={more[0]}?" if more else text
+    lists = ((name, flat.get(name)) for name in REFERENCES if name not in target)
+    more = next((name for name, cells in lists if isinstance(cells, list) and _hold(cells, flat[target[0]])), None)
+    return text if more is None else f"{text},references={more}?"
+
+
+def _hold(cells: list[Any], answer: Any) -> bool:
+    return all(isinstance(cell, str | int | float) for cell in cells) and (not cells or answer in cells)
 
 
 def leaves_out(unread: dict[str, Any], roles: Iterable[str], texts: Iterable[str] = ()) -> list[str]:

@@ -146,19 +146,26 @@ def _json_rows(path: Path) -> Iterator[Row]:
     if start.startswith(b"["):
         for i, record in enumerate(list_items(path), start=1):
             yield _row(record, f"{path}, record {i}")
-    elif start.startswith(b"{") and (whole := _instances(path, start)) is not None:
-        shared = {name: value for name, value in whole.items() if name != "Instances"}
-        if isinstance(shared.get("Definition"), list):
-            shared["Definition"] = "\n".join(map(str, shared["Definition"]))
-        for i, record in enumerate(whole["Instances"], start=1):
-            row = _row(record, f"{path}, instance {i}")
-            yield row._replace(fields={"Definition": shared.get("Definition")} | row.fields)
+    elif start.startswith(b"{") and (whole := _whole(path, start)) is not None:
+        if isinstance(whole.get("Instances"), list):
+            yield from _instances(path, whole.get("Definition"), whole["Instances"])
+        else:
+            yield _row(whole, f"{path}, record 1")  # its fields are named in the error
     else:
         yield from _json_lines(path)
 
 
-def _instances(path: Path, start: bytes) -> dict[str, Any] | None:
-    """A task of Natural Instructions: one JSON object with `Definition` and `Instances`; None: another file."""
+def _instances(path: Path, definition: Any, records: list[Any]) -> Iterator[Row]:
+    """The records of a task of Natural Instructions, each with the definition of the task."""
+    if isinstance(definition, list):
+        definition = "\n".join(map(str, definition))
+    for i, record in enumerate(records, start=1):
+        row = _row(record, f"{path}, instance {i}")
+        yield row._replace(fields={"Definition": definition} | row.fields)
+
+
+def _whole(path: Path, start: bytes) -> dict[str, Any] | None:
+    """A file that is one object, over several lines or with `Instances`; None: another file."""
     try:
         first = json.loads(start)
         if "Instances" not in first:
@@ -170,7 +177,7 @@ def _instances(path: Path, start: bytes) -> dict[str, Any] | None:
         whole = json.loads(path.read_bytes())
     except NOT_JSON:
         return None
-    return whole if isinstance(whole, dict) and isinstance(whole.get("Instances"), list) else None
+    return whole if isinstance(whole, dict) else None
 
 
 def _json_lines(path: Path) -> Iterator[Row]:
