@@ -187,12 +187,16 @@ def apart() -> Stream:
     return replace(stream, name="apart", tasks=tuple(replace(task, dev=task.train[1::2]) for task in stream.tasks))
 
 
+def common_options(folder: Path) -> list[str]:
+    """Options of all variants, with their streams in this folder."""
+    for stream in (micro_stream(), class_stream(), word_stream(), apart()):
+        save_stream(stream, folder)
+    return [*shlex.split(OPTIONS), "--dataset_path", str(folder), "--backbone", backbone_folder()]
+
+
 @pytest.fixture(scope="module")
 def common(tmp_path_factory):
-    streams = save_stream(micro_stream(), tmp_path_factory.mktemp("streams")).parent
-    for more in (class_stream(), word_stream(), apart()):
-        save_stream(more, streams)
-    return [*shlex.split(OPTIONS), "--dataset_path", str(streams), "--backbone", backbone_folder()]
+    return common_options(tmp_path_factory.mktemp("streams"))
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from tests.e2e.test_cli import call, run
-from tests.e2e.test_two_processes import OPTIONS, VARIANTS, apart, losses_of
-from tests.tiny import backbone_folder, class_stream, micro_stream, word_stream
-from utils.dataset import save_stream
+from tests.e2e.test_two_processes import VARIANTS, common_options, losses_of
+from tests.tiny import backbone_folder
 from utils.run.checkpoint import checkpoints
 
 pytestmark = [
@@ -37,10 +36,7 @@ NAMES = {name: words for name, words in VARIANTS.items() if name not in ONE_PASS
 
 @pytest.fixture(scope="module")
 def common(tmp_path_factory):
-    streams = save_stream(micro_stream(), tmp_path_factory.mktemp("streams")).parent
-    for more in (class_stream(), word_stream(), apart()):
-        save_stream(more, streams)
-    return [*shlex.split(OPTIONS), "--dataset_path", str(streams), "--backbone", backbone_folder()]
+    return common_options(tmp_path_factory.mktemp("streams"))
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
