@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from accelerate import PartialState  # seconds to import: not for --help
 
 
+def is_main() -> bool:
+    """True on the process that writes."""
+    return bool(_state().is_main_process)
+
+
 def share(count: int) -> range:
     """Indices of the pieces of work, out of `count`, that this process does."""
     state = _state()

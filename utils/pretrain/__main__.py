@@ -199,7 +199,7 @@ class Pretraining:
             raise UserError(f"--resume: {folder} was made with another {', '.join(different)}; give the same options")
         checkpoint.load_weights(self.model, folder)
         for name, w in self.model.named_parameters():
-            self.optimizer.state[w] = state["moments"][name]
+            self.optimizer.state[w] = {key: value.clone() for key, value in state["moments"][name].items()}
         self.losses, self.seconds = state["losses"], state["seconds"]
 
     def _finish(self) -> None:

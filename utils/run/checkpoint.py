@@ -21,7 +21,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
+from utils.distributed.collectives import from_main, is_main
 from utils.errors import UserError
 from utils.model import adapters
 from utils.model.architecture import Model
@@ -114,33 +116,47 @@ def _place(match: re.Match[str]) -> Place:
     return Place(int(task)) if epoch is None else Place(int(task), int(epoch), int(step))
 
 
+MAPPED = "moments"  # read once, to be copied to where the optimizer needs them
+
+
 def load_state(folder: Path) -> dict[str, Any]:
-    """The state in a checkpoint.
+    """The state in a checkpoint; all processes must call this.
+
+    AdamW's moments, twice the size of what is trained, stay in the file: they are mapped into memory, which the
+    processes of a machine share.
 
     Raises:
         UserError: a file is missing or damaged.
     """
-    for name, expected in _manifest(folder).items():
-        path = folder / name
-        if not path.is_file() or _sha256(path) != expected:
-            raise _broken(path, folder)
+    if (broken := from_main(_first_broken(folder))) is not None:
+        raise _broken(Path(broken), folder)
     with safe_open(folder / "state.safetensors", framework="pt") as file:
-        # Copies: torch multiplies tensors of another alignment in another order, which rounds differently.
-        tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 (not a dict)
-    return unpack(read_json(folder / "state.json")["state"], tensors)
+        mapped = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    state: dict[str, Any] = unpack(read_json(folder / "state.json")["state"], mapped)
+    # Copies: torch multiplies tensors of another alignment in another order, which rounds differently.
+    copied = {name: tree_map_only(Tensor, Tensor.clone, value) for name, value in state.items() if name != MAPPED}
+    return state | copied
 
 
-def _manifest(folder: Path) -> dict[str, str]:
-    """Checksums of all files that are loaded; a list that leaves one out is as bad as a damaged file."""
-    path = folder / "manifest.json"
+def _first_broken(folder: Path) -> str | None:
+    """The first file that is missing or damaged; only the main process reads them all."""
+    if not is_main():
+        return None
+    listed = _manifest(folder)
+    if listed is None:
+        return str(folder / "manifest.json")
+    files = {folder / name: expected for name, expected in listed.items()}
+    return next((str(path) for path, sha in files.items() if not path.is_file() or _sha256(path) != sha), None)
+
+
+def _manifest(folder: Path) -> dict[str, str] | None:
+    """Checksums of all files that are loaded; None: unreadable, or a file is left out, which is as bad as damage."""
     try:
-        listed = read_json(path)
+        listed = read_json(folder / "manifest.json")
     except UserError:
-        raise _broken(path, folder) from None
+        return None
     needed = {"state.json", "state.safetensors"} | {file.name for file in folder.glob("*.safetensors")}
-    if not isinstance(listed, dict) or not needed <= set(listed):
-        raise _broken(path, folder)
-    return listed
+    return listed if isinstance(listed, dict) and needed <= set(listed) else None
 
 
 def _broken(path: Path, folder: Path) -> UserError:

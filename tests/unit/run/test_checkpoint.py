@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -64,6 +65,18 @@ def test_what_comes_back_lies_as_new_tensors_lie(tmp_path, model):
     save(tmp_path, Place(0), model, tiny.tokenizer(), pack(state), None)
     loaded = load_state(tmp_path / "task_0")["tensors"]
     assert [w.data_ptr() % 64 for w in loaded] == [0] * 8
+
+
+def test_moments_stay_in_the_file(tmp_path, model):
+    """Eight processes of a machine that resume do not hold eight copies."""
+    state = {"moments": {"w": torch.ones(2000, 2000)}, "method": torch.ones(2000, 2000)}
+    save(tmp_path, Place(0), model, tiny.tokenizer(), pack(state), None)
+    before = Path("/proc/self/maps").read_text().count("state.safetensors")
+    loaded = load_state(tmp_path / "task_0")
+    assert Path("/proc/self/maps").read_text().count("state.safetensors") > before
+    assert equal(loaded, state)
+    del loaded["moments"]
+    assert Path("/proc/self/maps").read_text().count("state.safetensors") == before, "the rest is copied"
 
 
 def test_weights_come_back_bit_for_bit(tmp_path, model):
