@@ -30,6 +30,7 @@ from utils import config
 from utils.dataset import CUT_SIDES, SPLITS, Example, Stream, TaskData
 from utils.errors import UserError, printable
 from utils.preprocess.own import names, notes, table
+from utils.preprocess.own.advice import advice
 from utils.preprocess.own.fields import Fields, Record, parse
 from utils.preprocess.own.notes import Part, Task
 from utils.preprocess.own.sources import Source, split_of, suffix
@@ -223,16 +224,14 @@ def _fields(files: Files, text: str, joint: str) -> tuple[Fields, str | None]:
     if text == AUTO:
         found = names.detect(row.fields)
         if found is None:
-            raise UserError(
-                f"{row.where}: which fields are question and answer? {names.advice(row.fields)}{_of(files)}"
-            )
+            raise UserError(f"{row.where}: which fields are question and answer? {advice(row.fields)}{_of(files)}")
         return parse(found.text, joint, is_given=False), found.preset
     if text not in names.PRESETS:
         raise UserError(f"fields: expected ROLE=FIELD,... or one of {', '.join(names.PRESETS)}, got {text!r}")
     fitting = names.fitting(text, row.fields)
     if fitting is None:
         wanted = " or ".join(names.PRESETS[text][:2])
-        raise UserError(f"{row.where}: preset {text} reads {wanted}; {names.advice(row.fields)}")
+        raise UserError(f"{row.where}: preset {text} reads {wanted}; {advice(row.fields)}")
     return parse(fitting, joint, is_given=False), None
 
 
@@ -258,6 +257,7 @@ def _table(sources: list[Source], fields: Fields) -> Table:
         raise UserError(f"{sources[0]} holds no records, at least one is needed")
     for mine, seen in zip(fields.noticed, found.noticed, strict=True):
         mine.update(seen)
+    fields.check_places(str(sources[0]))
     return found
 
 

@@ -101,6 +101,10 @@ def _record(row: Row, options: Options) -> Record:
     question = Asked(_text(row, QUESTION, needed=True), _answers(row, options.target))
     if options.test == "portability":
         test = _nested(row, "portability")
+    elif not any(name in row.fields for name in REPHRASED):
+        has_others = "portability" in row.fields
+        more = "--test portability asks the questions that are there" if has_others else "the field may be empty"
+        raise UserError(f"{row.error(REPHRASED[0], 'a text', None)}; {more}")
     else:
         test = (Asked(rephrased, question.answers),) if (rephrased := _text(row, REPHRASED)) else ()
     return Record(question, test, _locality(row, options.locality_answers))

@@ -10,7 +10,7 @@ import pytest
 from utils.dataset import Example, load_stream, save_stream
 from utils.errors import UserError
 from utils.preprocess import jsonl
-from utils.preprocess.own import names, sources, table
+from utils.preprocess.own import advice, names, sources, table
 from utils.preprocess.own.fields import parse
 from utils.preprocess.shared.records import Row
 
@@ -74,7 +74,7 @@ def test_nothing_that_may_belong_to_the_question_is_dropped_without_a_word():
     found = names.detect(record)
     with pytest.raises(UserError, match=r"'instruction' may belong .* --fields input=instruction\+input,target=target"):
         read(record, found.text, is_given=False)
-    assert read(record, names.suggestion(record)).input == "Translate.\nHaus"
+    assert read(record, advice.suggestion(record)).input == "Translate.\nHaus"
     assert read(record, found.text).input == "Haus"  # the user said so
     assert read(record | {"instruction": ""}, found.text, is_given=False).input == "Haus"
     for other in ({"system": "Be brief."}, {"context": "c"}, {"choices": ["a"]}, {"history": [["a", "b"]]}):
@@ -112,15 +112,13 @@ def test_what_is_advised_reads_the_whole_question():
         ),
         ({"text": "good", "label": 1, "label_text": "positive"}, "input=text,target=label_text"),
     ):
-        assert names.suggestion(record) == advised
+        assert advice.suggestion(record) == advised
         read(record, advised)
     for record in (
-        {"goal": "open", "sol1": "a", "sol2": "b", "label": 0},
-        {"sentence": "The _ is big", "option1": "a", "option2": "b", "answer": "1"},
         {"messages": turns, "tools": "[]"},
         {"question": "q", "context": {"title": ["a"]}, "answer": "yes"},
     ):
-        assert names.suggestion(record) is None, record
+        assert advice.suggestion(record) is None, record
 
 
 def test_an_integer_is_the_name_of_an_option_that_has_numbers_as_names():
@@ -136,18 +134,18 @@ def test_a_refused_record_names_its_fields_and_an_option_that_reads_it():
         "instruction,context,response": "--fields input=instruction+context,target=response",
         "premise,hypothesis,label": "--fields input=premise+hypothesis,target=label",
     }
-    for fields, advice in cases.items():
+    for fields, advised in cases.items():
         record = dict.fromkeys(fields.split(","), "x")
-        assert names.advice(record) == (
+        assert advice.advice(record) == (
             f"the record has the fields {', '.join(record)}; "
-            + ("name those to read: " if "FIELD" in advice else "to read them: ")
-            + advice
+            + ("name those to read: " if "FIELD" in advised else "to read them: ")
+            + advised
         )
-        if "FIELD" not in advice:
-            assert read(record, advice.removeprefix("--fields ")).target == "x"
+        if "FIELD" not in advised:
+            assert read(record, advised.removeprefix("--fields ")).target == "x"
     nested = {"question": "q", "context": "c", "answers": {"text": ["a", "b"], "start": [0, 3]}}
-    assert names.suggestion(nested) == "input=context+question,target=answers.text"
-    assert read(nested, names.suggestion(nested)).accepted == ("a", "b")
+    assert advice.suggestion(nested) == "input=context+question,target=answers.text"
+    assert read(nested, advice.suggestion(nested)).accepted == ("a", "b")
     assert names.detect({"instruction": "a", "input": "b", "output": "c", "target": "d"}) is None  # which answer?
 
 

@@ -13,7 +13,7 @@ from utils.factory import load_method
 from utils.options.checks import Plan, problems
 from utils.options.parse import ConfigError, resolve
 from utils.preprocess import jsonl
-from utils.preprocess.own import names
+from utils.preprocess.own import advice, names
 from utils.preprocess.own.fields import OPTIONS_ONCE, OPTIONS_TWICE, parse
 from utils.preprocess.shared.records import Row
 
@@ -65,7 +65,7 @@ def test_options_with_names():
         with pytest.raises(UserError, match="a list of 1 to 26 texts in the field 'options'"):
             read(named | {"options": options})
     value = {"question": "q", "answer": {"value": "x", "aliases": ["x", "y"]}}
-    assert names.suggestion(value) == "input=question,target=answer.value"
+    assert advice.suggestion(value) == "input=question,target=answer.value"
     assert read(value, "input=question,target=answer.value,references=answer.aliases").accepted == ("x", "y")
 
 
@@ -187,7 +187,7 @@ def test_tables_as_programs_write_them(tmp_path):
 
 
 def test_objects_that_hold_the_records_and_names_that_need_quotes():
-    for record, advice in (
+    for record, advised in (
         ({"version": "1", "data": [{"q": "a"}]}, "fields version, data; if 'data' holds the records, write that list"),
         ({"1": {"q": "a"}, "2": {"q": "b"}}, "1.q, 2.q; if each of them is a record, write a list of them"),
         ({"Question": "a", "Model Answer": "b"}, "name those to read: --fields input=FIELD"),
@@ -195,7 +195,7 @@ def test_objects_that_hold_the_records_and_names_that_need_quotes():
         ({"translation": {"en": "a", "de": "b"}}, "the fields translation.en, translation.de; name those"),
         ({str(i): i for i in range(40)}, "28, 29, ... (40 in all); name"),
     ):
-        assert advice in names.advice(record), record
+        assert advised in advice.advice(record), record
 
 
 def test_edits_of_mend_are_read():

@@ -129,7 +129,7 @@ def test_records_of_knowedit(tmp_path):
     assert [(e.input, e.target) for e in task.dev] == [("It was built in", "1900")]
     true = make(folder, num_task=1, test="portability", target="answers").tasks[0].train[0]
     assert true.accepted == ("Rome", "Roma")
-    with pytest.raises(UserError, match="expected a text in the field 'rephrase', got nothing"):
+    with pytest.raises(UserError, match="field 'rephrase', got nothing; --test portability"):
         make(folder, num_task=1)
     for wrong, message in (
         ([], "expected an object of lists of {prompt, ground_truth} in the field 'portability', got list"),

@@ -63,6 +63,21 @@ class Choices(NamedTuple):
             )
         return found.pop()
 
+    def is_place(self, value: Any, place: int) -> bool:
+        """True if a value is the number of a place, and neither the name nor (in a text) the text of an option."""
+        value = value[0] if isinstance(value, list) and len(value) == 1 else value
+        text = as_text(value)
+        return text == str(place) and text not in self.names and (type(value) is int or text not in self.texts)
+
+    def counted(self, row: Row, name: str, value: Any, first: int) -> int:
+        """The place of the right option from a number that counts from `first`."""
+        value = value[0] if isinstance(value, list) and len(value) == 1 else value
+        text, last = as_text(value) or "", first + len(self.texts) - 1
+        if not text.isdecimal() or not first <= int(text) <= last:
+            got = f"; got {text}" if text.isdecimal() else ""
+            raise UserError(f"{row.where}: expected a number from {first} to {last} in the field {name!r}{got}")
+        return int(text) - first
+
 
 def read(row: Row, name: str, value: Any) -> Choices:
     """The options in a field.
@@ -85,6 +100,22 @@ def read(row: Row, name: str, value: Any) -> Choices:
             raise UserError(f"{row.where}: expected {expected} in the field {name!r}, got {_shown(value)}")
         raise row.error(name, expected, value)
     return Choices([str(one) for one in names], [str(one) for one in texts])
+
+
+def of_columns(row: Row, names: list[str], values: list[Any]) -> Choices:
+    """The options in several fields; at the end of them some may be empty.
+
+    Raises:
+        UserError: one is no text, or an empty one has others behind it.
+    """
+    texts = [as_text(value) for value in values]
+    while texts and not (texts[-1] or "").strip() and values[len(texts) - 1] in (None, texts[-1]):
+        texts.pop()
+    wrong = next((i for i, text in enumerate(texts) if not (text or "").strip()), None)
+    if wrong is not None or not texts:
+        place = wrong or 0
+        raise row.error(names[place], "the text of an option", values[place] or None)
+    return Choices(list(LETTERS[: len(texts)]), [str(text) for text in texts])
 
 
 def _columns(value: Any) -> dict[str, Any]:

@@ -11,6 +11,9 @@ joined. A field with `?` may be absent or empty; `answers.text` is a field insid
     choices              options of a question: they are listed under it, unless it lists them by letters itself, and
                          the target becomes the letter of one
     endings              options that are not listed: each is a possible answer, and the target becomes the right one
+    index, number        with these, in place of target: the place of the right option, from 0 (index) or 1 (number)
+
+Options may be in several fields, one in each: `choices=A+B+C+D`.
 """
 
 from __future__ import annotations
@@ -23,13 +26,16 @@ from typing import Any, NamedTuple
 from utils.dataset import Example
 from utils.errors import UserError
 from utils.preprocess.own import chats, choices
+from utils.preprocess.own.advice import Used, advice, option
 from utils.preprocess.own.chats import Tags
-from utils.preprocess.own.names import NOTHING, advice, leaves_out
+from utils.preprocess.own.names import LOGGED, NOTHING, leaves_out
 from utils.preprocess.shared.records import Row, as_text
 
-ROLES = ("input", "target", "references", "label", "messages", "system", "history", "choices", "endings")
+PLACES = ("index", "number")
+ROLES = ("input", "target", "references", "label", "messages", "system", "history", "choices", "endings", *PLACES)
 
 OPTIONS_ONCE = "options that the question lists by letters are not listed again"
+SEVERAL = "a list of answers holds accepted answers: the first one is learned, each is right"
 OPTIONS_TWICE = "questions that name all their options have them listed once more below, as A., B., ..."
 
 
@@ -63,6 +69,8 @@ class Noticed(NamedTuple):
     unread: set[str]  # names of fields that are not read
     remarks: set[str]
     met: set[str]  # names of optional fields that some record has
+    first: set[str]  # place of the first record that was read
+    places: set[str]  # numbers that were read as the place of an option
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,9 @@ class Fields:
     joint: str = "\n"  # between the texts of several fields
     is_given: bool = True  # field by field, by the user, who may leave some out; else a question must be read whole
     tags: Tags | None = None  # None: as the first turn is written
-    noticed: Noticed = field(default_factory=lambda: Noticed(set(), set(), set()), compare=False, repr=False)
+    noticed: Noticed = field(
+        default_factory=lambda: Noticed(set(), set(), set(), set(), set()), compare=False, repr=False
+    )
 
     @cached_property
     def known(self) -> set[str]:
@@ -99,6 +109,8 @@ class Fields:
         self._check_unread(row, example)
         if self.is_given and not self.optional <= self.noticed.met:
             self._note_optional(row)
+        if not self.noticed.first:
+            self.noticed.first.add(row.where)
         return Record(example, None if label is None else str(label), row.where)
 
     def _note_optional(self, row: Row) -> None:
@@ -111,15 +123,17 @@ class Fields:
                 )
 
     def _check_unread(self, row: Row, example: Example) -> None:
-        unread = row.fields.keys() - self.known
-        if not unread:
+        rest = {name: cell for name, cell in row.fields.items() if name not in self.known}
+        unread, logged = set(rest), row.fields.get(LOGGED)
+        if LOGGED in self.known and isinstance(logged, dict):
+            rest |= {name: cell for name, cell in logged.items() if f"{LOGGED}.{name}" not in self.known}
+        if not rest:
             return
-        rest = {name: row.fields[name] for name in unread if row.fields[name] not in NOTHING}
         lost = [] if self.is_given else leaves_out(rest, self.parts, (example.input, *example.accepted))
         if lost:
             raise UserError(
                 f"{row.where}: the field {lost[0]!r} may belong to the question, and {self.text} would not read it; "
-                f"{advice(row.fields)}"
+                f"{self._advice(row)}"
             )
         self.noticed.unread.update(map(str, unread))
 
@@ -162,6 +176,8 @@ class Fields:
         value = parts[0].value(row.fields) if len(parts) == 1 else None
         if isinstance(value, list) and value:
             found = [self._text(row, parts[0], one) for one in value]
+            if len(found) > 1:
+                self.noticed.remarks.add(SEVERAL)
         else:
             found = [self._joined(row, "target")]
         for part in self.parts.get("references", ()):
@@ -181,11 +197,34 @@ class Fields:
         if text is None:
             got = f", which is {value}" if isinstance(value, float) else ""  # nan
             error = row.error(part.name, "a text or a number", value)
-            raise UserError(f"{error}{got}; {advice(row.fields, self.text)}")
+            raise UserError(f"{error}{got}; {self._advice(row, part.name)}")
         return row._replace(fields={part.name: text}).text(part.name)  # refuses half characters
 
     def _missing(self, row: Row, part: Part) -> UserError:
-        return UserError(f"{row.error(part.name, 'a text', None)}; {advice(row.fields, self.text)}")
+        return UserError(f"{row.error(part.name, 'a text', None)}; {self._advice(row, part.name)}")
+
+    def _advice(self, row: Row, failed: str = "") -> str:
+        return advice(row.fields, Used(self._roles(), failed, self.is_given, bool(self.noticed.first)))
+
+    def _roles(self, **renamed: str) -> dict[str, list[str]]:
+        """The specification, with other names for some roles."""
+        return {
+            renamed.get(role, role): [part.name + "?" * part.optional for part in parts]
+            for role, parts in self.parts.items()
+        }
+
+    def check_places(self, where: str) -> None:
+        """Refuse places of options that may be counted from 1.
+
+        Raises:
+            UserError: right options are given as numbers, and none is 0.
+        """
+        if self.noticed.places and "0" not in self.noticed.places:
+            raise UserError(
+                f"{where}: the right options in the field {self.parts['target'][0].name!r} are numbers and none is 0; "
+                f"counted from 1: {option(self._roles(target='number'))}; "
+                f"counted from 0: {option(self._roles(target='index'))}"
+            )
 
     def _before(self, row: Row) -> Iterator[tuple[str, str]]:
         """The system turn, and the turns before the question."""
@@ -208,9 +247,8 @@ class Fields:
 
     def _choice(self, row: Row) -> Example:
         """The question with its options, one a line, and the letter of the right one; or the options are answers."""
-        part = self.parts["choices" if "choices" in self.parts else "endings"][0]
-        options = choices.read(row, part.name, part.value(row.fields))
-        place = options.chosen(row, self.parts["target"][0].name, self._value(row, "target"))
+        options, part = self._options(row)
+        place = self._place(row, options)
         question = self._joined(row, "input")
         if "endings" in self.parts:
             if not all(text.strip() for text in options.texts):
@@ -221,6 +259,33 @@ class Fields:
             self.noticed.remarks.add(OPTIONS_TWICE if listed != question else OPTIONS_ONCE)
         letters = choices.LETTERS[: len(options.texts)]
         return Example(listed, letters[place], choices=tuple(letters))
+
+    def _options(self, row: Row) -> tuple[choices.Choices, Part]:
+        """The options, and their (first) field."""
+        parts = self.parts["choices" if "choices" in self.parts else "endings"]
+        values = [part.value(row.fields) for part in parts]
+        if len(parts) == 1:
+            return choices.read(row, parts[0].name, values[0]), parts[0]
+        empty = next((p for p, v in zip(parts, values, strict=True) if v in NOTHING and not p.optional), None)
+        if empty is not None:
+            raise self._missing(row, empty)
+        return choices.of_columns(row, [part.name for part in parts], values), parts[0]
+
+    def _place(self, row: Row, options: choices.Choices) -> int:
+        """The place of the right option."""
+        role = next(role for role in ("target", *PLACES) if role in self.parts)
+        name, value = self.parts[role][0].name, self._value(row, role)
+        if role in PLACES:
+            return options.counted(row, name, value, PLACES.index(role))
+        try:
+            place = options.chosen(row, name, value)
+        except UserError as error:
+            if not options.is_place(value, len(options.texts)):
+                raise
+            raise UserError(f"{error}; counted from 1: {option(self._roles(target='number'))}") from None
+        if options.is_place(value, place):
+            self.noticed.places.add(str(place))
+        return place
 
 
 def parse(text: str, joint: str = "\n", is_given: bool = True) -> Fields:
@@ -239,7 +304,10 @@ def parse(text: str, joint: str = "\n", is_given: bool = True) -> Fields:
                 f"got {item!r} in {text!r}"
             )
         parts[role] = read
-    if parts.keys() & {"input", "target", "messages"} not in ({"input", "target"}, {"messages"}):
+    answers = parts.keys() & {"target", *PLACES}
+    if len(answers) > 1 or (answers - {"target"} and not parts.keys() & {"choices", "endings"}):
+        raise UserError(f"fields: expected target=..., or with choices index=... or number=..., got {text!r}")
+    if bool(answers) != ("input" in parts) or ("input" in parts) == ("messages" in parts):
         raise UserError(f"fields: expected input=... and target=..., or messages=..., got {text!r}")
     if "references" in parts and parts.keys() & {"messages", "choices", "endings", "system", "history"}:
         raise UserError(f"fields: references are for input and target without chats or options, got {text!r}")
