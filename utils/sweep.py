@@ -13,15 +13,18 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError, exit_code, exit_with, termination_interrupts
 from utils.factory import describe
 from utils.jobs import choice, gpu_hours
-from utils.jobs.runs import Job, alone, check_all, is_finished
+from utils.jobs.runs import Job, alone, check_all, is_finished, stream_of
 from utils.jobs.work import How, run_all
-from utils.options.parse import ConfigError, fail
+from utils.options.parse import ConfigError, fail, resolve
+from utils.options.stream_view import order_of
+from utils.progress import say
 from utils.report.__main__ import main as report
+from utils.report.results import SCORED
 
 if TYPE_CHECKING:
     from utils.options.checks import Plan  # seconds to import: not for --help
@@ -43,6 +46,19 @@ def jobs_of(
             words = row.words if order == "stored" else (*row.words, "--task_order", order)
             found += [Job(row.cfg, seed, prefix, root, words, launcher, label) for seed in seeds]
     return list(dict.fromkeys(found))
+
+
+def once(jobs: Sequence[Job]) -> list[Job]:
+    """Jobs of which no two learn the tasks in the same order, as `reversed` and `1,0` of two tasks do."""
+    found: dict[tuple[Any, ...], Job] = {}
+    for job in jobs:
+        config = resolve(job.words()).config
+        order = order_of(config.task_order, len(stream_of(config).tasks))
+        row = job.options[:-2] if job.options[-2:-1] == ("--task_order",) else job.options
+        first = found.setdefault((job.cfg, job.seed, row, order), job)
+        if first is not job:
+            say(f"{job}: the order of {first}, so it is left out")
+    return list(found.values())
 
 
 def expanded(order: str) -> list[str]:
@@ -77,6 +93,8 @@ def run(jobs: list[Job], how: How, baseline: str | None = None, dry: bool = Fals
         plans = check_all(jobs if baseline is not None else todo)
         if baseline is not None:
             check_comparable(list(plans.values()), baseline)
+        jobs = once(jobs)
+        todo = [job for job in todo if job in jobs]
         how.check(todo)
         if dry:
             ahead = how.in_words(jobs[0].root, [plans[job] for job in todo])
@@ -105,6 +123,9 @@ def check_comparable(plans: Sequence[Plan], baseline: str) -> None:
     if len(kinds) > 1:
         shown = "; ".join(f"{name} with {', '.join(dict.fromkeys(metrics))}" for _, name, metrics in sorted(kinds))
         raise UserError(f"baseline: runs of different streams or metrics cannot be compared: {shown}")
+    for name in SCORED:
+        if len(values := dict.fromkeys(str(getattr(plan.config, name)) for plan in plans)) > 1:
+            raise UserError(f"baseline: runs with different {name} cannot be compared: {', '.join(values)}")
     titles = list(dict.fromkeys(describe(plan.config) for plan in plans))
     if not any(title.startswith(baseline) for title in titles):
         raise UserError(f"baseline: {baseline!r}: there is no such row; expected one of {'; '.join(titles)}")

@@ -27,6 +27,9 @@ def test_rows_are_files_or_methods():
     assert row.cfg == Path("config/zsre_task10/Freeze.yaml")
     with pytest.raises(ConfigError, match="lr: set twice, so one value would have no effect"):
         entries([BASE], [], [("lr", "1"), ("lr", "2")])
+    for name in choice.OF_COMMAND:
+        with pytest.raises(ConfigError, match=f"{name}: the command gives it to each run; leave it out"):
+            entries([BASE], [], [(name, "1")])
     with pytest.raises(ConfigError, match="nothing to run: give YAML files, or --methods"):
         entries([], [], [])
     with pytest.raises(ConfigError, match=r"methods: expected one of .*, got 'LoRA'; LoRA is a setting"):
@@ -46,6 +49,14 @@ def test_orders_are_jobs_with_names():
             sweep.expanded(order)
 
 
+def test_an_order_under_two_names_is_one_run(monkeypatch, capsys):
+    monkeypatch.setattr(sweep, "stream_of", lambda _: tiny.micro_stream(2))
+    jobs = jobs_of(entries([BASE], [], []), [1, 2], ["stored", "0,1", "1,0", "reversed"], "p", Path("runs"))
+    assert [job.label for job in sweep.once(jobs)] == ["", "", "1,0", "1,0"]
+    assert "SEQ.yaml 0,1, seed 1: the order of config/biography" in capsys.readouterr().out
+    assert sweep.once(sweep.once(jobs)) == sweep.once(jobs)
+
+
 def test_differences_need_the_same_questions(tmp_path, capsys):
     words = [str(BASE), "config/biography_demo_task2/EWC.yaml", "--dump_path", str(tmp_path), "--seeds", "1"]
     assert sweep.main([*words, "--dry_run", "--baseline", "SEQ"]) == 0
@@ -55,6 +66,9 @@ def test_differences_need_the_same_questions(tmp_path, capsys):
     assert sweep.main([str(other), *words, "--baseline", "SEQ"]) == 2
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and "runs of different streams or metrics cannot be compared: biography_demo" in told
+    other.write_text("evaluate_limit: 5\n", encoding="utf-8")
+    assert sweep.main([str(other), *words, "--baseline", "SEQ", "--dry_run"]) == 2
+    assert "baseline: runs with different evaluate_limit cannot be compared: 5, None" in capsys.readouterr().err
 
 
 def test_the_forecast_is_by_method_then_backbone(tmp_path):

@@ -72,15 +72,17 @@ def test_one_learning_rate_replaces_a_list():
 @pytest.mark.slow
 def test_optuna_keeps_what_it_asked(tmp_path, sampler):
     space = {"lr": [1e-5, 1e-2], "r": [4, 32], "kind": ["a", "b"]}
-    first = Sampled(space, sampler, True, "SEQ", tmp_path)
+    first = Sampled(space, sampler, None, True, "SEQ", tmp_path, "runs")
     first.more(3)
-    again = Sampled(space, sampler, True, "SEQ", tmp_path)  # as after kill -9: the tries are still to be scored
+    again = Sampled(space, sampler, None, True, "SEQ", tmp_path, "runs")  # as after kill -9, all tries to be scored
     assert again.points() == first.points() and len(again.points()) == 3
     again.more(2)
     points = again.points()
     assert len(points) == 5 and len({str(point) for point in points}) > 3  # a resumed one draws others
     assert all(1e-5 <= p["lr"] <= 1e-2 and 4 <= p["r"] <= 32 and p["kind"] in "ab" for p in points)
-    assert Sampled(space | {"r": [4, 8]}, sampler, True, "SEQ", tmp_path).points() == []
+    assert Sampled(space | {"r": [4, 8]}, sampler, None, True, "SEQ", tmp_path, "runs").points() == []
+    assert Sampled(space, sampler, None, True, "SEQ", tmp_path, "runs of other options").points() == []
+    assert len(Sampled(space, sampler, 1, True, "SEQ", tmp_path, "runs").points()) == 1, "a smaller budget"
 
 
 @pytest.fixture
@@ -94,7 +96,7 @@ def base(tmp_path):
 
 def finish(job, score, passes=100):
     """What a run of this job leaves."""
-    from utils.jobs.runs import _identity
+    from utils.jobs.runs import identity_of
 
     run = job.root / job.name / f"2026-01-01-00-00-00-seed{job.seed}"
     write_text(run / "config.yaml", "seed: 1\n")
@@ -107,7 +109,7 @@ def finish(job, score, passes=100):
         "backbone": "x",
         "task_names": ["a"],
     }
-    write_json(run / "facts.json", facts | {"metrics": ["exact_match"], "chance": [0.0]} | _identity(job))
+    write_json(run / "facts.json", facts | {"metrics": ["exact_match"], "chance": [0.0]} | identity_of(job))
     write_json(run / "results.json", {"R": [[score]], "summary": {"average_accuracy": score}})
     write_json(run / "cost.json", {"train_sequences": [passes]})
 
@@ -170,6 +172,10 @@ def test_problems_are_reported_before_anything_runs(base, tmp_path, capsys, monk
         (["--space", "EWC: {lr: [1]}"], "space: EWC: expected one of SEQ"),
         (["--space", "SEQ: {EWC_lambda: null}"], "space: SEQ: EWC_lambda: expected an option of a run of SEQ"),
         (["--space", "lrr: [1]"], "space: lrr: expected an option of a method"),
+        (["--space", "score_split: [test]"], "space: score_split: does not change how a method learns"),
+        (["--space", "SEQ: {seed: [1, 2]}"], "space: seed: does not change how a method learns"),
+        (["--space", "training_epochs: [1, 2]"], "space: training_epochs: tries with more epochs cost more"),
+        (["--set", "score_split=test"], "set: score_split: tuning sets it itself"),
         (["--space", "[1"], "space: [1 is not YAML"),
         (["--space", "lr: [fast]"], "lr: expected a valid number, got 'fast'"),
         (["--passes", "3"], "passes: one try of SEQ needs at least"),

@@ -20,6 +20,7 @@ from utils.options import yaml_dialect
 from utils.options.parse import ConfigError
 from utils.storage.files import is_file
 
+OF_COMMAND = ("cfg", "seed", "dump_path", "wandb_name", "exp_prefix", "resume")  # what names and places each run
 SETTINGS = {"Replay": ("--method", "SEQ", "--is_replay", "true")}  # names that are settings of SEQ
 
 
@@ -46,11 +47,13 @@ def entries(files: Sequence[Path], methods: Sequence[str], settings: Sequence[tu
         settings: Options for all rows, as name and value.
 
     Raises:
-        ConfigError: nothing is named, a method is unknown, or an option is set twice.
+        ConfigError: nothing is named, a method is unknown, or an option is set twice or is the command's own.
     """
     names = [name for name, _ in settings]
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise ConfigError([f"{name}: set twice, so one value would have no effect; set it once" for name in twice])
+    if own := [name for name in names if name in OF_COMMAND]:
+        raise ConfigError([f"{name}: the command gives it to each run; leave it out" for name in own])
     words = tuple(word for name, value in settings for word in (f"--{name}", value))
     if not methods:
         found = [Entry(cfg, "", words) for cfg in files]
@@ -59,6 +62,9 @@ def entries(files: Sequence[Path], methods: Sequence[str], settings: Sequence[tu
     else:
         stream = dict(settings).get("dataset", Config.model_fields["dataset"].default)
         found = [Entry(Path("config") / stream / f"{name}.yaml", "", words) for name in methods]
+        for entry in found:
+            if not entry.cfg.exists():
+                _words(entry.cfg.stem)  # an unknown method is reported as such
     if not found:
         raise ConfigError(["nothing to run: give YAML files, or --methods"])
     return list(dict.fromkeys(found))

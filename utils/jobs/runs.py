@@ -103,19 +103,20 @@ def differences(job: Job, run: Path) -> list[str]:
     from utils.run import identity  # seconds to import: not for --help
 
     try:
-        return identity.differences(read_facts(run), _identity(job))
+        return identity.differences(read_facts(run), identity_of(job))
     except UserError as error:  # wrong options, which the run itself reports
         return [str(error)]
 
 
 @cache
-def _identity(job: Job) -> dict[str, Any]:
+def identity_of(job: Job) -> dict[str, Any]:
+    """What its results depend on, see utils/run/identity.py."""
     from utils.run import identity
 
     options = resolve(job.words())
     place = _place(options.config)
     if place not in _DIGESTS:
-        _DIGESTS[place] = identity.of_stream(_read(options.config))
+        _DIGESTS[place] = identity.of_stream(stream_of(options.config))
     return identity.of(options, _DIGESTS[place])
 
 
@@ -123,7 +124,7 @@ def _place(config: Config) -> tuple[Any, ...]:
     return tuple(getattr(config, name) for name in ("dataset", "dataset_path", "dataset_files", *OWN_FILES))
 
 
-def _read(config: Config) -> Stream:
+def stream_of(config: Config) -> Stream:
     """The stored stream of these options; jobs with the same one share it."""
     from utils.options.checks import read_stream
 
@@ -167,7 +168,7 @@ def check_all(jobs: Sequence[Job]) -> dict[Job, Plan]:
     plans: dict[tuple[Any, ...], Plan] = {}
     for job in {_without_seed(job): job for job in jobs}.values():
         try:
-            plans[_without_seed(job)] = check(resolve(job.words()), _read)
+            plans[_without_seed(job)] = check(resolve(job.words()), stream_of)
         except ConfigError as error:
             for problem in error.problems:
                 found.setdefault(problem, []).append(f"{job.cfg}{f' {job.label}' if job.label else ''}")

@@ -51,6 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     if options.watch is not None:
+        if unused := [name for name in ("baseline", "reference", "out", "metrics") if getattr(options, name)]:
+            parser.error(f"--watch shows how far runs are; leave out --{unused[0]}")
         return _watch(options.runs, options.watch)
     try:
         options.metrics = list(dict.fromkeys(options.metrics))
@@ -62,8 +64,10 @@ def main(arguments: list[str] | None = None) -> int:
         if options.reference is not None:
             differences.add_transfer(sections, by_path, options.reference)
         if options.baseline is not None:
+            if len(runs) == 1:
+                raise UserError("baseline: expected several runs, got one")
             differences.add(sections, by_path, options.baseline)
-        text = table(runs[0][1]) if len(runs) == 1 else compare_text(sections, options.metrics)
+        text = table(runs[0][1]) if len(runs) == 1 and not options.metrics else compare_text(sections, options.metrics)
         if len(runs) == 1 and (known := published.text(sections[0])):
             text += f"\n{known}\n"
         if options.out:
@@ -79,7 +83,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _interval(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        wanted = f"expected seconds, got {text}; write the folders before --watch"
+        raise argparse.ArgumentTypeError(wanted) from None
     if not 0 < seconds <= DAY:  # NaN is neither
         raise argparse.ArgumentTypeError(f"expected seconds, above 0 and at most {DAY}, got {text}")
     return seconds

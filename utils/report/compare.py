@@ -111,11 +111,25 @@ def _section_text(section: dict[str, Any], chosen: Sequence[str]) -> str:
 
 def remarks(section: dict[str, Any]) -> list[str]:
     """What a reader of the table of scores must know."""
-    found = [NOTE, *(remark for row in section["rows"] for remark in _remarks(row))]
+    found = [NOTE, *_unequal(section), *(remark for row in section["rows"] for remark in _remarks(row))]
     found += [ORDERS] if any(len(set(row["orders"])) > 1 for row in section["rows"]) else []
+    if section.get("reference"):
+        found.append(f"Transfer to reference: relative to what {section['reference']} scores on a task just learned.")
     found += [general.NOTE] if shown(section, general.CHANGES) else []
     found += [MIXED] if len(set(section["metrics"])) > 1 else []
     return found + ([DRIFT_NOTE] if shown(section, DRIFT) else [])
+
+
+def _unequal(section: dict[str, Any]) -> list[str]:
+    """Options of training that the rows do not share."""
+    titles, found = [differences.title_of(row) for row in section["rows"]], []
+    for name, values in section["unequal"].items():
+        by_value: dict[str, list[str]] = {}
+        for title, value in zip(titles, values, strict=True):
+            by_value.setdefault(str(value), []).append(title)
+        shown_values = "; ".join(f"{value} ({', '.join(rows)})" for value, rows in by_value.items())
+        found.append(f"{name} differs between rows: {shown_values}.")
+    return found
 
 
 def score_titles() -> dict[str, str]:

@@ -95,7 +95,8 @@ def add_transfer(sections: Sequence[dict[str, Any]], runs: Mapping[str, dict[str
         UserError: there is no such row.
     """
     for section in sections:
-        known = _diagonals(_find(section, reference, "reference"), runs)
+        alone = _find(section, reference, "reference")
+        section["reference"], known = title_of(alone), _diagonals(alone, runs)
         for row in section["rows"]:
             own = _diagonals(row, runs)
             values = [float(np.mean(own[pair] - known[pair])) for pair in own.keys() & known.keys() if len(own[pair])]

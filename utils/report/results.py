@@ -33,6 +33,16 @@ PER_TASK = {"metrics": str, "chance": int | float | None}
 # Options that name, place or log a run; they do not change what it computes. `seed` is among them.
 Run = tuple[Path, dict[str, Any], dict[str, Any]]  # folder, results, options
 NOT_COMPARED = {*RunOptions.model_fields, *TrackerOptions.model_fields}
+SCORED = ("evaluate_limit", "score_split")  # which questions of the stream are scored
+# Options of training that a fair comparison shares; learning rates are chosen for each method.
+SHARED = (
+    "training_epochs",
+    "training_epochs_first_task",
+    "batch_size",
+    "weight_decay",
+    "max_grad_norm",
+    "lr_scheduler",
+)
 
 
 def build(run: Path) -> dict[str, Any]:
@@ -98,6 +108,7 @@ def group(runs: list[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]]:
         facts: list[Any] = [results["stream"], results["il_mode"], sorted(map(list, tasks), key=str)]  # in any order
         own = dict(results["identity"])  # digests of what the run was made with
         facts.append(own.pop("stream", None))
+        facts += [_options(run).get(name) for name in SCORED]
         options = _options(run) | {f"{name} (digest)": digest for name, digest in own.items()}
         options.pop("task_order", None)
         setting = json.dumps([results["method"], results["backbone"], options], sort_keys=True, default=str)
@@ -107,14 +118,28 @@ def group(runs: list[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]]:
 
 
 def _with_digests(sections: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Add the digest to the names of streams that share a name but not their content."""
-    names = [section["stream"] for section in sections]
-    return [
-        section | {"stream": f"{section['stream']} ({section['digest']})"}
-        if section["digest"] and names.count(section["stream"]) > 1
-        else section
-        for section in sections
-    ]
+    """Names that say which questions were scored; with the digest where streams share a name but not their content."""
+    contents: dict[str, set[str]] = {}
+    for section in sections:
+        contents.setdefault(section["stream"], set()).add(section["digest"])
+    found = []
+    for section in sections:
+        name, digest = section["stream"], section["digest"]
+        digest = f" ({digest})" if digest and len(contents[name]) > 1 else ""
+        found.append(section | {"stream": f"{name}{digest}{section['scored']}"})
+    return found
+
+
+def _scored_part(options: dict[str, Any]) -> str:
+    """Which questions were scored, if not all of test."""
+    limit, split = (options.get(name) for name in SCORED)
+    return f", {limit} questions of each task" * bool(limit) + f", scored on {split}" * (split not in (None, "test"))
+
+
+def _unequal(groups: list[list[Run]]) -> dict[str, list[Any]]:
+    """Values of the shared options that differ between rows, one for each row."""
+    values = {name: [same[0][2].get(name) for same in groups] for name in SHARED}
+    return {name: found for name, found in values.items() if len(set(map(str, found))) > 1}
 
 
 def _with_versions(results: dict[str, Any]) -> list[dict[str, Any]]:
@@ -152,7 +177,7 @@ def read_facts(run: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(
             f"{run} is not a run folder: expected facts.json in it; "
-            "give a folder like experiments/<name>/<date-time>-seed<k>"
+            "give folders like experiments/<name>/<date-time>-seed<k>, which for a sweep are experiments/<prefix>-*/*"
         )
     facts = read_json(path)
     missing = [key for key in FACTS if not isinstance(facts, dict) or key not in facts]
@@ -306,6 +331,8 @@ def _section(groups: list[list[Run]]) -> dict[str, Any]:
     no_mean = None in chance or len(set(facts["higher_is_better"])) > 1
     return {
         **{key: facts[key] for key in keys},
+        "scored": _scored_part(groups[0][0][2]),
+        "unequal": _unequal(groups),
         "digest": facts["identity"].get("stream"),
         "chance": {
             "task_0": _common([other["chance"][0] for other in _results(groups)]),

@@ -23,7 +23,7 @@ import yaml
 from utils.errors import UserError, exit_with
 from utils.jobs import choice, times
 from utils.jobs.choice import Entry
-from utils.jobs.runs import alone, check_all
+from utils.jobs.runs import alone, check_all, identity_of
 from utils.jobs.work import How, run_all
 from utils.options import yaml_dialect
 from utils.options.checks import Plan
@@ -46,7 +46,9 @@ class Budget(NamedTuple):
     passes: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.tries} tries" if self.passes is None else f"{self.passes:,} passes"
+        if self.tries is None:
+            return f"{self.passes:,} passes"
+        return f"{self.tries} {'try' if self.tries == 1 else 'tries'}"
 
 
 class Search:
@@ -97,11 +99,13 @@ def prepare(
         UserError: with the first problem, or ConfigError with those of all options.
     """
     check_sampler(sampler)
+    for word in dict.fromkeys(word for row in rows for word in row.words if word in where.words[::2]):
+        raise UserError(f"set: {word[2:]}: tuning sets it itself (dev, --first_k); leave it out")
     bare = {row: row._replace(words=(*row.words, *where.words)) for row in rows}
     jobs = {row: jobs_of([bare[row]], [where.seed], ["stored"], where.prefix, where.root)[0] for row in rows}
     plans = check_all(list(jobs.values()))
     by_row = {row: plans[jobs[row]] for row in rows}
-    check_names(given, by_row)
+    check_names(given, by_row, budget.passes is not None)
     found = []
     for row, plan in by_row.items():
         if is_higher_better(plan) is None:
@@ -110,7 +114,8 @@ def prepare(
         if budget.passes is not None and budget.passes < least:
             raise UserError(f"passes: one try of {row.name} needs at least {least}, got {budget.passes}")
         space = space_of(row, plan, given)
-        source = proposals(sampler, space, budget.tries, bool(is_higher_better(plan)), row.name, where.folder)
+        higher, runs = bool(is_higher_better(plan)), identity_of(jobs[row])
+        source = proposals(sampler, space, budget.tries, higher, row.name, where.folder, runs)
         found.append(Search(row, plan, space, source, where))
     extremes = [trial_of(one.entry, one.plan, point, where).job for one in found for point in ends(one.space)]
     check_all(extremes)
@@ -154,13 +159,16 @@ def results(searches: Sequence[Search], budget: Budget, sampler: str, command: s
         head.append(f"{name}: {said}")
         if one.affordable(budget) > 0:
             head[-1] += "; the grid has no more points, so a part of the budget is not spent"
-        if chosen is not None:
+        if waiting := sum(trial.is_open for trial in trials):
+            head[-1] += f"; {waiting} of them not done yet, so nothing is chosen"
+        elif chosen is not None:
             files.append(folder / "chosen" / f"{name}.yaml")
             write_chosen(chosen, said, command, files[-1])
             score = percent(chosen.score())
             say(f"{name}: {label_of(chosen.point)}, {score} % on dev, the best of {len(trials)} tries: {files[-1]}")
     write_tables([(one.trials(), one.chosen()) for one in searches], "\n\n".join(head), folder)
-    if without := [one.entry.name for one in searches if one.chosen() is None]:
+    done = [one for one in searches if not any(trial.is_open for trial in one.trials())]
+    if without := [one.entry.name for one in done if one.chosen() is None]:
         raise UserError(f"no try of {', '.join(without)} finished; give smaller learning rates (--space)")
     return files
 

@@ -66,19 +66,23 @@ class Sampled:
     Args:
         space: Option -> values.
         sampler: random or tpe (Bergstra et al., NeurIPS 2011).
+        limit: Most points, if it is known; what an earlier command with a larger budget asked beyond it is left out.
         higher: True if a higher score is better.
         name: Of the row.
         folder: For the storage.
+        runs: What the scores depend on besides the values: another study for other options, data or code.
     """
 
-    def __init__(self, space: Space, sampler: str, higher: bool, name: str, folder: Path):
-        self._space, self._sampler, self._name = space, sampler, name
-        digest = hashlib.sha256(json.dumps(space, default=str).encode()).hexdigest()[:8]  # another space: another study
+    def __init__(
+        self, space: Space, sampler: str, limit: int | None, higher: bool, name: str, folder: Path, runs: object
+    ):
+        self._space, self._sampler, self._limit, self._name = space, sampler, limit, name
+        digest = hashlib.sha256(json.dumps([space, runs], default=str, sort_keys=True).encode()).hexdigest()[:8]
         self._study = _study(folder / STORAGE, f"{name}-{sampler}-{digest}", higher)
 
     def points(self) -> list[Point]:
         """As in Proposals."""
-        return [self._point(trial) for trial in self._study.trials]
+        return [self._point(trial) for trial in self._study.trials[: self._limit]]
 
     def more(self, count: int) -> None:
         """As in Proposals."""
@@ -96,7 +100,7 @@ class Sampled:
         """As in Proposals."""
         from optuna.trial import TrialState
 
-        for known, trial in zip(self._study.trials, trials, strict=True):
+        for known, trial in zip(self._study.trials[: self._limit], trials, strict=True):
             if known.state == TrialState.RUNNING and not trial.is_open:
                 score = trial.score()
                 self._study.tell(known.number, score, state=TrialState.FAIL if score is None else None)
@@ -105,11 +109,13 @@ class Sampled:
         return {name: _value(trial.params[name], values) for name, values in self._space.items()}
 
 
-def proposals(sampler: str, space: Space, limit: int | None, higher: bool, name: str, folder: Path) -> Proposals:
+def proposals(
+    sampler: str, space: Space, limit: int | None, higher: bool, name: str, folder: Path, runs: object
+) -> Proposals:
     """The source of points that `sampler` names; see `Grid` and `Sampled`."""
     if sampler == "grid":
         return Grid(space, limit, name)
-    return Sampled(space, sampler, higher, name, folder)
+    return Sampled(space, sampler, limit, higher, name, folder, runs)
 
 
 def check_sampler(sampler: str) -> None:

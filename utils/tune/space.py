@@ -13,7 +13,15 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from models.Base import Method
-from utils.config import ADAPTER_LR, Config, OptionGroup
+from utils.config import (
+    ADAPTER_LR,
+    Config,
+    FreezeOptions,
+    OptionGroup,
+    PeftOptions,
+    ReplayOptions,
+    TrainOptions,
+)
 from utils.errors import UserError
 from utils.jobs.choice import Entry
 from utils.options.checks import Plan
@@ -23,6 +31,10 @@ from utils.seed import random_for
 
 Point = dict[str, Any]  # option -> value
 Space = dict[str, list[Any]]  # option -> values
+# Options of how a method learns; others decide what is learned, asked or scored, and tries with other values of these
+# cannot be compared. Epochs change what a try costs.
+SEARCHED = {name for group in (TrainOptions, FreezeOptions, PeftOptions, ReplayOptions) for name in group.model_fields}
+EPOCHS = {name for name in SEARCHED if "epochs" in name}
 
 
 def declared(plan: Plan) -> Space:
@@ -83,18 +95,29 @@ def space_of(entry: Entry, plan: Plan, given: Mapping[str, Any]) -> Space:
     return space
 
 
-def check_names(given: Mapping[str, Any], plans: Mapping[Entry, Plan]) -> None:
-    """Names in --space that no row has.
+def check_names(given: Mapping[str, Any], plans: Mapping[Entry, Plan], is_in_passes: bool) -> None:
+    """Names in --space that no row has, or that may not be searched.
+
+    Args:
+        given: As in `space_of`.
+        plans: Of the rows.
+        is_in_passes: The budget is counted in passes, not in tries.
 
     Raises:
         UserError: there is one.
     """
+    named = {*given, *(name for values in given.values() if isinstance(values, dict) for name in values)}
+    for name in sorted(named & (set(Config.model_fields) - SEARCHED)):
+        raise UserError(f"space: {name}: does not change how a method learns, but what is learned or scored; use --set")
+    for name in sorted(named & EPOCHS) if not is_in_passes else ():
+        raise UserError(f"space: {name}: tries with more epochs cost more; give the budget in passes (--passes)")
     rows = {entry.name for entry in plans}
     options = {name for plan in plans.values() for name in type(plan.options).model_fields} | set(Config.model_fields)
     for name, values in given.items():
         if name not in (rows if isinstance(values, dict) else options):
             wanted = f"one of {', '.join(sorted(rows))}" if isinstance(values, dict) else "an option of a method"
-            raise UserError(f"space: {name}: expected {wanted}")
+            hint = "; YAML needs a space after the colon" if ":" in name else ""
+            raise UserError(f"space: {name}: expected {wanted}{hint}")
 
 
 def grid(space: Space, limit: int | None, name: str) -> list[Point]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,6 +49,7 @@ class Trial(NamedTuple):
     entry: Entry
     point: Point
     job: Job
+    metric: str  # decides
 
     @property
     def diverged(self) -> str | None:
@@ -65,7 +67,7 @@ class Trial(NamedTuple):
     def score(self) -> float | None:
         """The number that decides; None: there is none."""
         run = self.job.folder()
-        return read_json(run / "results.json")["summary"][criterion(self.entry)] if run and is_finished(run) else None
+        return read_json(run / "results.json")["summary"][self.metric] if run and is_finished(run) else None
 
     def passes(self) -> int | None:
         """Sequences that went through the model in training."""
@@ -77,12 +79,13 @@ def trial_of(entry: Entry, plan: Plan, point: Point, where: Where) -> Trial:
     """The try of some values."""
     words = (*entry.words, *where.words, *words_of(point, plan.resolved.config))
     label = "-".join(word for word in (entry.label, label_of(point)) if word)
-    return Trial(entry, point, Job(entry.cfg, where.seed, where.prefix, where.root, words, where.launcher, label))
+    job = Job(entry.cfg, where.seed, where.prefix, where.root, words, where.launcher, label)
+    return Trial(entry, point, job, criterion(plan))
 
 
-def criterion(entry: Entry) -> str:
+def criterion(plan: Plan) -> str:
     """The metric that decides: of Single, which knows one task at a time, the diagonal of R."""
-    return "learning_accuracy" if entry.name == "Single" else "average_accuracy"
+    return "learning_accuracy" if plan.config.method == "Single" else "average_accuracy"
 
 
 def is_higher_better(plan: Plan) -> bool | None:
@@ -93,7 +96,7 @@ def is_higher_better(plan: Plan) -> bool | None:
 
 def best(trials: Sequence[Trial], higher: bool) -> Trial | None:
     """The try with the best score, the first of equal ones; None: none has a score."""
-    scored = [(score, trial) for trial in trials if (score := trial.score()) is not None]
+    scored = [(score, trial) for trial in trials if (score := trial.score()) is not None and not math.isnan(score)]
     return max(scored, key=lambda pair: pair[0] if higher else -pair[0])[1] if scored else None
 
 

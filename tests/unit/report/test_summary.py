@@ -10,6 +10,7 @@ from utils import scoring
 from utils.errors import UserError
 from utils.report import results, summary
 from utils.report.__main__ import main
+from utils.report.compare import compare_text
 from utils.report.results import build, group
 from utils.storage.files import read_json, read_jsonl, write_json, write_jsonl, write_text
 
@@ -388,3 +389,36 @@ def test_a_file_is_read_once_while_it_stays_as_it_is(tmp_path, monkeypatch):
     make_cell(run / "predictions/after_2/task_0.jsonl", 0.5)
     assert build(run)["R"][2][0] == 0.5
     assert len(read) == 7
+
+
+def test_scores_of_other_questions_are_in_another_table(tmp_path):
+    def made(name, config):
+        return (folder := make_run(tmp_path / name, [[0.5]], config=config, method=name)), build(folder)
+
+    sections = group([made("a", ""), made("b", "evaluate_limit: 10\n"), made("c", "score_split: dev\n")])
+    names = [section["stream"] for section in sections]
+    assert names == ["toy", "toy, 10 questions of each task", "toy, scored on dev"]
+    assert "toy, 10 questions of each task: exact_match in percent" in compare_text(sections)
+
+
+def test_rows_that_were_not_trained_alike_are_named(tmp_path):
+    runs = [make_run(tmp_path / n, [[0.5]], config=f"training_epochs: {e}", method=n) for n, e in (("a", 1), ("b", 4))]
+    text = compare_text(group([(run, build(run)) for run in runs]))
+    assert "training_epochs differs between rows: 1 (a); 4 (b)." in text
+
+
+def test_options_without_effect_are_refused(tmp_path, capsys):
+    run = str(make_run(tmp_path / "run", [[0.5]]))
+    assert main([run, "--baseline", "SEQ"]) == 2
+    assert capsys.readouterr().err == "error: baseline: expected several runs, got one\n"
+    assert main([run, "--metrics", "forgetting"]) == 0
+    assert "| SEQ " in capsys.readouterr().out
+    for words, problem in (
+        (["--watch", "1", "--out", "x"], "leave out --out"),
+        (["--watch", run], "folders before"),
+    ):
+        with pytest.raises(SystemExit):
+            main([run, *words])
+        assert problem in capsys.readouterr().err
+    assert main([str(tmp_path)]) == 2
+    assert "which for a sweep are experiments/<prefix>-*/*" in capsys.readouterr().err
