@@ -9,7 +9,10 @@ from utils.general import asking
 from utils.storage.files import read_jsonl
 from utils.storage.moment import BASE, Moment
 
-LINES = [{"question": f"{animal} a", "choices": ["meow", "moo boom", "x"], "answer": 1} for animal in tiny.ANIMALS[:4]]
+LINES = [
+    {"question": f"{animal} a", "choices": ["meow", "moo boom", "x"], "answer": "moo boom"}
+    for animal in tiny.ANIMALS[:4]
+]
 
 
 @pytest.mark.slow

@@ -130,3 +130,10 @@ def test_columns_in_one_object_and_lists_of_answers_are_reported(tmp_path):
     assert error.endswith("if each field holds the values of all records, write one object for each record")
     rows = [{"instruction": f"i{i}", "output": ["a", "b"]} for i in range(9)]
     assert f"a: {SEVERAL}" in make(tmp_path / "a.jsonl", rows).config["SOURCE"]["notes"]
+
+
+def test_a_chat_with_tools_has_a_next_step():
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    record = {"messages": turns, "tools": "[]"}
+    assert advice.advice(record).endswith("--fields messages=messages reads the chat alone")
+    assert read(record, "messages=messages").target == "b"

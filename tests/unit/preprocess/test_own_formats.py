@@ -108,7 +108,7 @@ def test_messages_about_single_records(tmp_path):
     bot = {"conversations": [{"from": "human", "value": "a"}, {"from": "bot", "value": "b"}]}
     with pytest.raises(UserError, match=r"turn 2: the role 'bot' in the field 'conversations' .* human, gpt, system"):
         read(bot)
-    with pytest.raises(UserError, match="got user in the field 'talk'"):
+    with pytest.raises(UserError, match="got user in the field 'talk'; leave this chat out"):
         read({"talk": [{"role": "user", "content": "a"}]}, "messages=talk")
     choices = {"question": "q", "choices": None, "answer": 0}
     with pytest.raises(UserError, match="a list of 1 to 26 texts in the field 'choices', got nothing"):
@@ -178,7 +178,7 @@ def test_tables_as_programs_write_them(tmp_path):
     (tmp_path / "tabs.csv").write_text("input\ttarget\n" + "".join(f"q, {i}\tt\n" for i in range(9)), encoding="utf-8")
     assert len(make(tmp_path / "tabs.csv").tasks[0].train) == 6
     (tmp_path / "latin.csv").write_text("input,target\nä,b\n", encoding="latin-1")
-    with pytest.raises(UserError, match=r"latin.csv: expected UTF-8 text"):
+    with pytest.raises(UserError, match=r"latin.csv: expected UTF-8 text, .*; convert it to UTF-8"):
         make(tmp_path / "latin.csv")
     none = pyarrow.table({"input": pyarrow.array([], pyarrow.string())})
     pyarrow.parquet.write_table(none, tmp_path / "none.parquet")

@@ -207,6 +207,9 @@ def _text(roles: Mapping[str, Sequence[str]]) -> str:
 
 def _form(record: dict[str, Any]) -> str:
     """The option with places to fill in, and with the options of a question where columns hold them."""
+    chat = next((name for name in record if str(name).lower() in names.CHATS and isinstance(record[name], list)), None)
+    if chat is not None:  # its tools and the like cannot be read
+        return f"--fields messages={chat} reads the chat alone"
     columns = names.option_columns(record)
     return "--fields input=FIELD+FIELD,target=FIELD" + (f",choices={'+'.join(columns)}" if columns else "")
 

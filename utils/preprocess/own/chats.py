@@ -67,9 +67,10 @@ def example(row: Row, name: str, messages: Sequence[tuple[str, str]]) -> Example
     roles = [role for role, _ in messages]
     talk = roles[1:] if roles[:1] == ["system"] else roles
     if not talk or talk != ["user", "assistant"] * (len(talk) // 2):
+        more = "; leave this chat out" if talk[-1:] != ["assistant"] else ""
         raise UserError(
             f"{row.where}: expected user and assistant in turns, at most a system turn before them and an answer at "
-            f"the end, got {', '.join(roles)[:80] or 'no turns'} in the field {name!r}"
+            f"the end, got {', '.join(roles)[:80] or 'no turns'} in the field {name!r}{more}"
         )
     return Example(messages[-2][1], messages[-1][1], messages=tuple(messages))
 

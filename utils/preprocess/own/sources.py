@@ -189,7 +189,9 @@ def _json_lines(path: Path) -> Iterator[Row]:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
                 yield _row(json.loads(text), f"{path}, line {number}")
             except UnicodeDecodeError as error:
-                raise UserError(f"{path}, line {number}: expected UTF-8 text, got something else ({error})") from None
+                raise UserError(
+                    f"{path}, line {number}: expected UTF-8 text, got something else ({error}); convert it to UTF-8"
+                ) from None
             except NOT_JSON as error:
                 more = " (objects over several lines: make it with jq -c .)" if line.strip() == b"{" else ""
                 raise UserError(
@@ -211,12 +213,15 @@ def _csv_rows(path: Path) -> Iterator[Row]:
                 raise UserError(f"{path}: the column {twice[0]!r} is there twice; name each column once")
             for i, record in enumerate(reader, start=1):
                 if None in record:
-                    raise UserError(f"{path}, record {i}: expected {len(reader.fieldnames or ())} cells, got more")
+                    raise UserError(
+                        f"{path}, record {i}: expected {len(reader.fieldnames or ())} cells, got more; "
+                        "a cell with commas needs quotes"
+                    )
                 yield Row(f"{path}, record {i}", record)
         except csv.Error as error:
             raise UserError(f"{path}, line {reader.reader.line_num} is not CSV: {error}") from None
         except UnicodeDecodeError as error:
-            raise UserError(f"{path}: expected UTF-8 text, got something else ({error})") from None
+            raise UserError(f"{path}: expected UTF-8 text, got something else ({error}); convert it to UTF-8") from None
 
 
 def _mark(file: TextIO, kind: str) -> str:
