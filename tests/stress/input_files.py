@@ -229,7 +229,7 @@ SPOIL_CHATS: dict[str, Callable[[list[dict]], Any]] = {
     "turns are texts": _set_cell("messages", ["a", "b"]),
     "a role unknown": lambda rows: rows[2]["messages"][0].__setitem__("role", "human"),
     "a content null": lambda rows: rows[2]["messages"][1].__setitem__("content", None),
-    "a content a list": lambda rows: rows[2]["messages"][1].__setitem__("content", [{"type": "text", "text": "a"}]),
+    "a content with an image": lambda rows: rows[2]["messages"][1].__setitem__("content", [{"type": "image_url"}]),
 }
 
 
