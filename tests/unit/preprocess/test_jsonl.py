@@ -150,7 +150,7 @@ WRONG = {  # file -> rows, and the error
     "later": (
         [*pairs(9), {"question": "b", "target": "c"}],
         r"a.jsonl, line 10: expected a text in the field 'input', got nothing; the record has the fields question, "
-        "target; to read them: --fields input=question,target=target",
+        r"target; to read them: --fields 'input=input\?\+question\?,target=target'",
     ),
     "null": ([*pairs(9), {"input": "a", "target": None}], r"a.jsonl, line 10: .* the field 'target', got nothing"),
     "object": (

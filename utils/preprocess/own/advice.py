@@ -172,12 +172,16 @@ def _misspelt(record: dict[str, Any], used: Used) -> str | None:
 
 
 def _optional_where_new(roles: Roles, used: Used) -> Roles:
-    """With ? at fields that earlier records were read without."""
+    """With ? at fields that earlier records were read without, and at the one that this record is without."""
     if not used.is_late:
         return roles
     old = {name.removesuffix("?"): name for mine in used.roles.values() for name in mine}
+    lost = {role: [f"{used.failed}?"] for role, mine in used.roles.items() if used.failed in mine}
     return {
-        role: [old.get(name.removesuffix("?"), f"{name.removesuffix('?')}?") for name in mine]
+        role: [
+            *(name for name in lost.get(role, []) if name.removesuffix("?") not in mine),
+            *(old.get(name.removesuffix("?"), f"{name.removesuffix('?')}?") for name in mine),
+        ]
         for role, mine in roles.items()
     }
 
