@@ -55,7 +55,14 @@ _OPTION = re.compile(  # a column that holds one option: A, option_a, opa, answe
     r"((?:options?|opt|op|choice|answer|ans|sol|solution|ending|alternative|candidate)[ _-]?|)([a-z]|[0-9])", re.I
 )
 LOGGED = "doc"  # in the samples that lm-eval logs: the record of the data set
-REFERENCES = ("answers", "answers.text", "outputs", "targets", "answer_aliases", "possible_answers")  # beside an answer
+REFERENCES = (
+    "answers",
+    "answers.text",
+    "outputs",
+    "targets",
+    "answer_aliases",
+    "possible_answers",
+)  # alongside an answer
 CHATS = ("messages", "conversations", "conversation", "dialog", "dialogue")
 MORE_OF_QUESTION = (
     "history", "tools", "story", "body", "table", "fact", "facts", "evidence", "hint", "contexts", "background",
