@@ -72,10 +72,10 @@ def stages(size: Size, work: Path, out: Path, ends: float) -> Iterator[Stage]:
     yield Stage("persons", ("utils/dataformat_preprocess.py", *stream), 0.5)
     if not (backbone / "config.json").exists():
         yield Stage("pretraining", ("-m", "utils.pretrain", *size.pretrain, "--out", str(backbone), "--resume"), 0.6)
-    places = [f"dataset_path={work / 'dataset'}", f"dataset={NAME}", f"backbone={backbone}", f"dump_path={work}"]
+    places = [f"dataset_path={work / 'dataset'}", f"dataset={NAME}", f"backbone={backbone}"]
     words = [word for place in places for word in ("--set", place)]
-    runs = ("-m", "utils.sweep", *FILES, "--prefix", "gpu_study", "--baseline", "SEQ", *words, *size.runs)
-    yield Stage("runs", runs, 0.75)
+    runs = ("-m", "utils.sweep", *FILES, "--dump_path", str(work), "--prefix", "gpu_study", "--baseline", "SEQ")
+    yield Stage("runs", (*runs, *words, *size.runs), 0.75)
     found = sorted(str(path.parent) for path in work.glob("gpu_study-*/*/results.json"))
     if found:
         yield Stage("report", ("-m", "utils.report", *found, "--baseline", "SEQ", "--out", str(out)), 1)

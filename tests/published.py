@@ -103,7 +103,7 @@ def _fetch(load_it: Any, config: Config, **_: Any) -> Any:
 def offline() -> Iterator[None]:
     """Plans are made without data and hub."""
     with (
-        mock.patch.object(runs, "_read", lambda config: stream(config.dataset)),
+        mock.patch.object(runs, "stream_of", lambda config: stream(config.dataset)),
         mock.patch.object(backbone, "_fetch", _fetch),
     ):
         yield
