@@ -165,7 +165,7 @@ class Method:
     def train_examples(self, task: Task) -> Sequence[Example]:
         """The examples of an epoch of the task; with dataset-level replay also the whole memory."""
         if self.memory is not None and not self.config.Replay_batch_level:
-            return [*task.train, *self.memory.rows()]
+            return self.memory.behind(task.train)
         return task.train
 
     def trainable(self, task: Task) -> list[Group]:
@@ -184,8 +184,8 @@ class Method:
 
     def learning_heads(self, task: Task) -> set[int]:
         """Tasks whose heads are trained."""
-        remembered = self.memory.rows() if self.memory is not None else []
-        return self.answers.learning(task.index, [*self.train_examples(task), *remembered])
+        examples = self.train_examples(task)
+        return self.answers.learning(task.index, examples if self.memory is None else self.memory.behind(examples))
 
     def memory_rows(self) -> int:
         """Rows of each batch that come from memory with batch-level replay: half of it, or all there is."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from utils.config import Config
 from utils.dataset import Example, Stream
+from utils.storage.packed_columns import Joined
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -46,6 +47,10 @@ class Memory:
     def rows(self) -> list[Example]:
         """All remembered examples, oldest group first."""
         return [example for group in self.groups.values() for example in group]
+
+    def behind(self, examples: Sequence[Example]) -> Sequence[Example]:
+        """The examples, then all remembered ones."""
+        return Joined(examples, self.rows())
 
     def sample(self, size: int, rng: random.Random) -> list[Example]:
         """Draw `min(size, len)` examples without replacement."""

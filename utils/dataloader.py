@@ -25,6 +25,8 @@ from utils.dataset import CUT_SIDES, Example
 from utils.prompt import DEFAULT_DAY, ChatTemplate, SpecialTexts, render
 
 OVERHEAD = 200  # bytes of an entry of the cache of token ids, without its text and ids
+KEPT = 2**28  # bytes that the cache may take: texts of a larger task are tokenised in each epoch
+BLOCK = 10_000  # texts that are tokenised at once
 IGNORE = -100  # label of a position without a loss
 
 
@@ -133,6 +135,7 @@ class Encoder:
         at = next(i for i in range(len(special)) if list(special[i : i + len(plain)]) == list(plain))
         self.bos: list[int] = list(special[:at])  # what the tokenizer puts in front of a text, often nothing
         self.end: list[int] = list(special[at + len(plain) :]) if ends else []  # and behind a prompt
+        self._size = 0  # bytes of the cache
         self._ids: dict[str, array[int]] = {}
         self._chats: dict[tuple[tuple[str, str], ...], Encoded] = {}
         self._special, self._template = SpecialTexts(tokenizer), ChatTemplate(tokenizer, day, thinking)
@@ -156,7 +159,8 @@ class Encoder:
     def lengths(self, examples: Sequence[Example]) -> list[int]:
         """Tokens of prompt and answer of each example, before anything is cut."""
         extra = len(self.bos) + len(self.end)
-        return [extra + len(row.prompt) + len(row.answer) for row in self._rows(examples)]
+        blocks = (self._rows(examples[start : start + BLOCK]) for start in range(0, len(examples), BLOCK))
+        return [extra + len(row.prompt) + len(row.answer) for rows in blocks for row in rows]
 
     def render(self, example: Example) -> tuple[str, str]:
         """Prompt and answer of an example as text: by the method's hook, or by the template."""
@@ -165,11 +169,10 @@ class Encoder:
 
     def forget(self, most: int = 0) -> None:
         """Drop the cached token ids if they take more than `most` bytes; a task's test questions come back after it."""
-        texts = sum(len(text) + 4 * len(ids) for text, ids in self._ids.items())
-        chats = sum(64 * (len(row.prompt) + len(row.answer)) for row in self._chats.values())
-        if texts + chats + OVERHEAD * (len(self._ids) + len(self._chats)) > most:
+        if self._size > most:
             self._ids.clear()
             self._chats.clear()
+            self._size = 0
 
     @property
     def special(self) -> SpecialTexts:
@@ -192,11 +195,13 @@ class Encoder:
 
     def _rows(self, examples: Sequence[Example]) -> list[Encoded]:
         """Whole prompts without BOS and end, answers with EOS."""
+        self.forget(KEPT)
         texts = [None if e.messages else self.render(self._as_text(e)) for e in examples]
         new = sorted({text for pair in texts if pair for text in pair} - self._ids.keys())
         if new:
             encoded = self.special.encode(new)
             self._ids.update((text, array("i", ids)) for text, ids in zip(new, encoded, strict=True))
+            self._size += sum(OVERHEAD + len(text) + 4 * len(ids) for text, ids in zip(new, encoded, strict=True))
         eos = self.tokenizer.eos_token_id
         return [
             self._without_bos(Encoded(self._ids[pair[0]], [*self._ids[pair[1]], eos])) if pair else self._chat(example)
@@ -225,6 +230,7 @@ class Encoder:
             answer = ids[start:end] if self.template.end else [*ids[start:end], self.tokenizer.eos_token_id]
             labelled = [place for turn in earlier for place in range(*turn)]
             self._chats[messages] = Encoded(ids[:start], answer, [] if self.ends else labelled)
+            self._size += OVERHEAD + 64 * (start + len(answer))
         return self._without_bos(self._chats[messages], always=True)
 
     def _ids_at(self, text: str, cuts: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -349,7 +355,7 @@ def micro_batches(
 
 def epoch_order(
     lengths: Sequence[int], size: int, rng: random.Random, by_length: bool = False, group: int = 50
-) -> list[list[int]]:
+) -> list[Sequence[int]]:
     """Indices of one epoch, cut into batches: each index once, only one batch may be short.
 
     The order is one uniform shuffle of the epoch.
@@ -363,12 +369,12 @@ def epoch_order(
             most a quarter of the epoch, or else every epoch of a small task would have the same batches.
         group: See by_length.
     """
-    order = list(range(len(lengths)))
+    order = array("q", range(len(lengths)))
     rng.shuffle(order)
     if not by_length:
         return [order[i : i + size] for i in range(0, len(order), size)]
     group = max(1, min(group, len(lengths) // (4 * size)))
-    batches = []
+    batches: list[Sequence[int]] = []
     for start in range(0, len(order), group * size):
         piece = sorted(order[start : start + group * size], key=lengths.__getitem__)
         batches += [piece[i : i + size] for i in range(0, len(piece), size)]

@@ -130,6 +130,13 @@ def metric_of(config: Config, stream: Stream, index: int) -> str:
     return per_task(config.metric_for_each_task, stream.metric(index), index)
 
 
+def spaced(examples: Sequence[Example], most: int) -> Sequence[Example]:
+    """All examples, or `most` evenly spaced ones."""
+    if len(examples) <= most:
+        return examples
+    return [examples[i * len(examples) // most] for i in range(most)]
+
+
 def encode(stream: Stream) -> dict[str, str]:
     """The files of a stream, name -> text; the same stream gives the same text on every machine.
 

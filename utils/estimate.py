@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from models.Base import Method, Task
 from utils.dataloader import parts_of
-from utils.dataset import Example, metric_of
+from utils.dataset import Example, metric_of, spaced
 from utils.distributed.modes import DIVIDED, autocast_type, check_parallel
 from utils.model import adapters
 from utils.model.architecture import Model, kind_of
@@ -125,11 +125,9 @@ def _forward(net: Net, prompt: float, answer: float) -> float:
 
 def _tokens(method: Method, examples: Sequence[Example], index: int) -> tuple[float, float]:
     """Mean tokens of prompt and answer, by evenly spaced examples."""
-    count = min(SAMPLE, len(examples))
-    if not count:
+    if not examples:
         return 0.0, 0.0
-    some = [examples[i * len(examples) // count] for i in range(count)]
-    rows = method.encoder(some, method.max_length(index))
+    rows = method.encoder(spaced(examples, SAMPLE), method.max_length(index))
     answers = [0 if method.config.classifier else len(row.answer) for row in rows]
     return fmean(len(row.prompt) for row in rows), fmean(answers)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from models.Base import Method
 from utils.classifier import ClassEncoder
 from utils.dataloader import Encoder
-from utils.dataset import SPLITS, Example, Stream, TaskData
+from utils.dataset import SPLITS, Example, Stream, TaskData, spaced
 from utils.errors import UserError
 from utils.model.architecture import Backbone, has_fixed_positions
 from utils.model.generation import decode
@@ -30,7 +30,7 @@ def lines(stream: Stream, encoder: Encoder | ClassEncoder, backbone: Backbone) -
     limit = max(LEAST, CHECKED // len(stream.tasks))
     found = []
     for task in stream.tasks:
-        splits = {split: _some(getattr(task, split), limit) for split in SPLITS}
+        splits = {split: spaced(getattr(task, split), limit) for split in SPLITS}
         part = ""
         if any(len(splits[split]) < len(getattr(task, split)) for split in SPLITS):
             part = f" (of at most {limit} examples of each split that were checked)"
@@ -96,13 +96,6 @@ def _check_answers(task: TaskData, encoder: Encoder, count: int) -> None:
             f"{task.name}: {long} of {len(task.train)} answers to be learned have more tokens than the {count} that "
             "the backbone can read or write; shorten or leave out these examples"
         )
-
-
-def _some(examples: Sequence[Example], limit: int) -> Sequence[Example]:
-    """All examples, or `limit` evenly spaced ones."""
-    if len(examples) <= limit:
-        return examples
-    return [examples[i * len(examples) // limit] for i in range(limit)]
 
 
 def _questions(train: Sequence[Example], test: Sequence[Example]) -> Iterator[tuple[int, str]]:

@@ -28,6 +28,8 @@ from utils.run.cost import peak_memory
 from utils.seed import random_for, seed_torch
 from utils.session import Progress, Session
 
+TOKENISED_FIRST = 100_000  # examples of a task up to which all are tokenised at its beginning
+
 
 class DivergedError(UserError):
     """The loss is no longer a number."""
@@ -69,7 +71,7 @@ def fit(
     if not method.takes_steps(task):
         return {}
     start = start or Progress(task.index)
-    examples = list(method.train_examples(task))
+    examples = method.train_examples(task)
     groups, plan = _set_trainable(method, method.trainable(task)), _Plan(session, method, task, examples)
     _announce(session, method, task, plan)
     shortcuts = _shortcuts(method, task, examples)
@@ -139,7 +141,7 @@ def _step(
     return total
 
 
-def _shortcuts(method: Method, task: Task, examples: list[Example]) -> list[KeptStates | CompiledBlocks]:
+def _shortcuts(method: Method, task: Task, examples: Sequence[Example]) -> list[KeptStates | CompiledBlocks]:
     """What makes steps faster, by option; frozen blocks whose states are kept are not compiled."""
     states = _kept_states(method, task, examples)
     found: list[KeptStates | CompiledBlocks] = [states] if states else []
@@ -156,7 +158,7 @@ def _used(shortcuts: Sequence[KeptStates | CompiledBlocks]) -> Iterator[None]:
         yield
 
 
-def _kept_states(method: Method, task: Task, examples: list[Example]) -> KeptStates | None:
+def _kept_states(method: Method, task: Task, examples: Sequence[Example]) -> KeptStates | None:
     """The states of all texts that are known when the task begins, if they are to be kept and layers are frozen."""
     config, session = method.config, method.session
     if config.keep_frozen_states is None or not (count := frozen_blocks(method.model, method.learning(task))):
@@ -182,11 +184,12 @@ def _trained(method: Method) -> dict[str, nn.Parameter]:
 class _Plan:
     """Which examples each step of each epoch sees: a function of the seed, so it can start anywhere."""
 
-    def __init__(self, session: Session, method: Method, task: Task, examples: list[Example]):
+    def __init__(self, session: Session, method: Method, task: Task, examples: Sequence[Example]):
         self.session, self.method, self.task, self.examples = session, method, task, examples
         self.new_rows = session.config.batch_size - method.memory_rows()
         self.steps = math.ceil(len(examples) / self.new_rows)
-        self.lengths = session.encoder.lengths(examples)
+        reads = session.config.group_by_length or len(examples) <= TOKENISED_FIRST
+        self.lengths = session.encoder.lengths(examples) if reads else range(len(examples))
 
     def walk(self, start: Progress) -> Iterator[tuple[Progress, list[Batch]]]:
         """Micro-batches of this process for each step after `start`, with the progress that the step makes."""

@@ -111,6 +111,24 @@ class Picked(_Sequence[T], Generic[T]):
         return self._cells[self._places[place]]
 
 
+class Joined(_Sequence[T], Generic[T]):
+    """One sequence after another.
+
+    >>> list(Joined("ab", "c"))
+    ['a', 'b', 'c']
+    """
+
+    def __init__(self, first: Sequence[T], second: Sequence[T]):
+        self._first, self._second = first, second
+
+    def __len__(self) -> int:
+        return len(self._first) + len(self._second)
+
+    def _item(self, place: int) -> T:
+        rest = place - len(self._first)
+        return self._first[place] if rest < 0 else self._second[rest]
+
+
 class Column(_Sequence[Any]):
     """A column of an Arrow table.
 

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map_only
 
 from models.Base import Method, Task
 from utils.dataloader import parts_of, rows_at_once
-from utils.dataset import Example
+from utils.dataset import Example, spaced
 from utils.distributed.modes import DIVIDED, autocast, autocast_type
 from utils.model import adapters
 from utils.model.architecture import kind_of
@@ -29,6 +29,7 @@ from utils.optimizer import moment_bytes
 from utils.quantization import saved_bytes
 
 CPU = torch.device("cpu")
+READ = 20_000  # examples of a task whose tokens are counted
 PASS, UNCOUNTED = "gradients, activations, logits", "gradients (activations cannot be counted for this method)"
 
 
@@ -86,10 +87,11 @@ def state_bytes(method: Method, learning: Sequence[int]) -> dict[str, int]:
 
 
 def longest(method: Method, task: Task, rows: int) -> list[Example]:
-    """The batch that takes most."""
-    lengths = method.session.encoder.lengths(list(task.train))
+    """The batch that takes most; of a large task, among evenly spaced examples."""
+    some = spaced(task.train, READ)
+    lengths = method.session.encoder.lengths(some)
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    return [task.train[i] for i in order[:rows]]
+    return [some[i] for i in order[:rows]]
 
 
 def empty(method: Method, fake: FakeTensorMode) -> None:
