@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from utils import config
@@ -39,6 +40,7 @@ from utils.preprocess.own.tasks import ALONE, Files, check_apart, find, in_folde
 from utils.preprocess.shared.classes import class_facts
 from utils.preprocess.shared.option_types import Counts, Names, per_task
 from utils.preprocess.shared.raw import file_sha256
+from utils.preprocess.shared.records import are_in, distinct
 from utils.prompt import PROMPT_TYPES
 from utils.scoring import find as find_metric
 
@@ -270,17 +272,24 @@ def _code() -> str:
 
 def _divide(found: Table, options: Options, rng: random.Random, place: str) -> dict[str, Part]:
     """Assign the questions of a file to splits; repetitions of a question stay in one split."""
-    questions = array("Q", np.unique(np.frombuffer(found.questions, np.uint64)).tobytes())
+    questions = _packed(distinct(found.questions))
     rng.shuffle(questions)
     num_test = max(round(options.test_ratio * len(questions)), 1)
     num_dev = round(options.dev_ratio * len(questions))
     if num_test + num_dev >= len(questions):
         raise UserError(f"{place}: {len(questions)} different questions are too few for train, dev and test")
-    test, dev = set(questions[:num_test]), set(questions[num_test : num_test + num_dev])
-    places = {split: array("Q") for split in SPLITS}
-    for i, question in enumerate(found.questions):
-        places["test" if question in test else "dev" if question in dev else "train"].append(i)
-    return {split: Part(found, places[split]) for split in SPLITS}
+    drawn = np.frombuffer(questions, np.uint64)
+    own = {"test": drawn[:num_test], "dev": drawn[num_test : num_test + num_dev]}
+    held = {split: are_in(found.questions, np.sort(some)) for split, some in own.items()}
+    held["train"] = ~(held["test"] | held["dev"])
+    return {split: Part(found, _packed(np.flatnonzero(held[split]))) for split in SPLITS}
+
+
+def _packed(numbers: NDArray[Any]) -> array[int]:
+    """The same as a sequence of Python's numbers, 8 bytes each."""
+    found = array("Q")
+    found.frombytes(numbers.astype(np.uint64, copy=False).tobytes())
+    return found
 
 
 def _check_alike(tasks: list[Task]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from utils.dataset import LISTS, Example
 from utils.errors import UserError
@@ -36,7 +37,7 @@ class Table(NamedTuple):
     targets: Sequence[str]
     others: Sequence[str] | None  # JSON of messages, references and choices; None: no example has any
     labels: Sequence[str] | None  # names of classes; None: there are none
-    questions: array[int]  # digests
+    questions: NDArray[np.uint64]  # digests
     blanks: bytes  # of each example NO_QUESTION and NO_ANSWER, added
     is_chat: bool
     first: str  # place of the first record
@@ -63,8 +64,8 @@ class Table(NamedTuple):
         """What is in these examples, without reading them."""
         chosen = np.asarray(places, np.int64)
         blanks = np.frombuffer(self.blanks, np.uint8)[chosen]
-        questions = np.frombuffer(self.questions, np.uint64)[chosen]
-        return Counted(questions, int((blanks & NO_QUESTION > 0).sum()), int((blanks & NO_ANSWER > 0).sum()))
+        without_question, without_answer = (int((blanks & kind > 0).sum()) for kind in (NO_QUESTION, NO_ANSWER))
+        return Counted(self.questions[chosen], without_question, without_answer)
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -96,7 +97,8 @@ def in_memory(records: Iterable[Record], noticed: Noticed) -> Table:
     where = "" if first is None else first.where
     kept = (others if has_others else None, labels if has_label else None)
     is_chat = first is not None and first.example.messages is not None
-    return Table(inputs, targets, *kept, questions, bytes(blanks), is_chat, where, noticed)
+    digests = np.frombuffer(questions, np.uint64)
+    return Table(inputs, targets, *kept, digests, bytes(blanks), is_chat, where, noticed)
 
 
 def on_disk(records: Iterable[Record], noticed: Noticed, key: str) -> Table:
@@ -123,7 +125,7 @@ def on_disk(records: Iterable[Record], noticed: Noticed, key: str) -> Table:
     except (OSError, pyarrow.ArrowException) as error:
         raise UserError(f"{folder} cannot be used: {error}; set HF_HOME to a folder with enough space") from None
     columns = {name: Column(table.column(name)) for name in ("input", "target", "others", "label") if known[name]}
-    questions = array("Q", table.column("question").to_numpy().tobytes())
+    questions = table.column("question").to_numpy()
     blanks = table.column("blank").to_numpy().tobytes()
     was = Noticed(*(set(known[name]) for name in Noticed._fields))
     texts = (columns["input"], columns["target"], columns.get("others"), columns.get("label"))

@@ -29,7 +29,8 @@ from utils.optimizer import moment_bytes
 from utils.quantization import saved_bytes
 
 CPU = torch.device("cpu")
-READ = 20_000  # examples of a task whose tokens are counted
+READ = 20_000  # examples of a task up to which the tokens of all are counted
+FEW = 2_000  # of a larger one: each that is read from a mapped file brings 64 kB of that file into memory
 PASS, UNCOUNTED = "gradients, activations, logits", "gradients (activations cannot be counted for this method)"
 
 
@@ -88,7 +89,7 @@ def state_bytes(method: Method, learning: Sequence[int]) -> dict[str, int]:
 
 def longest(method: Method, task: Task, rows: int) -> list[Example]:
     """The batch that takes most; of a large task, among evenly spaced examples."""
-    some = spaced(task.train, READ)
+    some = spaced(task.train, READ if len(task.train) <= READ else FEW)
     lengths = method.session.encoder.lengths(some)
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     return [some[i] for i in order[:rows]]
