@@ -10,6 +10,7 @@ import torch
 
 from models.common.losses import answer_loss
 from tests import tiny
+from utils import dataloader
 from utils.dataloader import IGNORE, Encoded, Encoder, collate, count_tokens, epoch_order, micro_batches, parts_of
 from utils.dataset import Example
 
@@ -138,6 +139,18 @@ def test_lengths_count_everything_before_the_cut():
     for bos in (False, True):
         rows = encoded(bos)
         assert encoder(bos).lengths(EXAMPLES) == [len(row.prompt) + len(row.answer) for row in rows]
+
+
+def test_a_task_larger_than_the_cache_is_encoded_the_same(monkeypatch):
+    examples = [Example(f"cat {i}", "wuff " * (i % 3 + 1)) for i in range(40)]
+    whole = encoder(False)
+    expected, lengths = whole(examples, None), whole.lengths(examples)
+    monkeypatch.setattr(dataloader, "KEPT", 2_000)
+    monkeypatch.setattr(dataloader, "BLOCK", 7)
+    small = encoder(False)
+    assert small.lengths(examples) == lengths == [len(row.prompt) + len(row.answer) for row in expected]
+    assert [row for i in range(0, 40, 5) for row in small(examples[i : i + 5], None)] == expected
+    assert len(small._ids) < len(whole._ids) == 43  # 40 questions and 3 answers
 
 
 def test_each_text_is_tokenised_once():
