@@ -111,7 +111,7 @@ def _section_text(section: dict[str, Any], chosen: Sequence[str]) -> str:
 
 def remarks(section: dict[str, Any]) -> list[str]:
     """What a reader of the table of scores must know."""
-    found = [NOTE, *_unequal(section), *(remark for row in section["rows"] for remark in _remarks(row))]
+    found = [NOTE, *_unequal(section), *_tuned(section), *(text for row in section["rows"] for text in _remarks(row))]
     found += [ORDERS] if any(len(set(row["orders"])) > 1 for row in section["rows"]) else []
     if section.get("reference"):
         found.append(f"Transfer to reference: relative to what {section['reference']} scores on a task just learned.")
@@ -122,14 +122,25 @@ def remarks(section: dict[str, Any]) -> list[str]:
 
 def _unequal(section: dict[str, Any]) -> list[str]:
     """Options of training that the rows do not share."""
-    titles, found = [differences.title_of(row) for row in section["rows"]], []
+    found = []
     for name, values in section["unequal"].items():
-        by_value: dict[str, list[str]] = {}
-        for title, value in zip(titles, values, strict=True):
-            by_value.setdefault(str(value), []).append(title)
-        shown_values = "; ".join(f"{value} ({', '.join(rows)})" for value, rows in by_value.items())
+        shown_values = "; ".join(f"{value} ({rows})" for value, rows in _rows_by(section, values).items())
         found.append(f"{name} differs between rows: {shown_values}.")
     return found
+
+
+def _tuned(section: dict[str, Any]) -> list[str]:
+    """What was searched on which data, and for which rows."""
+    tunings = _rows_by(section, [row.get("tuning") or "" for row in section["rows"]])
+    return [f"Chosen by tuning {tuning}: {rows}." for tuning, rows in tunings.items() if tuning]
+
+
+def _rows_by(section: dict[str, Any], values: Sequence[Any]) -> dict[str, str]:
+    """Titles of the rows with the same value, by value."""
+    found: dict[str, list[str]] = {}
+    for row, value in zip(section["rows"], values, strict=True):
+        found.setdefault(str(value), []).append(differences.title_of(row))
+    return {value: ", ".join(titles) for value, titles in found.items()}
 
 
 def score_titles() -> dict[str, str]:
@@ -148,9 +159,10 @@ def score_rows(section: dict[str, Any], chosen: Sequence[str] = ()) -> list[list
 
 
 def cost_rows(section: dict[str, Any], chosen: Sequence[str] = ()) -> list[list[str]]:
-    """The table of costs, titles first; empty if no column is shown."""
+    """The table of costs, titles first, without rows that have none; empty if no column is shown."""
     names = shown(section, COSTS, chosen)
-    return _rows(section, {name: COSTS[name][0] for name in names}) if names else []
+    head, *rows = _rows(section, {name: COSTS[name][0] for name in names})
+    return [head, *(row for row in rows if set(row[2:]) != {MISSING})] if names else []
 
 
 def shown(section: dict[str, Any], columns: Collection[str], chosen: Sequence[str] = ()) -> list[str]:
@@ -194,8 +206,6 @@ def _remarks(row: dict[str, Any]) -> list[str]:
     if twice:
         remarks.append(f"{title}: more than one run with seed {', '.join(twice)}; these are not independent.")
     finished = row["columns"]["last_task"]["n"]
-    if row.get("tuning"):
-        remarks.append(f"{title}: chosen by tuning {row['tuning']}.")
     if finished < len(row["seeds"]):
         without = f"{len(row['seeds']) - finished} of {len(row['seeds'])} runs have"
         remarks.append(f"{title}: {without} no score after the last task (unfinished, or evaluation only).")
