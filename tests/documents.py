@@ -1,4 +1,4 @@
-"""The documents that come from the code, and README's table, which comes from runs: `python -m tests.make`."""
+"""The documents that come from the code, and README's tables, which come from runs: `python -m tests.make`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from utils.classifier import AnswerKind
 from utils.config import GROUPS
 from utils.factory import load_method
 from utils.options.parse import option_table
-from utils.report.compare import compare_text
-from utils.report.results import build, group
 
 ROOT = Path(__file__).parents[1]
 DOCS, README = ROOT / "docs", ROOT / "README.md"
@@ -91,11 +89,9 @@ def write() -> None:
         (DOCS / name).write_text(make() + "\n", encoding="utf-8")
 
 
-def with_demo_table(text: str, runs: list[Path]) -> str:
-    """README with the scores of these runs as its table; seeds are pooled as `python -m utils.report` does."""
-    lines = compare_text(group([(run, build(run)) for run in runs])).splitlines()
-    first = next(i for i, line in enumerate(lines) if line.startswith("|"))
-    end = next(i for i in range(first, len(lines)) if not lines[i].startswith("|"))
-    table = "\n".join(lines[first:end])
-    pattern = r"(<!-- demo table -->\n).*?(<!-- end of demo table -->)"
-    return re.sub(pattern, lambda match: f"{match[1]}\n{table}\n\n{match[2]}", text, count=1, flags=re.S)
+def with_demo_tables(text: str, compared: str) -> str:
+    """README with the scores and differences of a comparison (compare.md), without its costs."""
+    scores, *rest = [part for part in compared.split("\n\n") if part.startswith("|")]
+    tables = "\n\n".join([scores, *(table for table in rest if " difference " in table.split("\n")[0])])
+    pattern = r"(<!-- demo tables -->\n).*?(<!-- end of demo tables -->)"
+    return re.sub(pattern, lambda match: f"{match[1]}\n{tables}\n\n{match[2]}", text, count=1, flags=re.S)

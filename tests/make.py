@@ -2,7 +2,7 @@
 
 python -m tests.make                          docs/options.md, methods.md and capabilities.md
 python -m tests.make METHOD|DATASET ...       also their entries in tests/golden/losses.json or streams.json
-python -m tests.make --demo RUN ...           also the table of README.md, from these run folders
+python -m tests.make --demo COMPARE.md        also the tables of README.md, from the file of this comparison
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
     """Write the files; returns the exit code."""
     parser = argparse.ArgumentParser("python -m tests.make", description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="methods and data sets whose golden values are made")
-    parser.add_argument("--demo", nargs="+", type=Path, default=[], metavar="RUN", help="runs of README's table")
+    parser.add_argument("--demo", type=Path, metavar="FILE", help="compare.md of README's tables")
     given = parser.parse_args(argv)
     names = given.names
     unknown = [name for name in names if name not in METHODS and name not in PREPROCESSORS]
@@ -29,8 +29,8 @@ def main(argv: list[str]) -> int:
         parser.error(f"{', '.join(unknown)}: neither a method nor a data set")
     documents.write()
     if given.demo:
-        readme = documents.README.read_text(encoding="utf-8")
-        documents.README.write_text(documents.with_demo_table(readme, given.demo), encoding="utf-8")
+        readme, compared = (file.read_text(encoding="utf-8") for file in (documents.README, given.demo))
+        documents.README.write_text(documents.with_demo_tables(readme, compared), encoding="utf-8")
     make.write([name for name in names if name in METHODS])
     streams.write([name for name in names if name in PREPROCESSORS])
     return 0
