@@ -19,8 +19,10 @@ METHOD, LINE, YAML = (dedent(block) for block in re.findall(r"^ +```\w+\n(.*?)``
 OTHERS = [
     "tests/golden/test_losses.py::test_every_method_has_curves",
     "tests/e2e/test_documents.py",
-    "tests/unit/options",
-    "tests/unit/distributed",
+    "tests/unit/options/test_config_files.py",
+    "tests/unit/options/test_hints.py",
+    "tests/unit/options/test_parse.py",
+    "tests/unit/distributed/test_modes.py",
     "tests/e2e/test_two_processes.py::test_every_method_runs_in_two_processes_of_every_mode_it_allows",
 ]
 
