@@ -45,7 +45,7 @@ def outcome(call, *arguments):
         return None
 
 
-@few_and_many(15, 1500)
+@few_and_many(15, 600)
 def test_yaml_files(tmp_path, examples):
     file, again = tmp_path / "a.yaml", tmp_path / "b.yaml"
 
@@ -107,7 +107,7 @@ def begin(root: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in PREPROCESSORS if n not in ("biography_qa", "jsonl")])
-@few_and_many(3, 400)
+@few_and_many(3, 200)
 def test_raw_files(tmp_path, name, examples, capsys):
     shutil.copytree(raw_folder(name), tmp_path / "raw" / raw_folder(name).name)
     files = sorted(p for p in (tmp_path / "raw").rglob("*") if p.is_file())
