@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map_only
 
 from models.Base import Method, Task
 from utils.dataloader import parts_of, rows_at_once
-from utils.dataset import Example, spaced
+from utils.dataset import Example
 from utils.distributed.modes import DIVIDED, autocast, autocast_type
 from utils.model import adapters
 from utils.model.architecture import kind_of
@@ -29,8 +29,7 @@ from utils.optimizer import moment_bytes
 from utils.quantization import saved_bytes
 
 CPU = torch.device("cpu")
-READ = 20_000  # examples of a task up to which the tokens of all are counted
-FEW = 2_000  # of a larger one: each that is read from a mapped file brings 64 kB of that file into memory
+READ, RUNS = 20_000, 100  # examples of a task whose tokens are counted; runs of a larger task
 PASS, UNCOUNTED = "gradients, activations, logits", "gradients (activations cannot be counted for this method)"
 
 
@@ -88,11 +87,19 @@ def state_bytes(method: Method, learning: Sequence[int]) -> dict[str, int]:
 
 
 def longest(method: Method, task: Task, rows: int) -> list[Example]:
-    """The batch that takes most; of a large task, among evenly spaced examples."""
-    some = spaced(task.train, READ if len(task.train) <= READ else FEW)
+    """The batch that takes most; of a large task, among evenly spaced runs of examples."""
+    some = _some(task.train)
     lengths = method.session.encoder.lengths(some)
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     return [some[i] for i in order[:rows]]
+
+
+def _some(examples: Sequence[Example]) -> Sequence[Example]:
+    """All examples or READ of them, in runs: each place in a mapped file brings 64 kB of it into memory."""
+    if len(examples) <= READ:
+        return examples
+    starts = range(0, len(examples) - READ // RUNS, len(examples) // RUNS)
+    return [example for start in starts for example in examples[start : start + READ // RUNS]]
 
 
 def empty(method: Method, fake: FakeTensorMode) -> None:
