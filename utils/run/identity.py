@@ -21,6 +21,7 @@ from utils.general import harness, questions
 from utils.options.parse import ConfigError, Resolved, flatten
 from utils.report.results import NOT_COMPARED, read_facts
 from utils.storage.files import is_file
+from utils.storage.packed_columns import Rows
 
 ROOT = Path(__file__).resolve().parents[2]
 # Options that a resumed run may change in its config.yaml: they log or save memory, and leave the numbers alone.
@@ -98,11 +99,17 @@ def named_after_checkpoint(options: Resolved) -> Resolved:
 
 
 def of_stream(stream: Stream) -> str:
-    """Digest of everything in a stream: examples of all splits in their order, and its facts."""
+    """Digest of everything in a stream: examples of all splits in their order, and its facts.
+
+    Of a split that stays on the disk the digest is known, and its examples are not read.
+    """
     digest = hashlib.sha256(json.dumps(stream.config, sort_keys=True, default=str).encode())
     for task in stream.tasks:
         for split in (task.train, task.dev, task.test):
             digest.update(f"{task.name} {len(split)}".encode())
+            if isinstance(split, Rows) and split.digest is not None:
+                digest.update(split.digest.encode())
+                continue
             for example in split:
                 digest.update(repr(_content(example)).encode())
     return digest.hexdigest()[:LENGTH]

@@ -62,13 +62,14 @@ class Rows(_Sequence[T], Generic[T]):
     Args:
         make: Makes a row; gets one keyword argument per column.
         columns: Name -> cells, all of the same length.
+        digest: Of the rows, where it is known without reading them.
 
     >>> Rows(dict, {"a": [1, 2], "b": "xy"})[1]
     {'a': 2, 'b': 'y'}
     """
 
-    def __init__(self, make: Callable[..., T], columns: dict[str, Sequence[Any]]):
-        self._make, self._columns = make, columns
+    def __init__(self, make: Callable[..., T], columns: dict[str, Sequence[Any]], digest: str | None = None):
+        self._make, self._columns, self.digest = make, columns, digest
 
     def __len__(self) -> int:
         return len(next(iter(self._columns.values())))

@@ -13,6 +13,7 @@ from utils.preprocess import jsonl
 from utils.preprocess.own import advice, names, sources, table
 from utils.preprocess.own.fields import parse
 from utils.preprocess.shared.records import Row
+from utils.run import identity
 
 RECORDS = {  # a record of each preset, and what is made of it
     "alpaca": (
@@ -291,6 +292,25 @@ def test_a_large_file_is_mapped_from_the_cache_and_reads_the_same(tmp_path, monk
     monkeypatch.setattr(table, "LARGE", 0)
     with pytest.raises(UserError, match=r"cannot be used: .* set HF_HOME to a folder"):
         make(paths[0])
+
+
+def test_the_identity_of_a_large_stream_is_known_without_reading_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(table, "LARGE", 0)
+    monkeypatch.setattr(identity, "_content", None)  # called for each example that is read
+    rows = [{"input": f"{i}", "target": f"t{i}", "label": i % 3} for i in range(30)]
+
+    def digest(rows, folder="one", seed=1):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        return identity.of_stream(
+            jsonl.read_tasks([write(tmp_path / folder / "law.jsonl", rows)], jsonl.Options(), seed)
+        )
+
+    first = digest(rows)
+    assert digest(rows) == digest(rows, "two") == first
+    others = [[*rows[:-1], rows[-1] | change] for change in ({"input": "x"}, {"target": "x"}, {"label": 1})]
+    found = [first, digest(rows, seed=2), digest(rows[::-1]), *map(digest, others)]
+    assert len(set(found)) == 6
 
 
 def test_folders(tmp_path):

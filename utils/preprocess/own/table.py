@@ -6,6 +6,7 @@ by the digest of what they are made from, and mapped into memory from there, at 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from array import array
@@ -42,6 +43,7 @@ class Table(NamedTuple):
     is_chat: bool
     first: str  # place of the first record
     noticed: Noticed
+    digest: str | None = None  # of inputs, targets, others and labels; None: they are in memory
 
     def rows(self, places: Sequence[int], task: int, classes: dict[str, int], before: int) -> Sequence[Example]:
         """The examples at these places, as those of a task.
@@ -58,7 +60,15 @@ class Table(NamedTuple):
         if self.labels is not None:
             columns["label"] = array("q", (classes[name] for name in self.labels))
         make = partial(_example, task=task, before=before)
-        return Rows(make, {name: Picked(cells, places) for name, cells in columns.items()})
+        return Rows(
+            make, {name: Picked(cells, places) for name, cells in columns.items()}, self._digest(places, classes)
+        )
+
+    def _digest(self, places: Sequence[int], classes: dict[str, int]) -> str | None:
+        if self.digest is None:
+            return None
+        chosen = hashlib.sha256(np.asarray(places, np.uint64).tobytes()).hexdigest()
+        return hashlib.sha256(f"{self.digest} {classes} {chosen}".encode()).hexdigest()
 
     def counted(self, places: Sequence[int]) -> Counted:
         """What is in these examples, without reading them."""
@@ -129,7 +139,7 @@ def on_disk(records: Iterable[Record], noticed: Noticed, key: str) -> Table:
     blanks = table.column("blank").to_numpy().tobytes()
     was = Noticed(*(set(known[name]) for name in Noticed._fields))
     texts = (columns["input"], columns["target"], columns.get("others"), columns.get("label"))
-    return Table(*texts, questions, blanks, known["is_chat"], known["first"], was)
+    return Table(*texts, questions, blanks, known["is_chat"], known["first"], was, known["digest"])
 
 
 def _write(path: Path, records: Iterable[Record], noticed: Noticed) -> dict[str, Any]:
@@ -141,25 +151,22 @@ def _write(path: Path, records: Iterable[Record], noticed: Noticed) -> dict[str,
     schema = pyarrow.schema(list(kinds.items()))
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    facts: dict[str, Any] = {
-        "input": True,
-        "target": True,
-        "others": False,
-        "label": False,
-        "is_chat": False,
-        "first": "",
-    }
+    facts: dict[str, Any] = {"input": True, "target": True, "others": False, "label": False}
+    facts |= {"is_chat": False, "first": ""}
+    content = hashlib.sha256()
     try:
         with pyarrow.OSFile(str(draft), "wb") as file, pyarrow.ipc.new_stream(file, schema) as writer:
             for block in _blocks(records):
                 *columns, places, chats = [list(column) for column in zip(*block, strict=True)]
                 facts |= {"others": facts["others"] or any(columns[2]), "label": columns[3][0] is not None}
                 facts |= {"first": facts["first"] or places[0], "is_chat": chats[0]}
+                content.update(repr(columns[:4]).encode("utf-8", "surrogatepass"))
                 arrays = [pyarrow.array(c, kind) for c, kind in zip(columns, kinds.values(), strict=True)]
                 writer.write_batch(pyarrow.record_batch(arrays, schema=schema))
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+    facts["digest"] = content.hexdigest()
     return facts | {name: sorted(names) for name, names in noticed._asdict().items()}
 
 
