@@ -36,7 +36,9 @@ class Answers(NamedTuple):
 
 
 def add(sections: Sequence[dict[str, Any]], runs: Mapping[str, dict[str, Any]], baseline: str) -> None:
-    """Give each section its `differences`: a dict per row but the baseline.
+    """Give each section with the baseline its `differences`: a dict per row but the baseline.
+
+    Rows with another il_mode are a section without the baseline: what is told in a test is not the same.
 
     Args:
         sections: Of `utils.report.results.group`.
@@ -46,12 +48,24 @@ def add(sections: Sequence[dict[str, Any]], runs: Mapping[str, dict[str, Any]], 
     Raises:
         UserError: the sections are not one stream with the same metrics, or there is no such row.
     """
-    if len(sections) > 1:
+    if (
+        len(
+            {
+                (section["name"], section["digest"], section["scored"], *sorted(section["metrics"]))
+                for section in sections
+            }
+        )
+        > 1
+    ):
         names = "; ".join(
             f"{section['stream']} with {', '.join(dict.fromkeys(section['metrics']))}" for section in sections
         )
         raise UserError(f"baseline: runs of different streams or metrics cannot be compared: {names}")
+    fitting = [s for s in sections if any(title_of(row).startswith(baseline) for row in s["rows"])]
     for section in sections:
+        if fitting and section not in fitting:
+            section["not_compared"] = baseline
+            continue
         base = _find(section, baseline)
         others = [row for row in section["rows"] if row is not base]
         found = [found for row in others if (found := _difference(section, base, row, runs)) is not None]

@@ -118,16 +118,18 @@ def group(runs: list[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]]:
 
 
 def _with_digests(sections: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Names that say which questions were scored; with the digest where streams share a name but not their content."""
-    contents: dict[str, set[str]] = {}
-    for section in sections:
-        contents.setdefault(section["stream"], set()).add(section["digest"])
+    """Names that say which questions were scored; with digest or il_mode where streams share a name but not these."""
     found = []
     for section in sections:
-        name, digest = section["stream"], section["digest"]
-        digest = f" ({digest})" if digest and len(contents[name]) > 1 else ""
-        found.append(section | {"stream": f"{name}{digest}{section['scored']}"})
+        same = [other for other in sections if other["name"] == section["name"]]
+        digest = f" ({section['digest']})" if section["digest"] and _differ(same, "digest") else ""
+        mode = f", {section['il_mode']}" if _differ(same, "il_mode") else ""
+        found.append(section | {"stream": f"{section['name']}{digest}{mode}{section['scored']}"})
     return found
+
+
+def _differ(sections: list[dict[str, Any]], key: str) -> bool:
+    return len({section[key] for section in sections}) > 1
 
 
 def _scored_part(options: dict[str, Any]) -> str:
@@ -331,6 +333,7 @@ def _section(groups: list[list[Run]]) -> dict[str, Any]:
     no_mean = None in chance or len(set(facts["higher_is_better"])) > 1
     return {
         **{key: facts[key] for key in keys},
+        "name": facts["stream"],
         "scored": _scored_part(groups[0][0][2]),
         "unequal": _unequal(groups),
         "digest": facts["identity"].get("stream"),

@@ -12,11 +12,11 @@ from utils.storage.files import read_json, write_json, write_jsonl
 TASKS = ["a", "b"]
 
 
-def make_run(root, method, seed, right, order="stored", metric="exact_match", stream="letters"):
+def make_run(root, method, seed, right, order="stored", metric="exact_match", stream="letters", mode="CIT"):
     """A finished run; `right[i][j]` are the scores, 0 or 1, of the questions of task j after task i."""
     run = root / f"{method}-{order}-{seed}"
     names = TASKS[::-1] if order == "reversed" else TASKS
-    facts = {"name": method, "stream": stream, "method": method, "seed": seed, "il_mode": "CIT", "backbone": "tiny"}
+    facts = {"name": method, "stream": stream, "method": method, "seed": seed, "il_mode": mode, "backbone": "tiny"}
     facts |= {"task_names": names, "metrics": [metric] * 2, "chance": [0.0, 0.0]}
     write_json(run / "facts.json", facts | {"options": {"task_order": order}, "identity": {"stream": "1"}})
     for i, row in enumerate(right):
@@ -111,6 +111,17 @@ def test_lower_is_better(tmp_path):
     made = [(name, 1, last([s], [s]), "stored", "jailbreak_rate") for name, s in (("SEQ", 1), ("EWC", 0))]
     (found,) = compared(runs_of(tmp_path, *made))["differences"]
     assert found["mean"] == 1.0 and found["won"] == 2
+
+
+def test_rows_whose_task_is_known_are_a_table_without_differences(tmp_path):
+    told = [make_run(tmp_path, name, 1, last([0, 1], [1, 1]), mode="TIL") for name in ("ProgPrompt", "PEFT")]
+    paths = [make_run(tmp_path, name, 1, last([0, 1], [1, 1])) for name in ("SEQ", "EWC")] + told
+    runs = [(path, build(path)) for path in paths]
+    sections = group(runs)
+    differences.add(sections, {str(run): results for run, results in runs}, "SEQ")
+    assert [section["stream"] for section in sections] == ["letters, CIT", "letters, TIL"]
+    assert [len(section.get("differences", ())) for section in sections] == [1, 0]
+    assert compare_text(sections).count("Not compared with SEQ, which has another il_mode.") == 1
 
 
 def test_bad_baselines_are_one_sentence(tmp_path, capsys):
