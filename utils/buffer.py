@@ -49,7 +49,7 @@ class Memory:
         return [example for group in self.groups.values() for example in group]
 
     def behind(self, examples: Sequence[Example]) -> Sequence[Example]:
-        """The examples, then all remembered ones."""
+        """The examples, followed by all remembered ones."""
         return Joined(examples, self.rows())
 
     def sample(self, size: int, rng: random.Random) -> list[Example]:

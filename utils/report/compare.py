@@ -116,7 +116,7 @@ def remarks(section: dict[str, Any]) -> list[str]:
     if section.get("reference"):
         found.append(f"Transfer to reference: relative to what {section['reference']} scores on a task just learned.")
     if section.get("not_compared"):
-        found.append(f"Not compared with {section['not_compared']}, which has another il_mode.")
+        found.append(f"Not compared with {section['not_compared']}, which has a different il_mode.")
     found += [general.NOTE] if shown(section, general.CHANGES) else []
     found += [MIXED] if len(set(section["metrics"])) > 1 else []
     return found + ([DRIFT_NOTE] if shown(section, DRIFT) else [])

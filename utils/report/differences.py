@@ -38,7 +38,7 @@ class Answers(NamedTuple):
 def add(sections: Sequence[dict[str, Any]], runs: Mapping[str, dict[str, Any]], baseline: str) -> None:
     """Give each section with the baseline its `differences`: a dict per row but the baseline.
 
-    Rows with another il_mode are a section without the baseline: what is told in a test is not the same.
+    Rows with a different il_mode form a separate section: in TIL the task identity is given at test time.
 
     Args:
         sections: Of `utils.report.results.group`.
@@ -48,22 +48,14 @@ def add(sections: Sequence[dict[str, Any]], runs: Mapping[str, dict[str, Any]], 
     Raises:
         UserError: the sections are not one stream with the same metrics, or there is no such row.
     """
-    if (
-        len(
-            {
-                (section["name"], section["digest"], section["scored"], *sorted(section["metrics"]))
-                for section in sections
-            }
-        )
-        > 1
-    ):
+    if len(set(map(_content, sections))) > 1:
         names = "; ".join(
             f"{section['stream']} with {', '.join(dict.fromkeys(section['metrics']))}" for section in sections
         )
         raise UserError(f"baseline: runs of different streams or metrics cannot be compared: {names}")
-    fitting = [s for s in sections if any(title_of(row).startswith(baseline) for row in s["rows"])]
-    for section in sections:
-        if fitting and section not in fitting:
+    has_baseline = [bool(_near(section, baseline)) for section in sections]
+    for section, has in zip(sections, has_baseline, strict=True):
+        if any(has_baseline) and not has:
             section["not_compared"] = baseline
             continue
         base = _find(section, baseline)
@@ -135,9 +127,20 @@ def title_of(row: dict[str, Any]) -> str:
     return " ".join([row["method"], *(f"{name}={value}" for name, value in row["options"].items())])
 
 
+def _content(section: dict[str, Any]) -> tuple[Any, ...]:
+    """What has to be equal in sections whose rows are compared: questions and scores."""
+    tasks = sorted(zip(section["task_names"], section["metrics"], strict=True))
+    return (section["name"], section["digest"], section["scored"], *tasks)
+
+
+def _near(section: dict[str, Any], wanted: str) -> list[str]:
+    """The titles that a word may mean: the same one, or those that begin so."""
+    titles = [title_of(row) for row in section["rows"]]
+    return [title for title in titles if title == wanted] or [title for title in titles if title.startswith(wanted)]
+
+
 def _find(section: dict[str, Any], wanted: str, option: str = "baseline") -> dict[str, Any]:
-    titles = {title_of(row): row for row in section["rows"]}
-    near = [title for title in titles if title == wanted] or [title for title in titles if title.startswith(wanted)]
+    titles, near = {title_of(row): row for row in section["rows"]}, _near(section, wanted)
     if len(near) > 1 and all(title.startswith(min(near, key=len)) for title in near):
         near = [min(near, key=len)]  # the row itself, before those that add something to it
     if len(near) != 1:

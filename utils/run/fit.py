@@ -173,8 +173,8 @@ def _kept_states(method: Method, task: Task, examples: Sequence[Example]) -> Kep
 
 def texts_of(method: Method, task: Task, examples: Sequence[Example]) -> list[Encoded]:
     """The texts of a task that are known when it begins: its examples and the memory."""
-    remembered = method.memory.rows() if method.memory is not None else []
-    return method.session.encoder([*examples, *remembered], task.max_length)
+    known = examples if method.memory is None else method.memory.behind(examples)
+    return method.session.encoder(known, task.max_length)
 
 
 def _trained(method: Method) -> dict[str, nn.Parameter]:
@@ -188,8 +188,9 @@ class _Plan:
         self.session, self.method, self.task, self.examples = session, method, task, examples
         self.new_rows = session.config.batch_size - method.memory_rows()
         self.steps = math.ceil(len(examples) / self.new_rows)
-        reads = session.config.group_by_length or len(examples) <= TOKENISED_FIRST
-        self.lengths = session.encoder.lengths(examples) if reads else range(len(examples))
+        # The order needs lengths for group_by_length alone; otherwise it only counts them.
+        are_read = session.config.group_by_length or len(examples) <= TOKENISED_FIRST
+        self.lengths = session.encoder.lengths(examples) if are_read else range(len(examples))
 
     def walk(self, start: Progress) -> Iterator[tuple[Progress, list[Batch]]]:
         """Micro-batches of this process for each step after `start`, with the progress that the step makes."""

@@ -101,17 +101,15 @@ def named_after_checkpoint(options: Resolved) -> Resolved:
 def of_stream(stream: Stream) -> str:
     """Digest of everything in a stream: examples of all splits in their order, and its facts.
 
-    Of a split that stays on the disk the digest is known, and its examples are not read.
+    The digest of a split that stays on the disk is known; its examples are not read.
     """
     digest = hashlib.sha256(json.dumps(stream.config, sort_keys=True, default=str).encode())
     for task in stream.tasks:
         for split in (task.train, task.dev, task.test):
             digest.update(f"{task.name} {len(split)}".encode())
-            if isinstance(split, Rows) and split.digest is not None:
-                digest.update(split.digest.encode())
-                continue
-            for example in split:
-                digest.update(repr(_content(example)).encode())
+            known = split.digest if isinstance(split, Rows) else None
+            for content in map(_content, split) if known is None else (known,):
+                digest.update(repr(content).encode())
     return digest.hexdigest()[:LENGTH]
 
 

@@ -68,11 +68,8 @@ def suggestion(record: dict[str, Any]) -> str | None:
 
 def _suggested(record: dict[str, Any]) -> Roles | None:
     for name in _WRAPPERS:
-        if isinstance(record.get(name), dict) and (text := suggestion(record[name])):
-            return {
-                role: fields.split("+")
-                for role, fields in (item.split("=") for item in names.inside(name, text).split(","))
-            }
+        if isinstance(record.get(name), dict) and (inner := _suggested(record[name])):
+            return {role: [f"{name}.{field}" for field in fields] for role, fields in inner.items()}
     known = _known(record)
     cells = dict(names.flat(record))
     system = [known[key] for key in _SYSTEM if key in known and _is_text(cells[known[key]])][:1]

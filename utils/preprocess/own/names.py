@@ -55,14 +55,8 @@ _OPTION = re.compile(  # a column that holds one option: A, option_a, opa, answe
     r"((?:options?|opt|op|choice|answer|ans|sol|solution|ending|alternative|candidate)[ _-]?|)([a-z]|[0-9])", re.I
 )
 LOGGED = "doc"  # in the samples that lm-eval logs: the record of the data set
-REFERENCES = (
-    "answers",
-    "answers.text",
-    "outputs",
-    "targets",
-    "answer_aliases",
-    "possible_answers",
-)  # alongside an answer
+# Lists alongside an answer.
+REFERENCES = ("answers", "answers.text", "outputs", "targets", "answer_aliases", "possible_answers")
 CHATS = ("messages", "conversations", "conversation", "dialog", "dialogue")
 MORE_OF_QUESTION = (
     "history", "tools", "story", "body", "table", "fact", "facts", "evidence", "hint", "contexts", "background",
