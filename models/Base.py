@@ -35,6 +35,7 @@ from utils.model.generation import likelihoods
 from utils.model.head import Scores
 from utils.model.weights import Weights, borrowed, eval_mode, moved
 from utils.optimizer import Group
+from utils.penalty import Penalty
 from utils.seed import random_for
 from utils.session import Session
 
@@ -75,7 +76,7 @@ class Method:
 
     setup()
     for each task:
-        before_task -> train_examples -> trainable
+        before_task -> train_examples -> trainable -> penalty
         for each batch:          batch -> encode -> loss -> backward (once per micro-batch: loss, backward)
         for each optimizer step: on_gradients -> clip -> AdamW -> on_update -> after_step
         after_task
@@ -121,14 +122,10 @@ class Method:
         """Narrow `parallel` by what the class overrides, unless the class declares it."""
         super().__init_subclass__(**options)
         source = next(kind for kind in cls.__mro__ if "parallel" in vars(kind))
-
-        def changes(*hooks: str) -> bool:
-            return any(getattr(cls, hook) is not getattr(source, hook) for hook in hooks)
-
-        if source is not cls and changes("loss", "on_update", "after_step"):
-            cls.parallel &= WHOLE_WEIGHTS
-        if source is not cls and changes("on_gradients"):
-            cls.parallel &= WHOLE_GRADIENTS
+        whole = {"loss": WHOLE_WEIGHTS, "on_update": WHOLE_WEIGHTS, "after_step": WHOLE_WEIGHTS}
+        for hook, modes in (whole | {"on_gradients": WHOLE_GRADIENTS}).items():
+            if getattr(cls, hook) is not getattr(source, hook):
+                cls.parallel &= modes
 
     def __init__(self, session: Session, options: Any, backbone: Backbone, stream: Stream):
         self.session, self.options, self.backbone, self.stream = session, options, backbone, stream
@@ -209,11 +206,14 @@ class Method:
         """The method's objective on one micro-batch, as named terms, () float each. The heart of a method file.
 
         The loop minimises the sum of the terms, averaged over the micro-batches of a step. Divide a sum over tokens by
-        `batch.tokens`: then that average is the mean over the whole step. A term that does not depend on the batch,
-        such as a penalty on the weights, needs no division.
+        `batch.tokens`: then that average is the mean over the whole step.
         """
         scores, labels = self.scores(model, batch, task.index)
         return {"answer": answer_loss(scores, labels, batch.tokens["all"], batch.label_count)}
+
+    def penalty(self, task: Task) -> Penalty | None:
+        """A quadratic penalty on the trainable weights, added to the loss of each step of the task."""
+        return None
 
     def scores(self, model: Model, batch: Batch, index: int | None) -> tuple[Scores, Tensor]:
         """Scores (B, K, V) and their labels (B, K): the next tokens or, with a classifier, classes.
@@ -389,8 +389,8 @@ class Method:
         """(N, D) hidden states after the prompts of N examples, each cut to `max_length` tokens."""
         rows = [Encoded(row.prompt, ()) for row in self.encoder.for_prediction(examples, max_length)]
         size = self.config.evaluate_batch_size
-        spans = [slice(start, start + size) for start in range(0, len(rows), size)]
-        batches = [collate(rows[span], examples[span], self.backbone.pad_id) for span in spans]
+        starts, pad = range(0, len(rows), size), self.backbone.pad_id
+        batches = [collate(rows[i : i + size], examples[i : i + size], pad) for i in starts]
         device, extract = self.model.device, self.config.backbone_extract_token
         return torch.cat([features(self.model, batch.to(device), extract).cpu() for batch in batches]).numpy()
 

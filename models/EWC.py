@@ -9,13 +9,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.Base import Method, Task
-from models.common.fisher import Quadratic, diagonal_fisher
+from models.common.fisher import diagonal_fisher
 from models.common.measuring import measuring
 from utils.config import Config, Count, Float, OptionGroup, search
-from utils.dataloader import Batch, count_tokens
+from utils.dataloader import count_tokens
 from utils.dataset import Stream
-from utils.model.architecture import Model
+from utils.distributed.modes import ALL
 from utils.model.weights import moved
+from utils.penalty import Penalty
 from utils.seed import random_for
 
 Past = tuple[Tensor, Tensor, Tensor]  # A, m, c of the penalty A (theta - m)^2 + c on one parameter tensor; c is summed
@@ -69,6 +70,7 @@ class EWC(Method):
 
     Options = EWCOptions
     options: EWCOptions
+    parallel = ALL
     state: ClassVar = ("past",)
 
     def __init__(self, *args: Any):
@@ -81,13 +83,8 @@ class EWC(Method):
             return [f"EWC_gamma: has no effect with EWC_merge {options.EWC_merge}; set EWC_merge: online"]
         return []
 
-    def loss(self, model: Model, batch: Batch, task: Task) -> dict[str, Tensor]:
-        terms = super().loss(model, batch, task)
-        pulled = [(w, *self.past[name]) for name, w in self.named().items() if w.requires_grad and name in self.past]
-        if pulled:
-            distance = sum(Quadratic.apply(w, a, m) + c.to(w.device) for w, a, m, c in pulled)
-            terms["penalty"] = self.options.EWC_lambda / 2 * distance
-        return terms
+    def penalty(self, task: Task) -> Penalty | None:
+        return Penalty(self.options.EWC_lambda / 2, self.past) if self.past else None
 
     def after_task(self, task: Task) -> None:
         super().after_task(task)

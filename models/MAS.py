@@ -10,15 +10,16 @@ from pydantic import Field
 from torch import Tensor
 
 from models.Base import Method, Task
-from models.common.fisher import mean_magnitude, quadratic_penalty
+from models.common.fisher import mean_magnitude
 from models.common.gradients import Gradient
 from models.common.measuring import measuring
 from utils.classifier import MASKED
 from utils.config import Count, Float, OptionGroup, search
 from utils.dataloader import IGNORE, Batch
-from utils.model.architecture import Model
+from utils.distributed.modes import ALL
 from utils.model.head import sum_over_pieces
 from utils.model.weights import Weights
+from utils.penalty import Penalty
 from utils.seed import random_for
 
 
@@ -60,6 +61,7 @@ class MAS(Method):
 
     Options = MASOptions
     options: MASOptions
+    parallel = ALL
     state: ClassVar = ("importance", "anchor")
 
     def __init__(self, *args: Any):
@@ -67,12 +69,9 @@ class MAS(Method):
         self.importance: Weights = {}  # Omega
         self.anchor: Weights = {}  # theta*
 
-    def loss(self, model: Model, batch: Batch, task: Task) -> dict[str, Tensor]:
-        terms = super().loss(model, batch, task)
-        if self.importance:
-            penalty = quadratic_penalty(self.named(), self.importance, self.anchor)
-            terms["penalty"] = self.options.MAS_lambda * penalty
-        return terms
+    def penalty(self, task: Task) -> Penalty | None:
+        parts = {name: (omega, self.anchor[name], 0.0) for name, omega in self.importance.items()}
+        return Penalty(self.options.MAS_lambda, parts) if parts else None
 
     def after_task(self, task: Task) -> None:
         super().after_task(task)

@@ -8,12 +8,12 @@ from pydantic import Field
 from torch import Tensor
 
 from models.Base import Method, Task
-from models.common.fisher import quadratic_penalty
 from utils.config import Config, Float, OptionGroup, search
 from utils.dataloader import Batch
 from utils.dataset import Stream
 from utils.model.architecture import Model
 from utils.model.weights import Weights
+from utils.penalty import Penalty
 
 
 class SIOptions(OptionGroup):
@@ -70,8 +70,8 @@ class SI(Method):
     def loss(self, model: Model, batch: Batch, task: Task) -> dict[str, Tensor]:
         terms = super().loss(model, batch, task)
         if self.importance:  # `on_gradients` adds its gradient
-            penalty = quadratic_penalty(self.named(), self.importance, self.anchor)
-            terms["penalty"] = self.options.SI_c * penalty.detach()
+            parts = {name: (omega, self.anchor[name], 0.0) for name, omega in self.importance.items()}
+            terms["penalty"] = Penalty(self.options.SI_c, parts).on(self.learning(task)).detach()
         return terms
 
     def on_gradients(self, task: Task) -> None:

@@ -18,7 +18,7 @@ LAYERS = [
     ["utils.prompt"],
     ["utils.preprocess", "utils.dataloader", "utils.buffer", "utils.logger", "utils.optimizer"],
     ["utils.dataformat_preprocess", "utils.model"],
-    ["utils.quantization"],
+    ["utils.quantization", "utils.penalty"],
     ["utils.backbone", "utils.classifier"],
     ["utils.session", "utils.wrapmodel"],
     ["utils.distributed"],
@@ -39,7 +39,12 @@ FAMILIES = {  # methods that extend another one
     "LAMOL_KD": "LAMOL", "L2KD": "LAMOL", "LFPT5": "LAMOL_KD", "PCLL": "LAMOL_KD", "AdapterCL": "PEFT",
     "AGEM": "GEM", "OLoRA": "PEFT", "InfLoRA": "PEFT", "GainLoRA": "InfLoRA",
 }  # fmt: skip
-STEPPERS = ("utils/run/fit.py", "utils/pretrain/__main__.py", "utils/run/plan/memory.py")  # the last without values
+STEPPERS = (
+    "utils/run/fit.py",
+    *(f"utils/distributed/{mode}.py" for mode in ("replicated", "fsdp", "zero")),  # for the loop
+    "utils/pretrain/__main__.py",
+    "utils/run/plan/memory.py",  # without values
+)
 PICKLE_READER = "utils/preprocess/shared/safe_pickle.py"  # raw files of others: plain values only, no code
 PICKLERS = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 RUNNERS = ("torch.load", "torch.save", "np.load", "numpy.load", "eval", "exec", "yaml.unsafe_load")

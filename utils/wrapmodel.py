@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from utils.dataloader import Batch
 from utils.model.architecture import Model
+from utils.penalty import Penalty
 
 
 class Objective(Protocol):
-    """What the training loop needs of a method: its model, its other modules and its loss."""
+    """What the training loop needs of a method: its model, its other modules, its loss and penalty."""
 
     extra: nn.ModuleDict
 
@@ -23,6 +24,9 @@ class Objective(Protocol):
 
     def loss(self, model: Model, batch: Batch, task: Any) -> dict[str, Tensor]:
         """Named loss terms, () float each."""
+
+    def penalty(self, task: Any) -> Penalty | None:
+        """A penalty on the trainable weights."""
 
 
 class Step(nn.Module):
@@ -41,10 +45,32 @@ class Step(nn.Module):
         super().__init__()
         self.model, self.extra = model, method.extra
         self._method, self._task, self._autocast = method, task, autocast
+        self.penalty: Penalty | None = None  # on weights that are whole here
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Named loss terms, () float each; the loop minimises their sum."""
+    def forward(self, batch: Batch, times: int = 0) -> dict[str, Tensor]:
+        """Named loss terms, () float each; the loop minimises their sum.
+
+        Args:
+            batch: Rows of a micro-batch.
+            times: What the penalty is multiplied by in this micro-batch.
+        """
         # No autocast(enabled=False) here: it would switch off the one of accelerate.
         own = torch.autocast(batch.labels.device.type, self._autocast) if self._autocast else nullcontext()
         with own:
-            return self._method.loss(self.model, batch, self._task)
+            terms = self._method.loss(self.model, batch, self._task)
+            if self.penalty is not None and times:
+                terms["penalty"] = times * self.penalty.on(self.learning())
+            return terms
+
+    def learning(self) -> dict[str, nn.Parameter]:
+        """The trainable parameters, by their names in the method."""
+        return {of_method(name): w for name, w in self.named_parameters() if w.requires_grad}
+
+
+def of_method(name: str) -> str:
+    """The name in the method of a parameter of a step.
+
+    >>> of_method("model.lm_head.weight"), of_method("extra.heads.0.weight")
+    ('lm_head.weight', 'extra.heads.0.weight')
+    """
+    return name.removeprefix("model.")

@@ -1,9 +1,9 @@
-"""The diagonal of the Fisher information, and quadratic penalties weighted with it."""
+"""The diagonal of the Fisher information, and other means of gradients of single examples."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from models.common.gradients import Gradient, Outputs, answer_gradient
 from utils.dataloader import Batch
 from utils.distributed.collectives import share, sum_over_processes
-from utils.model.weights import Weights
 
 
 def diagonal_fisher(
@@ -67,32 +66,3 @@ def mean_magnitude(
             total[name].addcmul_(g, g if power == 2 else g.sign(), value=size)
     summed = sum_over_processes(total | {"": examples})
     return {name: summed[name].div_(summed[""]) for name in total}
-
-
-class Quadratic(torch.autograd.Function):
-    """sum_i A_i (theta_i - m_i)^2, () float32, for one tensor theta.
-
-    Nothing of theta's size is kept for the backward pass, and A and m may lie on the CPU: they visit theta's device
-    one tensor at a time.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, theta: Tensor, a: Tensor, m: Tensor) -> Tensor:
-        """The value."""
-        ctx.save_for_backward(theta, a, m)
-        return (a.to(theta.device) * (theta.float() - m.to(theta.device)).square()).sum()
-
-    @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
-        """2 A (theta - m)."""
-        theta, a, m = ctx.saved_tensors
-        gradient = 2 * slope * a.to(theta.device) * (theta.float() - m.to(theta.device))
-        return gradient.to(theta.dtype), None, None
-
-
-def quadratic_penalty(named: Mapping[str, nn.Parameter], importance: Weights, anchor: Weights) -> Tensor:
-    """sum_k A_k (theta_k - m_k)^2 over trainable parameters with an importance A and an anchor m, () float32."""
-    pulled = [
-        Quadratic.apply(named[name], a, anchor[name]) for name, a in importance.items() if named[name].requires_grad
-    ]
-    return torch.stack(pulled).sum() if pulled else next(iter(named.values())).new_zeros(())

@@ -11,7 +11,7 @@ from models.Base import Method, Setting
 from tests import tiny
 from utils import backbone
 from utils.dataset import save_stream
-from utils.distributed import placement
+from utils.distributed import replicated
 from utils.evaluation import Cell, predict
 from utils.factory import check_capability, load_method
 from utils.model.adapters import innermost
@@ -21,6 +21,7 @@ from utils.run import checkpoint
 from utils.run.fit import DivergedError, fit
 from utils.run.plan.memory import PASS, memory_of
 from utils.storage.files import read_jsonl
+from utils.wrapmodel import Step
 
 pytestmark = pytest.mark.parametrize("name", tiny.one_of_each_kind())
 CUTS = ("task_0_epoch_2_step_2", "task_2_epoch_0_step_2", "task_1")
@@ -53,14 +54,15 @@ def reference(tmp_path_factory):
 def watched_run(name, folder):
     lists = {key: [] for key in ("terms", "inside", "moved", "trainable", "frozen")}
     seen = SimpleNamespace(folder=folder / "whole", chosen={}, **lists)
-    optimizers, make = [], placement.make_optimizer
+    optimizers, make = [], replicated.make_optimizer
 
     def modules(self):
         return [*self.model.named_parameters(), *self.extra.named_parameters(prefix="extra")]
 
-    def loss(_, original, *args):
-        terms = original(*args)
-        seen.terms.append({key: value.detach() for key, value in terms.items()})
+    def forward(self, *args, original=Step.forward):
+        terms = original(self, *args)
+        if type(self._method) is kind:  # not its teacher
+            seen.terms.append({key: value.detach() for key, value in terms.items()})
         return terms
 
     def trainable(self, original, task):
@@ -79,8 +81,11 @@ def watched_run(name, folder):
 
     trains = load_method(name).trains
     seen.cuts = {place: folder / place for place in CUTS if trains or "epoch" not in place}
-    kind = spied(name, loss=loss, trainable=trainable, after_task=after_task) if trains else None
-    with mock.patch.object(placement, "make_optimizer", lambda *a: optimizers.append(make(*a)) or optimizers[-1]):
+    kind = spied(name, trainable=trainable, after_task=after_task) if trains else None
+    with (
+        mock.patch.object(replicated, "make_optimizer", lambda *a: optimizers.append(make(*a)) or optimizers[-1]),
+        mock.patch.object(Step, "forward", forward),
+    ):
         seen.run = tiny.run(seen.folder, config_of(name), None, kind, seen.cuts)
     return seen
 

@@ -63,7 +63,7 @@ VARIANTS = {
     "averages": "--method CLSER --Replay_buffer_size 7 --Replay_sampling_algorithm reservoir --Replay_update step",
     "merged": "--method TaskVector --is_replay false --TaskVector_merge magmax --TaskVector_grid [0.4]",
     "masked": "--method tests.fixtures.masked:Masked --is_replay false --weight_decay 0.1 --keep_optimizer_state",
-    "EWC": "--method EWC --EWC_lambda 100 --EWC_samples 7 --is_replay false",
+    "EWC": f"--method EWC --EWC_lambda 100 --EWC_samples 7 --is_replay false --max_grad_norm 0.5 {SMOOTH}",
     "probing": "--il_mode CIL --is_probing --save_features --Replay_buffer_ratio 0.5",
     "LwF": "--method LwF --Replay_buffer_ratio 0.5",
     "AGEM": "--method AGEM --Replay_buffer_ratio 0.5 --AGEM_batch_size 5",
@@ -115,14 +115,26 @@ def plain_variant(name: str) -> str:
 
 WITH_VARIANT = {"SEQ", *re.findall(r"--method (\S+)", " ".join(VARIANTS.values()))}
 VARIANTS |= {name: plain_variant(name) for name in TESTED if name not in WITH_VARIANT}
-FEW = ("batch level", "dataset level", "kept", "bfloat16", "LAMOL", "merged", "prompts", "slao", "learned", "best")
+FEW = (
+    "batch level",
+    "dataset level",
+    "EWC",
+    "kept",
+    "bfloat16",
+    "LAMOL",
+    "merged",
+    "prompts",
+    "slao",
+    "learned",
+    "best",
+)
 RUNS = {
     "DDP": list(VARIANTS)[1:],
     "ZeRO-1": ["dataset level"],
     "ZeRO-2": list(VARIANTS),
-    "ZeRO-2 offload": ["dataset level"],
+    "ZeRO-2 offload": ["dataset level", "EWC"],
     "ZeRO-3": FEW,  # all would take three minutes
-    "ZeRO-3 offload": ["dataset level"],
+    "ZeRO-3 offload": ["dataset level", "EWC"],
     "FSDP2": list(VARIANTS),
 }
 

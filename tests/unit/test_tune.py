@@ -149,6 +149,19 @@ def test_the_best_try_is_written_and_nothing_is_tried_twice(monkeypatch, base, t
     assert "a part of the budget is not spent" in (tmp_path / "runs/tune/trials.md").read_text(encoding="utf-8")
 
 
+def test_what_does_not_decide_is_not_measured_in_a_try(monkeypatch, base, tmp_path):
+    base.write_text(base.read_text() + "drift: True\ndrift_questions: 7\ngeneral_files: [qa.jsonl]\n")
+    write_text(tmp_path / "qa.jsonl", '{"input": "a", "target": "b"}\n')
+    monkeypatch.chdir(tmp_path)
+    words = []
+    monkeypatch.setattr(tune, "trial_of", lambda *a: words.append(trials.trial_of(*a)) or words[-1])
+    assert searching(monkeypatch, base, tmp_path, lambda lr: lr, "--tries", "3")[0] == 0
+    tried = resolve(words[-1].job.words()).config
+    assert (tried.drift, tried.general_files, tried.first_tasks) == (False, None, 2)
+    chosen = read_yaml(tmp_path / "runs/tune/chosen/SEQ.yaml")
+    assert (chosen["drift"], chosen["drift_questions"], chosen["general_files"]) == (True, 7, ["qa.jsonl"])
+
+
 def test_passes_are_a_budget(monkeypatch, base, tmp_path):
     least = plan("--cfg", str(base), *trials.Where("p", tmp_path, 1, 2).words)
     from utils.jobs.times import training_work

@@ -1,4 +1,4 @@
-"""The one training loop: the only file that steps an optimizer."""
+"""The one training loop; how a mode of several processes goes backward and steps is in utils/distributed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from models.Base import Method, Task
 from utils.dataloader import Batch, Encoded, epoch_order, micro_batches
 from utils.dataset import Example
 from utils.distributed import modes
-from utils.distributed.placement import OptimizerState, Replicated, place
+from utils.distributed.placement import place
+from utils.distributed.replicated import OptimizerState, Replicated
 from utils.errors import UserError
 from utils.logger import Window
 from utils.model.freeze import NOTHING_LEFT, describe
@@ -117,12 +118,12 @@ def _step(
     edits_gradients = type(method).on_gradients is not Method.on_gradients
     total: dict[str, Tensor] = {}
     factor = placed.begin_step(len(batches))
-    for batch in batches:
+    for k, batch in enumerate(batches, start=1):
         with accelerator.accumulate(wrapped):
-            terms = wrapped(batch.to(accelerator.device))
+            terms = wrapped(batch.to(accelerator.device), len(batches) if k == len(batches) else 0)
             if edits_gradients and not _are_finite(terms):  # the method computes with them at once
                 raise _diverged(terms, task, at)
-            accelerator.backward(factor * sum(terms.values()))  # accelerate divides by the number of micro-batches
+            terms |= placed.backward(factor * sum(terms.values()))
             if accelerator.sync_gradients:
                 if edits_gradients:
                     method.on_gradients(task)

@@ -14,7 +14,7 @@ import torch
 from models.Base import Method, Task
 from utils import drift
 from utils.distributed.collectives import agree, first_difference
-from utils.distributed.placement import OptimizerState, Replicated
+from utils.distributed.replicated import OptimizerState, Replicated
 from utils.errors import Terminated, UserError, termination_waits
 from utils.evaluation import Cell, check_finite, evaluate, predict_ahead
 from utils.general import asking

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from utils.config import Config
 from utils.jobs.choice import Entry
 from utils.jobs.runs import Job, is_finished, reason
 from utils.options import yaml_dialect
@@ -19,6 +20,12 @@ from utils.storage.files import is_file, read_json, write_json, write_text
 from utils.tune.space import Point, columns, label_of, text_of, words_of
 
 DIVERGED = "the loss is not finite"  # of utils.run.fit.DivergedError: a property of the values, not of the machine
+# Measurements that change no score; the default of each is none.
+MEASUREMENTS = (
+    "drift", "drift_questions", "is_probing", "probing_rows_per_class", "save_features", "general_files",
+    "general_tasks", "general_fields", "general_metrics", "general_max_new_tokens", "general_harness", "recovery",
+    "recovery_ratio", "recovery_epochs",
+)  # fmt: skip
 NOT_CHOSEN = ("cfg", "seed", "dump_path", "wandb_name", "score_split", "first_tasks", "resume", "tuning")
 
 
@@ -50,6 +57,7 @@ class Trial(NamedTuple):
     point: Point
     job: Job
     metric: str  # decides
+    chosen: tuple[str, ...]  # its words without those that only searching needs
 
     @property
     def diverged(self) -> str | None:
@@ -76,11 +84,18 @@ class Trial(NamedTuple):
 
 
 def trial_of(entry: Entry, plan: Plan, point: Point, where: Where) -> Trial:
-    """The try of some values."""
-    words = (*entry.words, *where.words, *words_of(point, plan.resolved.config))
+    """The try of some values, with no measurement but its score."""
+    values = words_of(point, plan.resolved.config)
+    words = (*entry.words, *where.words, *scored_alone(plan.config), *values)
     label = "-".join(word for word in (entry.label, label_of(point)) if word)
     job = Job(entry.cfg, where.seed, where.prefix, where.root, words, where.launcher, label)
-    return Trial(entry, point, job, criterion(plan))
+    return Trial(entry, point, job, criterion(plan), (*entry.words, *values))
+
+
+def scored_alone(config: Config) -> tuple[str, ...]:
+    """Words that leave out the measurements that the options ask for."""
+    defaults = {name: Config.model_fields[name].default for name in MEASUREMENTS}
+    return words_of({name: value for name, value in defaults.items() if getattr(config, name) != value}, config)
 
 
 def criterion(plan: Plan) -> str:
@@ -111,7 +126,7 @@ def describe(trials: Sequence[Trial], where: Where, tasks: int) -> str:
 
 def write_chosen(trial: Trial, said: str, command: str, file: Path) -> None:
     """The YAML file of a row with its best values, for utils.sweep."""
-    options = resolve(trial.job.words())
+    options = resolve(trial.job._replace(options=trial.chosen).words())
     values = flatten(options)
     given = [name for name in options.sources if name not in NOT_CHOSEN and values[name] is not None]
     lines = [f"# {said}", f"# score {percent(trial.score())}: {command}"]

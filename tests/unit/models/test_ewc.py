@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from models.common.fisher import Quadratic, diagonal_fisher
+from models.common.fisher import diagonal_fisher
 from models.EWC import EWC, add_quadratics, merge
 from tests import tiny
 from utils.dataloader import IGNORE, Batch
 from utils.model.forward import answer_logits
+from utils.penalty import Quadratic
 from utils.run.fit import fit
+from utils.wrapmodel import Step
 
 X = torch.tensor([0.0, 2.0, -1.0, 3.0])  # the value of x for each token id
 
@@ -166,16 +168,15 @@ def test_merges_with_the_latest_anchor(how, gamma, wanted):
 def test_penalty_in_training_by_hand():
     method = method_of(EWC_lambda=7.0)
     method.after_task(tiny.make_task())
-    task = tiny.make_task(1)
-    batch = method.collated(task.train[:3], task)
-    assert method.loss(method.model, batch, task)["penalty"].item() == 0  # at the anchor
+    penalty = method.penalty(tiny.make_task(1))
+    assert penalty.on(method.named()).item() == 0  # at the anchor
     anchors = tiny.snapshot(method)
     with torch.no_grad():
         for w in method.named().values():
             w += 0.01 * torch.randn_like(w)
     named = method.named()
     distances = {name: (method.past[name][0] * (w - anchors[name]) ** 2).sum() for name, w in named.items()}
-    term = method.loss(method.model, batch, task)["penalty"]
+    term = penalty.on(named)
     assert term.item() == pytest.approx(7 / 2 * sum(distances.values()).item(), rel=1e-4)
     name = "gpt_neox.layers.1.mlp.dense_h_to_4h.weight"
     (gradient,) = torch.autograd.grad(term, named[name])
@@ -224,8 +225,8 @@ def test_a_part_frozen_later_is_left_out_of_the_penalty():
     fit(method, tiny.make_task(1, epochs=0), method.session)
     with torch.no_grad():
         method.model.get_output_embeddings().weight.add_(1)
-    batch = method.collated(task.train[:3], task)
-    assert method.loss(method.model, batch, task)["penalty"].item() == 0
+    assert Step(method, task, method.model).learning().keys() == method.learning(task).keys()
+    assert method.penalty(task).on(method.learning(task)).item() == 0
 
 
 def test_nothing_is_measured_after_the_last_task():
