@@ -147,8 +147,8 @@ def words_of(point: Mapping[str, Any], config: Config) -> tuple[str, ...]:
 
 
 def text_of(value: Any) -> str:
-    """A value as it is written on the command line."""
-    return value if isinstance(value, str) else write(value)
+    """A value as it is written on the command line, where null is a text."""
+    return value if isinstance(value, str) else "None" if value is None else write(value)
 
 
 def label_of(point: Mapping[str, Any]) -> str:
