@@ -150,7 +150,8 @@ def test_the_best_try_is_written_and_nothing_is_tried_twice(monkeypatch, base, t
 
 
 def test_what_does_not_decide_is_not_measured_in_a_try(monkeypatch, base, tmp_path):
-    base.write_text(base.read_text() + "drift: True\ndrift_questions: 7\ngeneral_files: [qa.jsonl]\ngeneral_fields: auto\n")
+    measured = "drift: True\ndrift_questions: 7\ngeneral_files: [qa.jsonl]\ngeneral_fields: auto\n"
+    base.write_text(base.read_text() + measured)
     write_text(tmp_path / "qa.jsonl", '{"input": "a", "target": "b"}\n')
     monkeypatch.chdir(tmp_path)
     words = []
