@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from utils.groups.base import ADAPTER_LR, NAME_LENGTH, NAME_PATTERN, Count, Float, Int, Joint, Name, OptionGroup, search
 from utils.groups.data import EMBEDDED_BACKBONE, OWN_FILES, BackboneOptions, StreamOptions
-from utils.groups.evaluation import WATCHING, EvaluateOptions
+from utils.groups.evaluation import MEASUREMENTS, WATCHING, EvaluateOptions
 from utils.groups.run import RunOptions, TrackerOptions
 from utils.groups.training import FreezeOptions, PeftOptions, ReplayOptions, TrainOptions
 
@@ -19,6 +19,7 @@ __all__ = [
     "ADAPTER_LR",
     "EMBEDDED_BACKBONE",
     "GROUPS",
+    "MEASUREMENTS",
     "NAME_LENGTH",
     "NAME_PATTERN",
     "OWN_FILES",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Rows = list[dict[str, Any]]
+MARKERS = "os^DvPX*"  # after ten methods the colours begin again with the next one
+LEGEND_ROWS = 18
 
 
 def recovery(rows: Rows, title: str, path: Path) -> None:
@@ -94,24 +97,28 @@ def surface(rows: Rows, title: str, path: Path) -> None:
 
 
 def drift(rows: Rows, title: str, path: Path) -> None:
-    """Forgetting over both divergences, a colour for each method, with the fitted curves."""
+    """Forgetting over both divergences, a colour and shape for each method, with the fitted curves."""
     from matplotlib import colormaps
 
     from utils.diagnose.drift import fit  # slow to import: not for --help
 
-    figure, panels = _figure(11, 4.6, 2)
     methods = list(dict.fromkeys(row["method"] for row in rows))
+    columns = math.ceil(len(methods) / LEGEND_ROWS)
+    figure, panels = _figure(8.5 + 2.5 * columns, 4.6, 2)
     titles = {"forward": "KL(before || after)", "reverse": "KL(after || before)"}
     for axes, (name, label) in zip(panels, titles.items(), strict=True):
         for number, method in enumerate(methods):
             own = [(row[name], 100 * row["forgetting"]) for row in rows if row["method"] == method]
-            axes.plot(*zip(*own, strict=True), "o", ms=5, color=colormaps["tab10"](number % 10), label=method)
+            colour, marker = colormaps["tab10"](number % 10), MARKERS[number // 10 % len(MARKERS)]
+            axes.plot(*zip(*own, strict=True), ls="", ms=5, label=method, color=colour, marker=marker)
         x = [row[name] for row in rows]
         if (found := fit(x, [100 * row["forgetting"] for row in rows])) is not None:
             at = np.linspace(min(x), max(x), 100)
-            axes.plot(at, np.polynomial.Polynomial(found[0])(at), color=INK, label=f"R² = {found[1]:.2f}")
+            axes.plot(at, np.polynomial.Polynomial(found[0])(at), color=INK)
+            axes.set_title(f"R² = {found[1]:.2f}", loc="right", fontsize=9)
         axes.set(xlabel=f"{label}, nats per answer", ylabel="forgetting, percentage points")
-        axes.legend(loc="best", frameon=False, fontsize=9)
+    named = panels[0].lines[: len(methods)]
+    figure.legend(handles=named, loc="outside right upper", ncols=columns, frameon=False, fontsize=9)
     _finish(figure, title, path)
 
 

@@ -9,6 +9,12 @@ from pydantic import Field
 from utils.groups.base import Count, Float, Int, OptionGroup
 
 WATCHING = ("keep_best", "early_stop_accuracy", "early_stop_patience")  # they score a split during training
+# They change neither training nor R.
+MEASUREMENTS = (
+    "drift", "drift_questions", "is_probing", "probing_rows_per_class", "save_features", "general_files",
+    "general_tasks", "general_fields", "general_metrics", "general_max_new_tokens", "general_harness", "recovery",
+    "recovery_ratio", "recovery_epochs",
+)  # fmt: skip
 
 
 class EvaluateOptions(OptionGroup):

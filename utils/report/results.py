@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from utils.config import RunOptions, TrackerOptions
+from utils.config import MEASUREMENTS, RunOptions, TrackerOptions
 from utils.errors import UserError
 from utils.metric import Matrix, Row, summary
 from utils.report import general
@@ -355,20 +355,28 @@ def _common(values: list[float | None]) -> float | None:
     return values[0] if len(set(values)) == 1 else None
 
 
-def _row(same: list[Run], groups: list[list[Run]]) -> dict[str, Any]:
-    _, results, options = same[0]
-    rivals = [other[0] for other in groups if other[0][1]["method"] == results["method"]]
-    told_apart = {
-        name: value for name, value in options.items() if any(other.get(name) != value for _, _, other in rivals)
-    }
+def _told_apart(run: Run, groups: list[Run]) -> dict[str, Any]:
+    """The options in which runs of the same method differ; what is measured alongside, where nothing else does."""
+    _, results, own = run
+    rivals = [other for other in groups if other[1]["method"] == results["method"]]
+    differing = {name: value for name, value in own.items() if any(other.get(name) != value for *_, other in rivals)}
     if len({other["backbone"] for _, other, _ in rivals}) > 1:
-        told_apart["backbone"] = results["backbone"]
+        differing["backbone"] = results["backbone"]
+    short = {name: value for name, value in differing.items() if name not in MEASUREMENTS}
+    same = [
+        (o, r) for _, r, o in rivals if all((o | {"backbone": r["backbone"]}).get(n) == v for n, v in short.items())
+    ]
+    return short if len(same) == 1 else differing
+
+
+def _row(same: list[Run], groups: list[list[Run]]) -> dict[str, Any]:
+    _, results, _ = same[0]
     columns = [columns_of(results) for _, results, _ in same]
     lasts = [(order_of_run(run), dict(zip(r["task_names"], r["R"][-1], strict=True))) for run, r, _ in same]
     sensitivity = spread(order_sensitivity(lasts))  # one number of all these runs
     return {
         "method": results["method"],
-        "options": told_apart,
+        "options": _told_apart(same[0], [other[0] for other in groups]),
         "runs": [str(run) for run, _, _ in same],
         "version": results.get("version", ""),
         "tuning": results.get("tuning"),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from utils.config import Config
+from utils.config import MEASUREMENTS, Config
 from utils.jobs.choice import Entry
 from utils.jobs.runs import Job, is_finished, reason
 from utils.options import yaml_dialect
@@ -20,12 +20,6 @@ from utils.storage.files import is_file, read_json, write_json, write_text
 from utils.tune.space import Point, columns, label_of, text_of, words_of
 
 DIVERGED = "the loss is not finite"  # of utils.run.fit.DivergedError: a property of the values, not of the machine
-# Measurements that change no score; the default of each is none.
-MEASUREMENTS = (
-    "drift", "drift_questions", "is_probing", "probing_rows_per_class", "save_features", "general_files",
-    "general_tasks", "general_fields", "general_metrics", "general_max_new_tokens", "general_harness", "recovery",
-    "recovery_ratio", "recovery_epochs",
-)  # fmt: skip
 NOT_CHOSEN = ("cfg", "seed", "dump_path", "wandb_name", "score_split", "first_tasks", "resume", "tuning")
 
 

@@ -263,6 +263,16 @@ def test_other_options_make_another_row(tmp_path):
     assert numbers(text, "SEQ lr=1e-4")[:2] == ["1", "20.00"]
 
 
+def test_what_is_measured_alongside_names_a_row_only_if_nothing_else_does(tmp_path):
+    R, own = (
+        [[0.8, None], [0.2, 0.9]],
+        ("lr: 1e-5\ndrift: true\n", "lr: 1e-4\ndrift: false\n", "lr: 1e-5\ndrift: false\n"),
+    )
+    runs = [make_run(tmp_path / str(k), R, seed=k, config=f"seed: {k}\n{text}") for k, text in enumerate(own)]
+    assert numbers(tiny.compare(runs[:2]), "SEQ lr=1e-5")[0] == "1"
+    assert numbers(tiny.compare(runs), "SEQ lr=1e-5 drift=True")[0] == "1"
+
+
 def test_other_backbone_makes_another_row(tmp_path):
     R = [[0.8, None], [0.2, 0.9]]
     runs = [make_run(tmp_path / name, R, backbone=name) for name in ("big", "small")]
