@@ -14,7 +14,7 @@ from models.common.measuring import measuring
 from utils.config import Config, Count, Float, OptionGroup, search
 from utils.dataloader import count_tokens
 from utils.dataset import Stream
-from utils.distributed.modes import ALL
+from utils.distributed.modes import ALL, divides_weights
 from utils.model.weights import moved
 from utils.penalty import Penalty
 from utils.seed import random_for
@@ -98,7 +98,7 @@ class EWC(Method):
 
     @property
     def home(self) -> torch.device:
-        return torch.device("cpu") if self.options.EWC_offload else super().home
+        return torch.device("cpu") if self.options.EWC_offload or divides_weights() else super().home
 
     def _fisher(self, task: Task, learning: dict[str, nn.Parameter]) -> dict[str, Tensor]:
         """F_t: the diagonal Fisher of this task at the weights as they are now."""

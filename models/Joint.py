@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from models.Base import Method, Setting, Task
+from utils.backbone import load_first_weights
 from utils.dataset import Example
 from utils.distributed.modes import ALL
 
@@ -25,7 +26,8 @@ class Joint(Method):
 
     def before_task(self, task: Task) -> None:
         if task.index > 0:
-            self.start_afresh()
+            load_first_weights(self.model, self.config)
+            self.answers.start_afresh()
 
     def train_examples(self, task: Task) -> list[Example]:
         return [example for data in self.stream.tasks[: task.index + 1] for example in data.train]

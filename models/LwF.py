@@ -13,6 +13,7 @@ from models.Base import Method, Task
 from models.common.losses import answer_loss, distillation
 from utils.config import Float, OptionGroup, search
 from utils.dataloader import IGNORE, Batch
+from utils.distributed.modes import WHOLE_WEIGHTS
 from utils.model.architecture import Model
 from utils.model.forward import labelled_states
 from utils.model.head import Scores
@@ -49,6 +50,8 @@ class LwF(Method):
 
     Options = LwFOptions
     options: LwFOptions
+    parallel = WHOLE_WEIGHTS | {"FSDP2"}
+    has_teacher = True
     state: ClassVar = ("teacher",)
 
     def __init__(self, *args: Any):

@@ -16,7 +16,7 @@ from models.common.measuring import measuring
 from utils.classifier import MASKED
 from utils.config import Count, Float, OptionGroup, search
 from utils.dataloader import IGNORE, Batch
-from utils.distributed.modes import ALL
+from utils.distributed.modes import ALL, divides_weights
 from utils.model.head import sum_over_pieces
 from utils.model.weights import Weights
 from utils.penalty import Penalty
@@ -81,8 +81,13 @@ class MAS(Method):
         for name, new in self.sensitivity(task).items():
             old = self.importance.get(name)
             kept = (1.0, 1.0) if blend is None else (blend, 1 - blend)
-            self.importance[name] = new if old is None else kept[0] * old + kept[1] * new
-            self.anchor[name] = learning[name].detach().float().clone()
+            total = new if old is None else kept[0] * old.to(new.device) + kept[1] * new
+            self.importance[name] = total.to(self.home)
+            self.anchor[name] = learning[name].detach().float().clone().to(self.home)
+
+    @property
+    def home(self) -> torch.device:
+        return torch.device("cpu") if divides_weights() else super().home
 
     def sensitivity(self, task: Task) -> Gradient:
         """Omega of this task alone, at the weights as they are now."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from models.Base import Method, Setting, Task
+from utils.backbone import load_first_weights
 from utils.distributed.modes import ALL
 
 
@@ -25,4 +26,5 @@ class Single(Method):
 
     def before_task(self, task: Task) -> None:
         if task.index > 0:
-            self.start_afresh()
+            load_first_weights(self.model, self.config)
+            self.answers.start_afresh()

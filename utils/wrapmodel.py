@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from utils.dataloader import Batch
 from utils.model.architecture import Model
+from utils.model.head import Scores
 from utils.penalty import Penalty
 
 
@@ -17,6 +19,8 @@ class Objective(Protocol):
     """What the training loop needs of a method: its model, its other modules, its loss and penalty."""
 
     extra: nn.ModuleDict
+    has_teacher: ClassVar[bool]
+    teacher_apart: Callable[[Batch, int | None], Scores] | None
 
     @property
     def model(self) -> Model:
@@ -27,6 +31,12 @@ class Objective(Protocol):
 
     def penalty(self, task: Any) -> Penalty | None:
         """A penalty on the trainable weights."""
+
+    def scores(self, model: Model, batch: Batch, index: int | None) -> tuple[Scores, Tensor]:
+        """Scores (B, K, V) and labels (B, K)."""
+
+    def named(self) -> dict[str, nn.Parameter]:
+        """All parameters by name."""
 
 
 class Step(nn.Module):
@@ -65,6 +75,20 @@ class Step(nn.Module):
     def learning(self) -> dict[str, nn.Parameter]:
         """The trainable parameters, by their names in the method."""
         return {of_method(name): w for name, w in self.named_parameters() if w.requires_grad}
+
+
+class Teacher(nn.Module):
+    """A model that gives scores alone, for a method whose model is divided among processes."""
+
+    def __init__(self, method: Objective, model: Model):
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        self._scores = method.scores
+
+    @torch.no_grad()
+    def forward(self, batch: Batch, index: int | None) -> Scores:
+        """Scores (B, K, V), without gradients."""
+        return self._scores(self.model, batch, index)[0].detached()
 
 
 def of_method(name: str) -> str:

@@ -65,7 +65,7 @@ VARIANTS = {
     "masked": "--method tests.fixtures.masked:Masked --is_replay false --weight_decay 0.1 --keep_optimizer_state",
     "EWC": f"--method EWC --EWC_lambda 100 --EWC_samples 7 --is_replay false --max_grad_norm 0.5 {SMOOTH}",
     "probing": "--il_mode CIL --is_probing --save_features --Replay_buffer_ratio 0.5",
-    "LwF": "--method LwF --Replay_buffer_ratio 0.5",
+    "LwF": f"--method LwF --Replay_buffer_ratio 0.5 {SMOOTH}",
     "AGEM": "--method AGEM --Replay_buffer_ratio 0.5 --AGEM_batch_size 5",
     "GEM": "--method GEM --Replay_buffer_ratio 0.3",
     "GradientProjection": "--method GradientProjection --GradientProjection_begin_step 2 "

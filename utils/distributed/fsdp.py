@@ -12,9 +12,10 @@ from utils.distributed.replicated import InParts, OptimizerState, trainable
 from utils.distributed.twin import Twin
 from utils.model.adapters import innermost
 from utils.model.architecture import Model
+from utils.model.weights import borrowed, moved
 from utils.optimizer import Group, make_optimizer
 from utils.session import Session
-from utils.wrapmodel import Objective, Step
+from utils.wrapmodel import Objective, Step, Teacher
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor  # slow to import: not for --help
@@ -26,16 +27,13 @@ class Sharded(InParts):
     twin: Twin
 
     def __init__(self, method: Objective, task: Any, groups: list[Group], session: Session):
-        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
-        self.twin, kind = Twin(method), modes.autocast_type(session.config)
+        self.method, kind = method, modes.autocast_type(session.config)
+        if method.has_teacher:
+            method.teacher_apart = _teacher(method, kind)
+        self.twin = Twin(method)
         self.inner = step = Step(method, task, self.twin.model, kind)
         names = {id(w): name for name, w in step.named_parameters()}
-        # Layers are collected in bfloat16: half of the traffic, and autocast need not keep a rounded copy of each.
-        policy = MixedPrecisionPolicy(param_dtype=kind, reduce_dtype=torch.float32 if kind else None)
-        for layer in _layers(self.twin.model):
-            fully_shard(layer, mp_policy=policy)
-        fully_shard(step, mp_policy=policy)
+        _divide(step, self.twin.model, kind)
         sharded = dict(step.named_parameters())
         self.twin.replace(lambda w: sharded[names[id(w)]])
         self.twin.empty()
@@ -70,6 +68,37 @@ class Sharded(InParts):
         """Collect them from the shards."""
         for w, shard in self.twin.pairs:
             w.data = _whole(shard.detach())
+
+    def release(self) -> None:
+        """As above, and let go of the teacher."""
+        super().release()
+        self.method.teacher_apart = None
+
+
+def _teacher(method: Any, kind: torch.dtype | None) -> Teacher | None:
+    """A model with the weights of the method's teacher, divided; the whole ones move to the memory of the host."""
+    if not method.teacher:
+        return None
+    with borrowed(method.named(), method.teacher):
+        model = Twin(method).model
+    teacher = Teacher(method, model)
+    _divide(teacher, model, kind)
+    method.teacher = moved(method.teacher, torch.device("cpu"))
+    return teacher
+
+
+def _divide(root: nn.Module, model: Model, kind: torch.dtype | None) -> None:
+    """Divide the weights of a module with a model inside.
+
+    Layers are collected in bfloat16, if that is computed in: half of the traffic, and autocast need not keep a rounded
+    copy of each.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    policy = MixedPrecisionPolicy(param_dtype=kind, reduce_dtype=torch.float32 if kind else None)
+    for layer in _layers(model):
+        fully_shard(layer, mp_policy=policy)
+    fully_shard(root, mp_policy=policy)
 
 
 def _whole(shard: Tensor) -> Tensor:

@@ -64,6 +64,11 @@ def mode() -> str | None:
     return "DDP" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
 
 
+def divides_weights() -> bool:
+    """True if each process has only a part of the weights while a task is trained."""
+    return mode() in ALL - WHOLE_WEIGHTS
+
+
 def check_parallel(config: Config, method: type[Parallel], launched: str | None) -> list[str]:
     """Why this method cannot run in the launched mode; empty if it can. Nothing is loaded."""
     problems = []

@@ -87,7 +87,7 @@ def test_modes_that_do_not_exist_here(variables, message, told):
         ),
         ("AGEM", FSDP, "method AGEM works on whole gradients"),
         ("GradientProjection", ZERO_2, "method GradientProjection works on whole gradients"),
-        ("EWC", FSDP, "method EWC works on whole weights during a task"),
+        ("DERpp", FSDP, "method DERpp works on whole weights during a task"),
         ("OLoRA", FSDP, "method OLoRA works on whole weights"),
         ("L2KD", FSDP, "method L2KD works on whole weights"),
     ],
@@ -162,7 +162,8 @@ def test_modes_contain_each_other():
     """What runs without whole weights runs with them, and so on: that is how the reason of a refusal is found."""
     assert modes.WHOLE_GRADIENTS < modes.WHOLE_WEIGHTS < modes.ALL
     allowed = {load_method(name).parallel for name in tiny.METHODS}
-    assert allowed == {modes.WHOLE_GRADIENTS, modes.WHOLE_WEIGHTS, modes.ALL}
+    teacher_apart = modes.WHOLE_WEIGHTS | {"FSDP2"}
+    assert allowed == {modes.WHOLE_GRADIENTS, modes.WHOLE_WEIGHTS, teacher_apart, modes.ALL}
 
 
 def test_deepspeed_does_not_become_ddp_by_a_variable(monkeypatch):
