@@ -113,6 +113,8 @@ def remarks(section: dict[str, Any]) -> list[str]:
     """What a reader of the table of scores must know."""
     found = [NOTE, *_unequal(section), *_tuned(section), *(text for row in section["rows"] for text in _remarks(row))]
     found += [ORDERS] if any(len(set(row["orders"])) > 1 for row in section["rows"]) else []
+    if section.get("without_reference"):
+        found.append(f"No transfer to reference: there is no row {section['without_reference']} here.")
     if section.get("reference"):
         found.append(f"Transfer to reference: relative to what {section['reference']} scores on a task just learned.")
     if section.get("not_compared"):

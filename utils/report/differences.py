@@ -90,7 +90,7 @@ def add_transfer(sections: Sequence[dict[str, Any]], runs: Mapping[str, dict[str
     """Give each row the column `transfer_to_reference`: mean over j >= 1 of R[j, j] - S[j, j].
 
     S is the matrix of the reference with the same seed and order. With Single it is the forward transfer of SAPT and
-    others: what the tasks before j add to learning j.
+    others: what the tasks before j add to learning j. A section without this row is left out, if another one has it.
 
     Args:
         sections: Of `utils.report.results.group`.
@@ -98,9 +98,13 @@ def add_transfer(sections: Sequence[dict[str, Any]], runs: Mapping[str, dict[str
         reference: As `baseline` in `add`.
 
     Raises:
-        UserError: there is no such row.
+        UserError: no section has such a row.
     """
-    for section in sections:
+    has_reference = [bool(_near(section, reference)) for section in sections]
+    for section, has in zip(sections, has_reference, strict=True):
+        if any(has_reference) and not has:
+            section["without_reference"] = reference
+            continue
         alone = _find(section, reference, "reference")
         section["reference"], known = title_of(alone), _diagonals(alone, runs)
         for row in section["rows"]:

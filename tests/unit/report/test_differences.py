@@ -122,6 +122,8 @@ def test_rows_whose_task_is_known_are_a_table_without_differences(tmp_path):
     assert [section["stream"] for section in sections] == ["letters, CIT", "letters, TIL"]
     assert [len(section.get("differences", ())) for section in sections] == [1, 0]
     assert compare_text(sections).count("Not compared with SEQ, which has a different il_mode.") == 1
+    differences.add_transfer(sections, {str(run): results for run, results in runs}, "SEQ")
+    assert compare_text(sections).count("No transfer to reference: there is no row SEQ here.") == 1
 
 
 def test_bad_baselines_are_one_sentence(tmp_path, capsys):
