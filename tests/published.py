@@ -1,4 +1,4 @@
-"""The table of experiments/published.md, which `python -m tests.published` writes, and dry runs of its studies.
+"""The sections of experiments/published.md, which `python -m tests.published` writes, and dry runs of its studies.
 
 Dry runs need neither data nor hub: streams are those of the fixtures, and backbones have the shapes of SHAPES.
 """
@@ -34,8 +34,7 @@ from utils.tune.space import text_of
 ROOT = Path(__file__).parents[1]
 STUDIES = sorted((ROOT / "config/published").glob("*/study*.yaml"))
 DOCUMENT = ROOT / "experiments/published.md"
-HEAD = ["source", "command", "published, percent", "read", "runs", "measured"]
-BEGIN, END = "<!-- table -->", "<!-- end of table -->"
+BEGIN, END = "<!-- studies -->", "<!-- end of studies -->"
 
 
 BARE = {"biography_qa_task2": (2, "CIT"), "concept_1k_task10": (10, "IIL")}  # have no fixture of this many tasks
@@ -118,28 +117,29 @@ def estimates(study: Study) -> list[Estimate]:
         return [found[job] for job in jobs if job in found]
 
 
-def table() -> str:
-    """A row per study."""
-    return markdown([HEAD, *map(line, STUDIES)], left=tuple(range(len(HEAD))))
+def sections() -> str:
+    """A section per study."""
+    return "\n\n".join(map(section, STUDIES))
 
 
-def line(file: Path) -> list[str]:
-    """The row of a study."""
-    study, path = read_study(file), file.relative_to(ROOT)
-    numbers = "; ".join(
-        f"{name}: {', '.join(f'{TITLES[metric]} {value:g}' for metric, value in own.items() if metric != 'mark')}"
-        for name, own in study.published.items()
-    )
-    marks = ", ".join(mark for mark in MARKS if any(own["mark"] == mark for own in study.published.values()))
-    runs_of_all = len(study.files) * len(study.seeds) * len(study.orders)
-    return [study.source or "", f"`python -m utils.study {path}`", numbers, marks, str(runs_of_all), "not run"]
+def section(file: Path) -> str:
+    """Source, command, how the numbers were read, and the numbers in percent, of a study."""
+    study = read_study(file)
+    rows = study.published
+    names = list(dict.fromkeys(name for own in rows.values() for name in own if name != "mark"))
+    lines = [[row, *(f"{own[name]:g}" if name in own else "" for name in names)] for row, own in rows.items()]
+    marks = ", ".join(mark for mark in MARKS if any(own["mark"] == mark for own in rows.values()))
+    count = len(study.files) * len(study.seeds) * len(study.orders)
+    command = f"```\npython -m utils.study {file.relative_to(ROOT)}\n```"
+    said = f"{count} runs, not run. Read from: {marks}."
+    return "\n\n".join([f"## {study.source}", command, said, markdown([["row", *(TITLES[n] for n in names)], *lines])])
 
 
 def main() -> None:
-    """Write the table."""
+    """Write the sections."""
     text = DOCUMENT.read_text(encoding="utf-8")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    DOCUMENT.write_text(f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}", encoding="utf-8")
+    DOCUMENT.write_text(f"{before}{BEGIN}\n\n{sections()}\n\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def test_the_numbers_are_those_of_the_tables():
 
 def test_the_document_is_made_from_the_studies():
     text = published.DOCUMENT.read_text(encoding="utf-8")
-    assert published.table() in text, "run: python -m tests.published"
+    assert published.sections() in text, "run: python -m tests.published"
 
 
 @pytest.mark.slow
