@@ -158,9 +158,10 @@ def test_what_does_not_decide_is_not_measured_in_a_try(monkeypatch, base, tmp_pa
     monkeypatch.setattr(tune, "trial_of", lambda *a: words.append(trials.trial_of(*a)) or words[-1])
     assert searching(monkeypatch, base, tmp_path, lambda lr: lr, "--tries", "3")[0] == 0
     tried = resolve(words[-1].job.words()).config
-    assert (tried.drift, tried.general_files, tried.first_tasks) == (False, None, 2)
+    assert (tried.drift, tried.general_files, tried.is_evaluate_init, tried.first_tasks) == (False, None, False, 2)
     chosen = read_yaml(tmp_path / "runs/tune/chosen/SEQ.yaml")
     assert (chosen["drift"], chosen["drift_questions"], chosen["general_files"]) == (True, 7, ["qa.jsonl"])
+    assert "is_evaluate_init" not in chosen
 
 
 def test_passes_are_a_budget(monkeypatch, base, tmp_path):

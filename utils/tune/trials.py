@@ -87,9 +87,9 @@ def trial_of(entry: Entry, plan: Plan, point: Point, where: Where) -> Trial:
 
 
 def scored_alone(config: Config) -> tuple[str, ...]:
-    """Words that leave out the measurements that the options ask for."""
-    defaults = {name: Config.model_fields[name].default for name in MEASUREMENTS}
-    return words_of({name: value for name, value in defaults.items() if getattr(config, name) != value}, config)
+    """Words that leave out the scores before training and the measurements that the options ask for."""
+    wanted = {name: Config.model_fields[name].default for name in MEASUREMENTS} | {"is_evaluate_init": False}
+    return words_of({name: value for name, value in wanted.items() if getattr(config, name) != value}, config)
 
 
 def criterion(plan: Plan) -> str:
