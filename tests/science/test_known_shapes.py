@@ -29,9 +29,9 @@ INTENTS = "config/minilm_clinc150"
 def sweep(prefix, files, *options):
     """Results of runs by the name of the YAML file, in the order of the seeds; finished runs are not repeated."""
     dump = ROOT / "experiments/science"
-    sets = [word for option in (f"dump_path={dump}", *options) for word in ("--set", option)]
+    sets = [word for option in options for word in ("--set", option)]
     paths = [f"{file}.yaml" for file in files]
-    words = ["--seeds", *map(str, SEEDS), "--prefix", prefix, *sets]
+    words = ["--seeds", *map(str, SEEDS), "--prefix", prefix, "--dump_path", str(dump), *sets]
     subprocess.run([sys.executable, "-m", "utils.sweep", *paths, *words], cwd=ROOT, check=True)
     found = {}
     for path in map(Path, files):
