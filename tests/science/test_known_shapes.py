@@ -2,7 +2,7 @@
 
     python -m pytest -m science -n 0 -s
 
-Each test runs `utils.sweep` in experiments/science, so an interrupted test is resumed by the same command, and prints
+Each test marked science runs `utils.sweep` in experiments/science, so an interrupted test is resumed by the same command, and prints
 its figures, which experiments/science.md holds. A claim counts as seen if the 95 % interval of its mean over the seeds
 (Student's t, paired by seed) lies on the right side.
 """
@@ -14,33 +14,44 @@ from pathlib import Path
 
 import pytest
 
+import utils.sweep
 from utils.report.probing import last_mean
 from utils.report.results import build
 from utils.storage.files import read_jsonl
 
-pytestmark = pytest.mark.science
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS = (1, 2, 3)
 T_975 = 4.303  # Student's t with two degrees of freedom
+RUNS = ROOT / "experiments/science"
 DEMO, DEMO6 = "config/biography_demo_task2", "config/biography_demo_task6"
 INTENTS = "config/minilm_clinc150"
+DEMO_RUNS = ("demo", [f"{DEMO}/{name}" for name in ("SEQ", "Replay", "Joint", "EWC")], "recovery=true")
+CLIFF = ("cliff", [f"{DEMO}/SEQ"], "evaluate_interval=1")
+
+
+def words_of(prefix, files, *options):
+    """Words for utils.sweep."""
+    paths, sets = [f"{file}.yaml" for file in files], [word for option in options for word in ("--set", option)]
+    return [*paths, "--seeds", *map(str, SEEDS), "--prefix", prefix, "--dump_path", str(RUNS), *sets]
 
 
 def sweep(prefix, files, *options):
     """Results of runs by the name of the YAML file, in the order of the seeds; finished runs are not repeated."""
-    dump = ROOT / "experiments/science"
-    sets = [word for option in options for word in ("--set", option)]
-    paths = [f"{file}.yaml" for file in files]
-    words = ["--seeds", *map(str, SEEDS), "--prefix", prefix, "--dump_path", str(dump), *sets]
-    subprocess.run([sys.executable, "-m", "utils.sweep", *paths, *words], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-m", "utils.sweep", *words_of(prefix, files, *options)], cwd=ROOT, check=True)
     found = {}
     for path in map(Path, files):
-        found[path.name] = [newest(dump, f"{prefix}-{path.parent.name}-{path.name}", seed) for seed in SEEDS]
+        found[path.name] = [newest(f"{prefix}-{path.parent.name}-{path.name}", seed) for seed in SEEDS]
     return found
 
 
-def newest(dump, name, seed):
-    return build(sorted((dump / name).glob(f"*-seed{seed}"))[-1])
+def newest(name, seed):
+    return build(sorted((RUNS / name).glob(f"*-seed{seed}"))[-1])
+
+
+@pytest.mark.slow
+def test_the_sweeps_are_valid(capsys):
+    for prefix, files, *options in (DEMO_RUNS, CLIFF):
+        assert utils.sweep.main([*words_of(prefix, files, *options), "--dry_run"]) == 0, capsys.readouterr().err
 
 
 def interval(values):
@@ -67,7 +78,7 @@ def differences(results, other):
 
 @pytest.fixture(scope="module")
 def demo():
-    return sweep("demo", [f"{DEMO}/{name}" for name in ("SEQ", "Replay", "Joint", "EWC")], "recovery=true")
+    return sweep(*DEMO_RUNS)
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +93,12 @@ def intents():
     return sweep("intents", [f"{INTENTS}/{name}" for name in ("SEQ", "SEQ_star")])
 
 
+@pytest.mark.science
 def test_task_0_falls_off_a_cliff_in_the_first_epochs_of_task_1():
-    sweep("cliff", [f"{DEMO}/SEQ"], "evaluate_interval=1")
+    sweep(*CLIFF)
     shares = []
     for seed in SEEDS:
-        run = sorted((ROOT / "experiments/science/cliff-biography_demo_task2-SEQ").glob(f"*-seed{seed}"))[-1]
+        run = sorted((RUNS / "cliff-biography_demo_task2-SEQ").glob(f"*-seed{seed}"))[-1]
         scores = [
             score(run / f"predictions/{place}") for place in ("after_0", *(f"task_1_epoch_{k}" for k in range(1, 9)))
         ]
@@ -99,29 +111,35 @@ def score(folder):
     return statistics.fmean(row["score"] for row in read_jsonl(folder / "task_0.jsonl"))
 
 
+@pytest.mark.science
 def test_an_epoch_on_half_of_task_0_brings_it_back(demo):
     found = [run["recovery"] for run in demo["SEQ"]]
     check("SEQ, task 0: after recovery less before", [one["after"] - one["before"] for one in found])
 
 
+@pytest.mark.science
 def test_replay_is_better_than_seq(demo):
     check("Replay less SEQ, average", differences(average(demo["Replay"]), average(demo["SEQ"])))
 
 
+@pytest.mark.science
 def test_joint_is_better_than_all_on_a_consistent_stream(demo):
     for name in ("SEQ", "Replay", "EWC"):
         check(f"Joint less {name}, average", differences(average(demo["Joint"]), average(demo[name])))
 
 
+@pytest.mark.science
 def test_adapters_that_are_routed_do_not_forget():
     runs = sweep("adapters", [f"{DEMO6}/{name}" for name in ("AdapterCL", "SeqLoRA")])
     check("AdapterCL less SeqLoRA, average", differences(average(runs["AdapterCL"]), average(runs["SeqLoRA"])))
 
 
+@pytest.mark.science
 def test_seq_star_is_better_than_seq_with_classes(intents):
     check("SEQ* less SEQ, average", differences(average(intents["SEQ_star"]), average(intents["SEQ"])))
 
 
+@pytest.mark.science
 def test_heads_forget_rather_than_features(intents):
     probed = [last_mean(run) for run in intents["SEQ"]]
     check("SEQ: linear probe on its features less its own answers", differences(probed, average(intents["SEQ"])))
