@@ -2,8 +2,8 @@
 
     python -m pytest -m science -n 0 -s
 
-Each of these tests runs `utils.sweep` in experiments/science, so an interrupted test is resumed by the same command, and
-prints its figures, which experiments/science.md holds. A claim counts as seen if the 95 % interval of its mean over the
+These tests run `utils.sweep` in experiments/science, so an interrupted test is resumed by the same command, and they
+print the figures, which experiments/science.md holds. A claim counts as seen if the 95 % interval of its mean over the
 seeds (Student's t, paired by seed) lies on the right side.
 """
 
