@@ -9,7 +9,7 @@ from utils import study
 from utils.dataset import save_stream
 from utils.jobs.choice import Entry, entries
 from utils.options.checks import check
-from utils.options.parse import read_yaml, resolve
+from utils.options.parse import ConfigError, read_yaml, resolve
 from utils.storage.files import read_json, write_json, write_text
 from utils.tune import __main__ as tune
 from utils.tune import trials
@@ -143,6 +143,9 @@ def test_the_best_try_is_written_and_nothing_is_tried_twice(monkeypatch, base, t
     )
     assert chosen["tuning"] == "lr: 3 tries on dev of the first 2 of 3 tasks"
     assert plan("--cfg", str(tmp_path / "runs/tune/chosen/SEQ.yaml")).stream.name == "micro"
+    with pytest.raises(ConfigError, match="lr: was chosen by tuning"):
+        plan("--cfg", str(tmp_path / "runs/tune/chosen/SEQ.yaml"), "--lr", "2e-3")
+    plan("--cfg", str(tmp_path / "runs/tune/chosen/SEQ.yaml"), "--lr", "2e-3", "--tuning", "None")
     assert [row["chosen"] for row in read_json(tmp_path / "runs/tune/trials.json")] == [False, True, False]
     assert searching(monkeypatch, base, tmp_path, scores, "--tries", "3") == (0, [])
     assert searching(monkeypatch, base, tmp_path, scores, "--tries", "9") == (0, [])

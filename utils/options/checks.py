@@ -384,6 +384,7 @@ CHECKS: tuple[Callable[[Plan], list[str]], ...] = (
     general_fits,
     harness_fits,
     watching_fits,
+    lambda plan: consistency.check_tuned(plan.config, plan.resolved.sources),
     checkpoint_is_whole,
     attention_is_installed,
     kernels_are_there,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from utils.config import OWN_FILES, WATCHING, Config
 
 # The kinds of adapter that an option applies to, by the beginning of its name.
@@ -80,6 +82,15 @@ def check(config: Config) -> list[str]:
     if config.lr_scheduler == "constant" and config.lr_min_ratio:
         problems.append("lr_min_ratio: has no effect with lr_scheduler constant")
     return problems
+
+
+def check_tuned(config: Config, sources: Mapping[str, str]) -> list[str]:
+    """A value that utils.tune has chosen and the command line replaces: reports would call it tuned."""
+    return [
+        f"{name}: was chosen by tuning, see tuning in {config.cfg}; leave it out, or add --tuning None"
+        for name in (config.tuning or "").partition(":")[0].split(", ")
+        if sources.get(name, "").startswith("--")
+    ]
 
 
 def _check_replay(config: Config) -> list[str]:

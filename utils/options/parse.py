@@ -87,7 +87,7 @@ def read_yaml(path: Path, option: str = "cfg") -> dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise ConfigError([f"{option}: {path} must be a list of lines `option: value`"])
+        raise ConfigError([f"{option}: {path} has to consist of lines `option: value`"])
     return content
 
 

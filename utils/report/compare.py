@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from functools import partial
@@ -111,17 +112,37 @@ def _section_text(section: dict[str, Any], chosen: Sequence[str]) -> str:
 
 def remarks(section: dict[str, Any]) -> list[str]:
     """What a reader of the table of scores must know."""
-    found = [NOTE, *_unequal(section), *_tuned(section), *(text for row in section["rows"] for text in _remarks(row))]
-    found += [ORDERS] if any(len(set(row["orders"])) > 1 for row in section["rows"]) else []
+    found = [NOTE, *_runs(section), *_unequal(section), *_tuned(section)]
+    found += [text for row in section["rows"] for text in _remarks(row)]
+    found += [ORDERS] if len({order for row in section["rows"] for order in row["orders"]}) > 1 else []
     if section.get("without_reference"):
         found.append(f"No transfer to reference: there is no row {section['without_reference']} here.")
     if section.get("reference"):
-        found.append(f"Transfer to reference: relative to what {section['reference']} scores on a task just learned.")
+        found.append(
+            f"Transfer to reference: all tasks but the first, just learned, relative to {section['reference']}."
+        )
     if section.get("not_compared"):
         found.append(f"Not compared with {section['not_compared']}, which has a different il_mode.")
+    found += section.get("unpaired", [])
     found += [general.NOTE] if shown(section, general.CHANGES) else []
     found += [MIXED] if len(set(section["metrics"])) > 1 else []
     return found + ([DRIFT_NOTE] if shown(section, DRIFT) else [])
+
+
+def _runs(section: dict[str, Any]) -> list[str]:
+    """Which runs the means are over, where that differs between rows."""
+    same = _rows_by(section, [_runs_of(row) for row in section["rows"]])
+    return [f"Runs differ between rows: {'; '.join(f'{runs} ({rows})' for runs, rows in same.items())}."][
+        : len(same) - 1
+    ]
+
+
+def _runs_of(row: dict[str, Any]) -> str:
+    """Seeds of a row, by task order."""
+    seeds: dict[str, list[int]] = {}
+    for seed, order in zip(row["seeds"], row["orders"], strict=True):
+        seeds.setdefault(order, []).append(seed)
+    return ", ".join(f"seeds {' '.join(map(str, sorted(own)))} {order}" for order, own in sorted(seeds.items()))
 
 
 def _unequal(section: dict[str, Any]) -> list[str]:
@@ -136,7 +157,24 @@ def _unequal(section: dict[str, Any]) -> list[str]:
 def _tuned(section: dict[str, Any]) -> list[str]:
     """What was searched on which data, and for which rows."""
     tunings = _rows_by(section, [row.get("tuning") or "" for row in section["rows"]])
-    return [f"Chosen by tuning {tuning}: {rows}." for tuning, rows in tunings.items() if tuning]
+    found = [f"Chosen by tuning {tuning}: {rows}." for tuning, rows in tunings.items() if tuning]
+    if found and "" in tunings:
+        found.append(f"Not tuned: {tunings['']}.")
+    budgets = _rows_by(section, [_budget(row.get("tuning") or "") for row in section["rows"]])
+    known = {budget: rows for budget, rows in budgets.items() if budget}
+    if len(known) > 1:
+        found.append(f"Unequal budgets of tuning: {'; '.join(f'{text} ({rows})' for text, rows in known.items())}.")
+    return found
+
+
+def _budget(tuning: str) -> str:
+    """What a search could spend.
+
+    >>> _budget("lr: 4 tries on dev of all 2 tasks"), _budget("lr: 2 tries, 1,200 of 1,300 passes, on dev of ..")
+    ('4 tries', '1,300 passes')
+    """
+    found = re.search(r": (\S+ tr(?:y|ies)) on dev| of (\S+ passes), on dev", tuning)
+    return (found[1] or found[2]) if found else ""
 
 
 def _rows_by(section: dict[str, Any], values: Sequence[Any]) -> dict[str, str]:

@@ -60,8 +60,27 @@ def add(sections: Sequence[dict[str, Any]], runs: Mapping[str, dict[str, Any]], 
             continue
         base = _find(section, baseline)
         others = [row for row in section["rows"] if row is not base]
-        found = [found for row in others if (found := _difference(section, base, row, runs)) is not None]
-        section["baseline"], section["differences"] = title_of(base), _bootstrap(found, section)
+        found = [_difference(section, base, row, runs) for row in others]
+        section["baseline"] = title_of(base)
+        section["differences"] = _bootstrap([one for one in found if one.pairs], section)
+        section["unpaired"] = _unpaired(title_of(base), found)
+
+
+def _unpaired(baseline: str, found: Sequence[_Difference]) -> list[str]:
+    """Rows without a difference, and those whose difference is over other runs than the means of the table."""
+    lines: dict[str, list[str]] = {}
+    for one in found:
+        if not one.pairs:
+            text = f"No difference to {baseline}, as no finished run of it has the same seed and task order"
+        elif len(one.pairs) < max(one.runs):
+            text = (
+                f"{len(one.pairs)} of {one.runs[1]} runs have a partner of the same seed and task order among the "
+                f"{one.runs[0]} of {baseline}, and differences are over these alone"
+            )
+        else:
+            continue
+        lines.setdefault(text, []).append(one.title)
+    return [f"{text}: {', '.join(titles)}." for text, titles in lines.items()]
 
 
 def add_intervals(sections: Sequence[dict[str, Any]], runs: Mapping[str, dict[str, Any]]) -> None:
@@ -159,16 +178,17 @@ class _Difference(NamedTuple):
     title: str
     pairs: list[Pair]
     by_task: dict[str, Floats]  # (n, N) improvements: pairs of runs, questions
+    runs: tuple[int, int] = (0, 0)  # finished ones of the baseline and of the row
 
 
 def _difference(
     section: dict[str, Any], base: dict[str, Any], row: dict[str, Any], runs: Mapping[str, dict[str, Any]]
-) -> _Difference | None:
-    """Improvements over the baseline, per question; None if no finished runs have the same seed and order."""
+) -> _Difference:
+    """Improvements over the baseline, per question, of finished runs with the same seed and order."""
     left, right = _answers(base, runs), _answers(row, runs)
-    pairs = sorted(left.keys() & right.keys())
+    pairs, count = sorted(left.keys() & right.keys()), (len(left), len(right))
     if not pairs:
-        return None
+        return _Difference(title_of(row), [], {}, count)
     sign = {
         name: 1 if better else -1
         for name, better in zip(section["task_names"], section["higher_is_better"], strict=True)
@@ -177,7 +197,7 @@ def _difference(
         name: np.stack([sign[name] * (right[pair].by_task[name] - left[pair].by_task[name]) for pair in pairs])
         for name in section["task_names"]
     }
-    return _Difference(title_of(row), pairs, by_task)
+    return _Difference(title_of(row), pairs, by_task, count)
 
 
 def _answers(row: dict[str, Any], runs: Mapping[str, dict[str, Any]]) -> dict[Pair, Answers]:

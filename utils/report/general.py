@@ -29,8 +29,8 @@ SHARES = {
 }  # fmt: skip
 PAIR = ("value", "stderr")  # of a metric of lm-eval
 NOTE = (
-    "Changes outside the stream: mean, over questions that are never trained, of the score after the last task minus "
-    "the score before training, counted so that a loss is negative; perplexity: relative, a loss is positive."
+    "Changes outside the stream: score after the last task minus score before training, mean over the files and tasks "
+    "of questions that are never trained, counted so that a loss is negative; perplexity: relative, a loss is positive."
 )
 
 

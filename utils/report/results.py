@@ -360,6 +360,8 @@ def _told_apart(run: Run, groups: list[Run]) -> dict[str, Any]:
     _, results, own = run
     rivals = [other for other in groups if other[1]["method"] == results["method"]]
     differing = {name: value for name, value in own.items() if any(other.get(name) != value for *_, other in rivals)}
+    if own.get("lr_list") is not None:
+        differing.pop("lr", None)  # has no effect there
     if len({other["backbone"] for _, other, _ in rivals}) > 1:
         differing["backbone"] = results["backbone"]
     short = {name: value for name, value in differing.items() if name not in MEASUREMENTS}

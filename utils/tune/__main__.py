@@ -34,7 +34,17 @@ from utils.storage.files import is_file
 from utils.sweep import interruptible, jobs_of
 from utils.tune.proposals import SAMPLERS, Proposals, check_sampler, proposals
 from utils.tune.space import Space, check_names, ends, label_of, space_of
-from utils.tune.trials import Trial, Where, best, describe, is_higher_better, trial_of, write_chosen, write_tables
+from utils.tune.trials import (
+    Trial,
+    Where,
+    best,
+    describe,
+    is_higher_better,
+    spent,
+    trial_of,
+    write_chosen,
+    write_tables,
+)
 
 TRIES = 6  # of each method
 
@@ -74,8 +84,8 @@ class Search:
         if not trials:
             return 1
         least = max(1, times.training_work(self.plan))  # of a try whose cost is not known
-        spent = sum(trial.passes() or least for trial in trials)
-        return int((budget.passes or 0) - spent) * len(trials) // spent
+        used = spent(trials, least)
+        return int((budget.passes or 0) - used) * len(trials) // used
 
     def chosen(self) -> Trial | None:
         """The best try so far."""
@@ -150,23 +160,25 @@ def results(searches: Sequence[Search], budget: Budget, sampler: str, command: s
     Raises:
         UserError: a row has no try that came to an end.
     """
-    folder = searches[0].where.folder
-    head = [f"# {command}", f"Budget of each method: {budget}, {sampler}. Scores in percent, on dev."]
-    files = []
+    folder, files, rows = searches[0].where.folder, list[Path](), []
     for one, name in zip(searches, _names([one.entry for one in searches]), strict=True):
         trials, chosen = one.trials(), one.chosen()
-        said = describe(trials, one.where, len(one.plan.stored.tasks))
-        head.append(f"{name}: {said}")
+        said = describe(trials, one.where, len(one.plan.stored.tasks), budget.passes)
+        notes = [f"{command}\n\nBudget: {budget}, {sampler}. {said}"]
         if one.affordable(budget) > 0:
-            head[-1] += "; the grid has no more points, so a part of the budget is not spent"
+            notes.append("the grid has no more points, so a part of the budget is not spent")
+        if budget.passes is not None and (used := spent(trials)) > budget.passes:
+            notes.append(f"its tries took {used:,} passes, more than the budget, as what {name} measures counts too")
+            say(f"{name}: {notes[-1]}")
         if waiting := sum(trial.is_open for trial in trials):
-            head[-1] += f"; {waiting} of them not done yet, so nothing is chosen"
+            notes.append(f"{waiting} of them not done yet, so nothing is chosen")
         elif chosen is not None:
             files.append(folder / "chosen" / f"{name}.yaml")
             write_chosen(chosen, said, command, files[-1])
             score = percent(chosen.score())
             say(f"{name}: {label_of(chosen.point)}, {score} % on dev, the best of {len(trials)} tries: {files[-1]}")
-    write_tables([(one.trials(), one.chosen()) for one in searches], "\n\n".join(head), folder)
+        rows.append((trials, chosen, "; ".join(notes)))
+    write_tables(rows, folder)
     done = [one for one in searches if not any(trial.is_open for trial in one.trials())]
     if without := [one.entry.name for one in done if one.chosen() is None]:
         raise UserError(f"no try of {', '.join(without)} finished; give smaller learning rates (--space)")
@@ -194,6 +206,8 @@ def read_space(text: str | None) -> dict[str, Any]:
         content = yaml_dialect.read(Path(text).read_text(encoding="utf-8") if is_file(Path(text)) else text)
     except (OSError, yaml.YAMLError, RecursionError, ValueError) as error:
         raise UserError(f"space: {text[:80]} is not YAML: {' '.join(str(error).split())}") from None
+    if not content:
+        raise UserError("space: is empty; leave it out for the declared values (docs/options.md)")
     if not isinstance(content, dict):
         raise UserError(f"space: expected a YAML file, or YAML such as '{{lr: [1e-5, 1e-4]}}'; got {text[:80]!r}")
     return content
@@ -209,10 +223,10 @@ def run(
     """
     with alone(where.folder):
         searches = prepare(rows, given, sampler, budget, where, how)
+        for one in searches if sampler == "grid" else []:  # the others keep what they have proposed
+            one.source.more(max(0, one.affordable(budget)))
         _say_plan(searches, budget, how)
         if dry:
-            for one in searches if sampler == "grid" else []:  # the others keep what they have proposed
-                one.source.more(max(0, one.affordable(budget)))
             how.show([trial.job for one in searches for trial in one.trials() if trial.is_open])
             return None
         program = {"study.py": "utils.study"}.get(Path(sys.argv[0]).name, "utils.tune")
@@ -232,8 +246,10 @@ def _say_plan(searches: Sequence[Search], budget: Budget, how: How) -> None:
         if not all(has_dev(one.plan.stored, k) for k in range(len(one.plan.stored.tasks))):
             say(f"{one.plan.stored.name} has no dev split: a fixed tenth of train is scored (dataset/README.md)")
     if budget.tries is not None:
-        plans = [one.plan for one in searches for _ in range(budget.tries)]
-        say(f"{len(plans)} runs at most: {how.in_words(searches[0].where.root, plans)}")
+        done = [sum(not trial.is_open for trial in one.trials()) for one in searches]
+        plans = [one.plan for one, count in zip(searches, done, strict=True) for _ in range(budget.tries - count)]
+        left = how.in_words(searches[0].where.root, plans) if plans else "nothing is left"
+        say(f"{budget.tries * len(searches)} runs at most, {sum(done)} finished: {left}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,7 +88,8 @@ def trial_of(entry: Entry, plan: Plan, point: Point, where: Where) -> Trial:
 
 def scored_alone(config: Config) -> tuple[str, ...]:
     """Words that leave out the scores before training and the measurements that the options ask for."""
-    wanted = {name: Config.model_fields[name].default for name in MEASUREMENTS} | {"is_evaluate_init": False}
+    wanted = {name: Config.model_fields[name].default for name in MEASUREMENTS}
+    wanted |= {"is_evaluate_init": False, "tuning": None}
     return words_of({name: value for name, value in wanted.items() if getattr(config, name) != value}, config)
 
 
@@ -109,13 +110,26 @@ def best(trials: Sequence[Trial], higher: bool) -> Trial | None:
     return max(scored, key=lambda pair: pair[0] if higher else -pair[0])[1] if scored else None
 
 
-def describe(trials: Sequence[Trial], where: Where, tasks: int) -> str:
-    """How values were chosen, in the words of a report."""
+def spent(trials: Sequence[Trial], least: int = 0) -> int:
+    """Passes of all tries; of one whose cost is not known, `least`."""
+    return sum(trial.passes() or least for trial in trials)
+
+
+def describe(trials: Sequence[Trial], where: Where, tasks: int, passes: int | None) -> str:
+    """How values were chosen, in the words of a report.
+
+    Args:
+        trials: All tries of a row.
+        where: What they share.
+        tasks: Of the stream.
+        passes: The budget, if it is one of passes.
+    """
     names, count = ", ".join(columns([trial.point for trial in trials])), len(trials)
     on = f"dev of the first {where.first_k} of {tasks} tasks"
     if where.first_k is None or where.first_k == tasks:
         on = f"dev of all {tasks} tasks (an oracle: later tasks are not known when the first is learned)"
-    return f"{names}: {count} {'try' if count == 1 else 'tries'} on {on}"
+    of_passes = "" if passes is None else f", {spent(trials):,} of {passes:,} passes,"
+    return f"{names}: {count} {'try' if count == 1 else 'tries'}{of_passes} on {on}"
 
 
 def write_chosen(trial: Trial, said: str, command: str, file: Path) -> None:
@@ -128,15 +142,30 @@ def write_chosen(trial: Trial, said: str, command: str, file: Path) -> None:
     write_text(file, "\n".join([*lines, f"tuning: {json.dumps(said, ensure_ascii=False)}"]) + "\n")
 
 
-def write_tables(rows: Sequence[tuple[Sequence[Trial], Trial | None]], head: str, folder: Path) -> None:
-    """trials.md and trials.json, also of an unfinished search."""
-    content: list[dict[str, Any]] = []
-    parts = [head]
-    for trials, chosen in rows:
+def write_tables(rows: Sequence[tuple[Sequence[Trial], Trial | None, str]], folder: Path) -> None:
+    """trials.md and trials.json, also of an unfinished search; those of other rows of an earlier command are kept.
+
+    Args:
+        rows: Tries of a row, the chosen one, and how they were made.
+        folder: Where the tables are.
+    """
+    names = {trials[0].entry.name for trials, *_ in rows if trials}
+    content, parts = _others(folder, names)
+    for trials, chosen, said in rows:
         content += [_row(trial, trial == chosen) for trial in trials]
-        parts += [f"## {trials[0].entry.name}", _table(trials, chosen)] if trials else []
+        parts += [f"## {trials[0].entry.name}\n\n{said}\n\n{_table(trials, chosen)}"] if trials else []
     write_json(folder / "trials.json", content)
-    write_text(folder / "trials.md", "\n\n".join(parts) + "\n")
+    write_text(folder / "trials.md", "\n\n".join(["# Tries, scores in percent on dev", *parts]) + "\n")
+
+
+def _others(folder: Path, names: Set[str]) -> tuple[list[dict[str, Any]], list[str]]:
+    """What trials.json and trials.md have of other rows."""
+    if not (is_file(folder / "trials.json") and is_file(folder / "trials.md")):
+        return [], []
+    text = (folder / "trials.md").read_text(encoding="utf-8").removesuffix("\n")
+    parts = ["## " + part.rstrip("\n") for part in text.split("\n## ")[1:]]
+    content = [row for row in read_json(folder / "trials.json") if row["method"] not in names]
+    return content, [part for part in parts if part.partition("\n")[0].removeprefix("## ") not in names]
 
 
 def _row(trial: Trial, is_chosen: bool) -> dict[str, Any]:

@@ -107,6 +107,36 @@ def test_transfer_to_the_tasks_learned_alone(tmp_path):
     assert found == {"Single": 0.0, "SEQ": 0.5, "EWC": None}
 
 
+def test_other_runs_than_those_of_the_baseline_are_pointed_out(tmp_path):
+    made = [("SEQ", 1, last([0], [0])), ("SEQ", 2, last([0], [0])), ("EWC", 1, last([1], [1]))]
+    made += [("EWC", 3, last([0], [0])), ("GEM", 1, last([1], [1]), "reversed")]
+    section = compared(runs_of(tmp_path, *made))
+    assert [(found["method"], found["mean"]) for found in section["differences"]] == [("EWC", 1.0)]
+    text = compare_text([section])
+    assert "Runs differ between rows: seeds 1 2 stored (SEQ); seeds 1 3 stored (EWC); seeds 1 reversed (GEM).\n" in text
+    assert "1 of 2 runs have a partner of the same seed and task order among the 2 of SEQ, and differences" in text
+    assert "No difference to SEQ, as no finished run of it has the same seed and task order: GEM." in text
+    assert "Task 0 and last task are the first and the last one learned" in text
+    assert "Runs differ" not in compare_text([compared(runs_of(tmp_path, *made[:1]))])
+
+
+def test_unequal_tuning_is_pointed_out(tmp_path):
+    runs = runs_of(tmp_path, *((name, 1, last([0], [0])) for name in ("SEQ", "EWC", "GEM", "LwF")))
+    tunings = [
+        "lr: 2 tries on dev of all",
+        "lr: 3 tries on dev of all",
+        "lr: 3 tries, 90 of 80 passes, on dev of all",
+        None,
+    ]
+    for (_, results), tuning in zip(runs, tunings, strict=True):
+        results["tuning"] = tuning
+    text = compare_text([compared(runs)])
+    assert "Not tuned: LwF.\n" in text
+    assert "Unequal budgets of tuning: 2 tries (SEQ); 3 tries (EWC); 80 passes (GEM).\n" in text
+    runs = runs[:1]
+    assert "budgets" not in compare_text([compared(runs)])
+
+
 def test_lower_is_better(tmp_path):
     made = [(name, 1, last([s], [s]), "stored", "jailbreak_rate") for name, s in (("SEQ", 1), ("EWC", 0))]
     (found,) = compared(runs_of(tmp_path, *made))["differences"]
