@@ -106,7 +106,7 @@ class InfLoRA(PEFT):
 
     def after_task(self, task: Task) -> None:
         super().after_task(task)
-        if self.designs:
+        if self.designs and task.index + 1 < len(self.stream.tasks):
             self.protect(self.basis, self.covariances(task), self.options.InfLoRA_threshold, task)
 
     def protect(self, basis: dict[str, Tensor], covariances: dict[str, Tensor], eps: float, task: Task) -> None:
