@@ -23,15 +23,14 @@ class Look:
     dash: tuple[int, ...]
 
     @staticmethod
-    def of(number: int, dashed: bool = False, has_marker: bool = True) -> Look:
-        """That of the series with this number.
+    def of(number: int, stroke: int = 0, has_marker: bool = True) -> Look:
+        """That of the row with this number; several series of a row differ in the stroke.
 
         >>> len({(Look.of(i).colour, Look.of(i).shape) for i in range(35)})
         35
         """
-        shape, stroke = SHAPES[number % len(SHAPES)], number // len(PALETTE) + dashed
-        if not has_marker:
-            shape, stroke = "", number
+        stroke += number // len(PALETTE) if has_marker else number
+        shape = SHAPES[number % len(SHAPES)] if has_marker else ""
         return Look(PALETTE[number % len(PALETTE)], shape, DASHES[stroke % len(DASHES)])
 
 

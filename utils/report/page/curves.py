@@ -43,8 +43,8 @@ def task_charts(section: dict[str, Any], panels: Sequence[Panel]) -> Iterator[Ch
         series = []
         for place, panel in enumerate(panels):
             scores = panel.scores.column(panel.names.index(name))
-            number_of = panel.row if len(panels) == len({p.row for p in panels}) else place
-            look = Look.of(number_of, has_marker=len(panel.names) <= MOST_MARKERS)
+            stroke = sum(other.row == panel.row for other in panels[:place])  # one for each order
+            look = Look.of(panel.row, stroke, len(panel.names) <= MOST_MARKERS)
             moments = ["before training", *(f"after {task}" for task in panel.names)]
             series.append(_series(panel.title, look, range(len(moments)), scores, moments))
         yield Chart(
@@ -189,12 +189,12 @@ def _probing(section: dict[str, Any], rows: Sequence[int], runs: Runs) -> Chart:
     for i in rows:
         row = section["rows"][i]
         probed = [path for path in row["runs"] if not row["version"] and runs[path].get("probing")]
-        for kind, dashed in (("observed", False), ("linear probe", True)):
-            matrices = [runs[path]["R"] if not dashed else runs[path]["probing"]["LinearProb"]["R"] for path in probed]
+        for kind, stroke in (("observed", 0), ("linear probe", 1)):
+            matrices = [runs[path]["R"] if not stroke else runs[path]["probing"]["LinearProb"]["R"] for path in probed]
             means = [[mean(R[k][: k + 1], [True]) for k in range(count)] for R in matrices]
             scores = spread(100 * np.array(means, float).reshape(len(means), count))
             moments = [f"after {k} of {count} tasks" for k in range(1, count + 1)]
-            look = Look.of(i, dashed)
+            look = Look.of(i, stroke)
             series.append(_series(f"{title_of(row)}, {kind}", look, range(1, count + 1), scores, moments))
     return Chart(
         key="probing",
