@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -87,7 +88,7 @@ def _latex(section: dict[str, Any], chosen: Sequence[str]) -> str:
     best = {name: _best(section, name) for name in names}
     for row in section["rows"]:
         cells = [_latex_cell(name, row, best[name]) for name in names]
-        interval = escape_latex(interval_text(row))
+        interval = _latex_number(interval_text(row))
         rows.append([escape_latex(title_of(row)), str(len(row["seeds"])), *cells, interval])
     lines = [" & ".join(row) + " \\\\" for row in rows]
     about = escape_latex(f"{section['stream']}. " + " ".join(remarks(section)))
@@ -112,7 +113,7 @@ def _latex(section: dict[str, Any], chosen: Sequence[str]) -> str:
 
 def _latex_cell(name: str, row: dict[str, Any], best: str | None) -> str:
     cell = row["columns"][name]
-    text = escape_latex(spread_text(name, cell, len(row["seeds"])))
+    text = _latex_number(spread_text(name, cell, len(row["seeds"])))
     return f"\\textbf{{{text}}}" if best is not None and best == _mean_text(cell) else text
 
 
@@ -128,6 +129,15 @@ def _best(section: dict[str, Any], name: str) -> str | None:
         return None
     is_higher = name not in LOWER_IS_BETTER and (higher[0] or name in CHANGES or name == "R_locality")
     return percent(max(means) if is_higher else min(means))
+
+
+def _latex_number(text: str) -> str:
+    """Numbers with a minus sign instead of a hyphen.
+
+    >>> _latex_number("-4.17 to 2.50")
+    '$-$4.17 to 2.50'
+    """
+    return re.sub(r"-(?=\d)", "$-$", escape_latex(text))
 
 
 def escape_latex(text: str) -> str:
