@@ -11,6 +11,7 @@ FOLDER/chosen/<METHOD>.yaml, FOLDER/trials.md and FOLDER/trials.json, FOLDER bei
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 import sys
 from collections import Counter
@@ -225,7 +226,7 @@ def run(
         searches = prepare(rows, given, sampler, budget, where, how)
         for one in searches if sampler == "grid" else []:  # the others keep what they have proposed
             one.source.more(max(0, one.affordable(budget)))
-        _say_plan(searches, budget, how)
+        _say_plan(searches, budget, sampler, how)
         if dry:
             how.show([trial.job for one in searches for trial in one.trials() if trial.is_open])
             return None
@@ -236,13 +237,14 @@ def run(
         return files if is_whole else None
 
 
-def _say_plan(searches: Sequence[Search], budget: Budget, how: How) -> None:
-    """Spaces, and the time that this will take at most."""
+def _say_plan(searches: Sequence[Search], budget: Budget, sampler: str, how: How) -> None:
+    """Spaces, what a grid will try of them, and the time that this will take at most."""
     for one in searches:
-        size = 1
-        for values in one.space.values():
-            size *= len(values)
-        say(f"{one.entry.name}: {one.space}, {size} points; {budget}")
+        size = math.prod(map(len, one.space.values()))
+        say(f"{one.entry.name}: {one.space}, {f'{size} points' if sampler == 'grid' else sampler}; {budget}")
+        tried = [label_of(point) for point in one.source.points()]
+        if sampler == "grid" and budget.tries is not None and len(tried) < size:
+            say(f"{one.entry.name}: tries {', '.join(tried)}")
         if not all(has_dev(one.plan.stored, k) for k in range(len(one.plan.stored.tasks))):
             say(f"{one.plan.stored.name} has no dev split: a fixed tenth of train is scored (dataset/README.md)")
     if budget.tries is not None:
