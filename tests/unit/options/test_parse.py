@@ -347,9 +347,9 @@ def test_combinations_without_effect_are_refused(problems, options, expected):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("- a\n- b\n", "must be a list of lines `option: value`"),
-        ("just words", "must be a list of lines `option: value`"),
-        ("1: 2", "must be a list of lines `option: value`"),
+        ("- a\n- b\n", "has to consist of lines `option: value`"),
+        ("just words", "has to consist of lines `option: value`"),
+        ("1: 2", "has to consist of lines `option: value`"),
         ("a: [1", "is not YAML"),
         ("lr: 1\nlr: 2\n", "is not YAML: line 2: 'lr' is given twice"),
         ("lr: !!python/object/apply:os.system [echo]", "is not YAML"),
