@@ -105,7 +105,7 @@ def kept(tmp_path_factory):
 @pytest.mark.slow
 def test_diagnosis_runs(kept, tmp_path, capsys):
     found = [words for words in shown("utils.diagnose") if len(words) > 4]
-    assert len(found) == 5
+    assert len(found) == 6
     for words in found:
         assert words[:3] == ["python", "-m", "utils.diagnose"] and words[4].startswith("experiments/")
         given = [str(kept) if word.startswith("experiments/") else word for word in words[3:]]
