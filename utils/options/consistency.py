@@ -87,7 +87,7 @@ def check(config: Config) -> list[str]:
 def check_tuned(config: Config, sources: Mapping[str, str]) -> list[str]:
     """A value that utils.tune has chosen and the command line replaces: reports would call it tuned."""
     return [
-        f"{name}: was chosen by tuning, see tuning in {config.cfg}; leave it out, or add --tuning None"
+        f"{name}: was chosen by tuning, see tuning in {config.cfg}; leave it out, or set tuning to None too"
         for name in (config.tuning or "").partition(":")[0].split(", ")
         if sources.get(name, "").startswith("--")
     ]
