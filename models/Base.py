@@ -113,7 +113,7 @@ class Method:
     parallel: ClassVar[frozenset[str]] = WHOLE_WEIGHTS
     needs: ClassVar[dict[Setting, str]] = {}  # settings it cannot do without -> why
     excludes: ClassVar[dict[Setting, str]] = {}  # settings that contradict it -> why
-    has_teacher: ClassVar[bool] = False  # True: in FSDP2 `teacher` is a model of its own during a task
+    has_teacher: ClassVar[bool] = False  # True: FSDP2 shards the weights in `teacher` as a second model
     trains: ClassVar[bool] = True  # False: no optimizer step is ever made
     loss_on_prompts: ClassVar[bool] = False  # True: tokens of prompts are in the loss too
     state: ClassVar[tuple[str, ...]] = ()  # attributes that a resumed run needs: tensors and plain values, nested
@@ -136,7 +136,7 @@ class Method:
             self.extra["heads"] = self.answers.heads
         self.virtual_tokens = adapters.virtual_tokens(self.config)  # the most that come before a text
         self.is_task_given = False  # outside TIL, while a version measures what knowing the task is worth
-        self.teacher_apart: Callable[[Batch, int | None], Scores] | None = None  # see `has_teacher`
+        self.sharded_teacher: Callable[[Batch, int | None], Scores] | None = None  # see `has_teacher`
         self.offered: list[Example] = []  # new rows of the step in progress, for a memory that follows each step
 
     # --- Hooks a method may override, in the order of the life cycle.
@@ -351,8 +351,8 @@ class Method:
 
     def teacher_scores(self, teacher: Weights, batch: Batch, index: int | None = None) -> Scores:
         """Scores (B, K, V) under other weights: in eval mode, without gradients."""
-        if self.teacher_apart is not None:
-            return self.teacher_apart(batch, index)
+        if self.sharded_teacher is not None:
+            return self.sharded_teacher(batch, index)
         with borrowed(self.named(), teacher), eval_mode(self.model, self.extra):
             return self.scores(self.model, batch, index)[0].under(teacher, self.named(), self.extra)
 

@@ -16,10 +16,8 @@ from utils.dataloader import count_tokens
 from utils.dataset import Stream
 from utils.distributed.modes import ALL, divides_weights
 from utils.model.weights import moved
-from utils.penalty import Penalty
+from utils.penalty import Part, Penalty
 from utils.seed import random_for
-
-Past = tuple[Tensor, Tensor, Tensor]  # A, m, c of the penalty A (theta - m)^2 + c on one parameter tensor; c is summed
 
 
 class EWCOptions(OptionGroup):
@@ -75,7 +73,7 @@ class EWC(Method):
 
     def __init__(self, *args: Any):
         super().__init__(*args)
-        self.past: dict[str, Past] = {}
+        self.past: dict[str, Part] = {}
 
     @classmethod
     def problems(cls, config: Config, options: EWCOptions, stream: Stream) -> list[str]:
@@ -125,7 +123,7 @@ class EWC(Method):
         return fisher
 
 
-def merge(old: Past | None, fisher: Tensor, theta: Tensor, tasks: int, options: EWCOptions) -> Past:
+def merge(old: Part | None, fisher: Tensor, theta: Tensor, tasks: int, options: EWCOptions) -> Part:
     """The penalty on one tensor after one more task.
 
     Args:
@@ -145,7 +143,7 @@ def merge(old: Past | None, fisher: Tensor, theta: Tensor, tasks: int, options: 
     return add_quadratics(old, fisher, theta)
 
 
-def add_quadratics(old: Past, fisher: Tensor, theta: Tensor) -> Past:
+def add_quadratics(old: Part, fisher: Tensor, theta: Tensor) -> Part:
     """A (x - m)^2 + c for the sum A_old (x - m_old)^2 + c_old + F (x - theta)^2, for all x."""
     a_old, m_old, c_old = old
     a = a_old + fisher

@@ -70,8 +70,7 @@ class MAS(Method):
         self.anchor: Weights = {}  # theta*
 
     def penalty(self, task: Task) -> Penalty | None:
-        parts = {name: (omega, self.anchor[name], 0.0) for name, omega in self.importance.items()}
-        return Penalty(self.options.MAS_lambda, parts) if parts else None
+        return Penalty.around(self.options.MAS_lambda, self.importance, self.anchor)
 
     def after_task(self, task: Task) -> None:
         super().after_task(task)

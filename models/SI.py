@@ -69,9 +69,9 @@ class SI(Method):
 
     def loss(self, model: Model, batch: Batch, task: Task) -> dict[str, Tensor]:
         terms = super().loss(model, batch, task)
-        if self.importance:  # `on_gradients` adds its gradient
-            parts = {name: (omega, self.anchor[name], 0.0) for name, omega in self.importance.items()}
-            terms["penalty"] = Penalty(self.options.SI_c, parts).on(self.learning(task)).detach()
+        if penalty := Penalty.around(self.options.SI_c, self.importance, self.anchor):
+            learning = {name: w for name, w in self.named().items() if w.requires_grad}
+            terms["penalty"] = penalty.on(learning).detach()  # `on_gradients` adds its gradient
         return terms
 
     def on_gradients(self, task: Task) -> None:

@@ -26,6 +26,11 @@ class Penalty:
     weight: float
     parts: Mapping[str, Part]  # by parameter name
 
+    @classmethod
+    def around(cls, weight: float, importance: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> Penalty | None:
+        """The penalty on changes from an anchor m, with an importance A by parameter name; None: nothing has one."""
+        return cls(weight, {name: (a, anchor[name], 0.0) for name, a in importance.items()}) if importance else None
+
     def on(self, parameters: Mapping[str, nn.Parameter]) -> Tensor:
         """Its value, () float32, with a gradient for which nothing of the size of a parameter is kept.
 
@@ -40,30 +45,30 @@ class Penalty:
         return self.weight * total
 
 
-class Divided:
-    """A `Penalty` on parameters of which each process has a part.
+class ShardedPenalty:
+    """A `Penalty` on sharded parameters.
 
     Args:
         penalty: On whole parameters.
         parameters: The trainable ones.
-        part: Of a tensor in the shape of a parameter, what this process has of that parameter.
+        shard: Cuts out of a tensor in the shape of a parameter what this process has of that parameter.
     """
 
-    def __init__(self, penalty: Penalty, parameters: Mapping[str, nn.Parameter], part: Cut):
+    def __init__(self, penalty: Penalty, parameters: Mapping[str, nn.Parameter], shard: Cut):
         known = [(w, *penalty.parts[name]) for name, w in parameters.items() if name in penalty.parts]
-        self.parts = [(w, part(a, w), part(m, w)) for w, a, m, _ in known]
+        self.parts = [(w, shard(a, w), shard(m, w)) for w, a, m, _ in known]
         self.weight, self.constant = penalty.weight, sum(float(c) for *_, c in known)
 
     @torch.no_grad()
-    def pull(self, own: Own, add: Add, processes: int) -> Tensor:
+    def add_gradient(self, own: Own, add: Add, processes: int) -> Tensor:
         """Add its gradient; returns its value, () float32, as a mean over the processes.
 
         Args:
-            own: The part of a parameter that this process has.
-            add: Adds to the gradient of that part.
+            own: Gives the shard of a parameter that this process has.
+            add: Adds to the gradient of that shard.
             processes: How many there are.
         """
-        total = torch.zeros((), device=self.parts[0][0].device)
+        total = torch.zeros((), device=self.parts[0][1].device)
         for w, a, m in self.parts:
             away = own(w).float() - m
             add(w, 2 * self.weight * a * away)
@@ -89,5 +94,5 @@ class Quadratic(torch.autograd.Function):
 
 
 def _local(value: Tensor) -> Tensor:
-    """What this process has of a tensor that torch has divided."""
+    """The shard of this process, if torch has sharded the tensor."""
     return value.to_local() if hasattr(value, "to_local") else value

@@ -20,7 +20,7 @@ class Objective(Protocol):
 
     extra: nn.ModuleDict
     has_teacher: ClassVar[bool]
-    teacher_apart: Callable[[Batch, int | None], Scores] | None
+    sharded_teacher: Callable[[Batch, int | None], Scores] | None
 
     @property
     def model(self) -> Model:
@@ -74,11 +74,11 @@ class Step(nn.Module):
 
     def learning(self) -> dict[str, nn.Parameter]:
         """The trainable parameters, by their names in the method."""
-        return {of_method(name): w for name, w in self.named_parameters() if w.requires_grad}
+        return {name.removeprefix("model."): w for name, w in self.named_parameters() if w.requires_grad}
 
 
 class Teacher(nn.Module):
-    """A model that gives scores alone, for a method whose model is divided among processes."""
+    """The teacher of a method as a second sharded model."""
 
     def __init__(self, method: Objective, model: Model):
         super().__init__()
@@ -89,12 +89,3 @@ class Teacher(nn.Module):
     def forward(self, batch: Batch, index: int | None) -> Scores:
         """Scores (B, K, V), without gradients."""
         return self._scores(self.model, batch, index)[0].detached()
-
-
-def of_method(name: str) -> str:
-    """The name in the method of a parameter of a step.
-
-    >>> of_method("model.lm_head.weight"), of_method("extra.heads.0.weight")
-    ('lm_head.weight', 'extra.heads.0.weight')
-    """
-    return name.removeprefix("model.")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from utils.penalty import Divided, Penalty
+from utils.penalty import Penalty, ShardedPenalty
 
 W = {name: nn.Parameter(torch.tensor(values)) for name, values in {"a": [1.0, 2.0], "b": [3.0], "free": [9.0]}.items()}
 PENALTY = Penalty(
@@ -28,8 +28,8 @@ def test_two_processes_with_a_part_each_pull_as_one():
     pulls, values = [{}, {}], []
     for rank, pulled in enumerate(pulls):
         part = lambda whole, w, rank=rank: whole[rank::2].detach()  # noqa: E731
-        divided = Divided(PENALTY, W, part)
+        sharded = ShardedPenalty(PENALTY, W, part)
         own = lambda w, part=part: part(w, w)  # noqa: E731
-        values.append(divided.pull(own, lambda w, g, pulled=pulled: pulled.__setitem__(id(w), g.tolist()), 2))
+        values.append(sharded.add_gradient(own, lambda w, g, pulled=pulled: pulled.__setitem__(id(w), g.tolist()), 2))
     assert torch.stack(values).mean().item() == pytest.approx(PENALTY.on(W).item())
     assert [[pulled[id(W[name])] for name in ("a", "b")] for pulled in pulls] == [[[1.0], [4.0]], [[4.0], []]]

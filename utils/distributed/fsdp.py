@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.distributed import deepspeed_internals, modes
-from utils.distributed.replicated import InParts, OptimizerState, trainable
+from utils.distributed.replicated import OptimizerState, ShardedWeights, trainable
 from utils.distributed.twin import Twin
 from utils.model.adapters import innermost
 from utils.model.architecture import Model
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor  # slow to import: not for --help
 
 
-class Sharded(InParts):
+class Sharded(ShardedWeights):
     """FSDP2: a process keeps a part of everything; the weights of a layer are collected when it is computed."""
 
     twin: Twin
@@ -29,7 +29,7 @@ class Sharded(InParts):
     def __init__(self, method: Objective, task: Any, groups: list[Group], session: Session):
         self.method, kind = method, modes.autocast_type(session.config)
         if method.has_teacher:
-            method.teacher_apart = _teacher(method, kind)
+            method.sharded_teacher = _teacher(method, kind)
         self.twin = Twin(method)
         self.inner = step = Step(method, task, self.twin.model, kind)
         names = {id(w): name for name, w in step.named_parameters()}
@@ -50,9 +50,9 @@ class Sharded(InParts):
         return distribute_tensor(whole.to(w.device), sharded.device_mesh, sharded.placements, src_data_rank=None)
 
     def backward(self, loss: Tensor) -> dict[str, Tensor]:
-        """As above, and pull the shards."""
+        """As above, and add the gradient of the penalty."""
         super().backward(loss)
-        return self.pulled(lambda w: w.detach(), _add_to_shard)
+        return self.add_penalty(lambda w: w.detach(), _add_to_shard)
 
     def moments(self, keep: bool = True) -> OptimizerState:
         """Collected on the CPU, one at a time."""
@@ -72,7 +72,7 @@ class Sharded(InParts):
     def release(self) -> None:
         """As above, and let go of the teacher."""
         super().release()
-        self.method.teacher_apart = None
+        self.method.sharded_teacher = None
 
 
 def _teacher(method: Any, kind: torch.dtype | None) -> Teacher | None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from utils.distributed import deepspeed_internals, modes
 from utils.distributed.twin import Twin
 from utils.optimizer import Group, make_optimizer
-from utils.penalty import Add, Divided, Own, Penalty
+from utils.penalty import Add, Own, Penalty, ShardedPenalty
 from utils.session import Session
 from utils.wrapmodel import Objective, Step
 
@@ -107,21 +107,21 @@ class Replicated:
             self.accelerator.free_memory()
 
 
-class InParts(Replicated):
-    """Each process has a part of every parameter, and adds the gradient of a penalty to that of its own parts."""
+class ShardedWeights(Replicated):
+    """Base of the modes that shard every parameter: a process adds the gradient of a penalty to its own shards."""
 
-    penalty: Divided | None = None
+    penalty: ShardedPenalty | None = None
 
     def penalise(self, penalty: Penalty | None) -> None:
-        """Keep what this process needs of it."""
-        divided = penalty and Divided(penalty, self.inner.learning(), self.part)
-        self.penalty = divided if divided and divided.parts else None
+        """Keep the shards of this process."""
+        sharded = penalty and ShardedPenalty(penalty, self.inner.learning(), self.part)
+        self.penalty = sharded if sharded and sharded.parts else None
 
-    def pulled(self, own: Own, add: Add) -> dict[str, Tensor]:
+    def add_penalty(self, own: Own, add: Add) -> dict[str, Tensor]:
         """Add the gradient of the penalty after the last micro-batch of a step; returns the penalty as a loss term."""
         if self.penalty is None or not self.accelerator.sync_gradients:
             return {}
-        value = self.penalty.pull(own, add, self.accelerator.num_processes)
+        value = self.penalty.add_gradient(own, add, self.accelerator.num_processes)
         return {"penalty": self.accelerator.gradient_accumulation_steps * value}  # the loop averages micro-batches
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.distributed import deepspeed_internals, modes
-from utils.distributed.replicated import InParts, OptimizerState, Replicated, trainable
+from utils.distributed.replicated import OptimizerState, Replicated, ShardedWeights, trainable
 from utils.distributed.twin import Twin
 from utils.errors import UserError
 from utils.model.architecture import Model
@@ -103,7 +103,7 @@ class Partitioned(Replicated):
         return found
 
 
-class Zero3(InParts, Partitioned):
+class Zero3(ShardedWeights, Partitioned):
     """ZeRO-3: a process also has only a part of the weights."""
 
     twin: Twin
@@ -139,13 +139,13 @@ class Zero3(InParts, Partitioned):
         safe_set_local_optimizer_state(w, self.part(value, w), key)
 
     def backward(self, loss: Tensor) -> dict[str, Tensor]:
-        """As accelerate does it, and pull before DeepSpeed's step."""
+        """As accelerate does it, with the gradient of the penalty before DeepSpeed's step."""
         from deepspeed.utils import safe_get_local_fp32_param
 
         engine: Any = self.step
         engine.set_gradient_accumulation_boundary(is_boundary=self.accelerator.sync_gradients)
         engine.backward(loss)
-        terms = self.pulled(safe_get_local_fp32_param, _add_to_part)
+        terms = self.add_penalty(safe_get_local_fp32_param, _add_to_part)
         if self.accelerator.sync_gradients:
             engine.step()
         return terms

@@ -132,9 +132,8 @@ def remarks(section: dict[str, Any]) -> list[str]:
 def _runs(section: dict[str, Any]) -> list[str]:
     """Which runs the means are over, where that differs between rows."""
     same = _rows_by(section, [_runs_of(row) for row in section["rows"]])
-    return [f"Runs differ between rows: {'; '.join(f'{runs} ({rows})' for runs, rows in same.items())}."][
-        : len(same) - 1
-    ]
+    shown_runs = "; ".join(f"{runs} ({rows})" for runs, rows in same.items())
+    return [f"Runs differ between rows: {shown_runs}."] if len(same) > 1 else []
 
 
 def _runs_of(row: dict[str, Any]) -> str:
@@ -168,7 +167,7 @@ def _tuned(section: dict[str, Any]) -> list[str]:
 
 
 def _budget(tuning: str) -> str:
-    """What a search could spend.
+    """What a search could spend, from the words of utils.tune.trials.describe.
 
     >>> _budget("lr: 4 tries on dev of all 2 tasks"), _budget("lr: 2 tries, 1,200 of 1,300 passes, on dev of ..")
     ('4 tries', '1,300 passes')
