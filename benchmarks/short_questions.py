@@ -1,19 +1,22 @@
 """Questions that config/smollm2_short_task3 never trains: causes and effects (COPA), school science, a text.
 
-python -m benchmarks.short_questions CL_BENCHMARK TRACE
+    python -m benchmarks.short_questions CL_BENCHMARK TRACE
 
 CL_BENCHMARK and TRACE are the folders of raw data named in dataset/README.md. It writes dataset/short_outside.
 """
 
 from __future__ import annotations
 
-import json
+import argparse
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from utils.errors import UserError
+from utils.storage.files import read_json, write_jsonl, write_text
 
 OUT = Path("dataset/short_outside")
 COPA = re.compile(r'Which sentence is the (cause|effect) of "(.*)\."\? .*\nA: (.*)\nB: (.*)')
@@ -25,7 +28,8 @@ def copa(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """The premise and "because" or "so", to be continued by one of two sentences."""
     for row in rows:
         found = COPA.match(row["input"])
-        assert found is not None, row
+        if found is None:
+            raise UserError(f"COPA: expected the wording of CL_Benchmark, got {row['input']!r}")
         kind, premise, *texts = found.groups()
         choices = [text[0].lower() + text[1:] for text in texts]
         question = premise + (" because" if kind == "cause" else ", so")
@@ -44,25 +48,32 @@ def science(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             yield {"question": f"Question: {found[1]}\nAnswer:", "choices": choices, "answer": answer}
 
 
-def main(raw: Path, trace: Path) -> None:
+def write(raw: Path, trace: Path) -> None:
     """Write 100 questions of COPA, 60 of ScienceQA, and four film reviews."""
-    OUT.mkdir(parents=True, exist_ok=True)
     tasks = raw / "Long_Sequence"
-    _write("copa", copa(_read(tasks / "copa/test.json")["Instances"]))
-    _write("scienceqa", islice(science(_read(trace / "ScienceQA/test.json")), 60))
-    reviews = [row["input"] for row in _read(tasks / "imdb/train.json")["Instances"][:4]]
-    (OUT / "reviews.txt").write_text("\n\n".join(reviews), encoding="utf-8")
+    found = {
+        "copa": copa(read_json(tasks / "copa/test.json")["Instances"]),
+        "scienceqa": islice(science(read_json(trace / "ScienceQA/test.json")), 60),
+    }
+    reviews = [row["input"] for row in read_json(tasks / "imdb/train.json")["Instances"][:4]]
+    for name, rows in found.items():
+        write_jsonl(OUT / f"{name}.jsonl", rows)
+    write_text(OUT / "reviews.txt", "\n\n".join(reviews))
 
 
-def _read(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def _write(name: str, rows: Iterator[dict[str, Any]]) -> None:
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-    (OUT / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-    print(f"{OUT / name}.jsonl: {len(lines)} questions")
+def main(argv: list[str]) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser("python -m benchmarks.short_questions", description=__doc__.split("\n")[0])
+    parser.add_argument("cl_benchmark", type=Path, help="folder with Long_Sequence/")
+    parser.add_argument("trace", type=Path, help="folder with ScienceQA/")
+    given = parser.parse_args(argv)
+    try:
+        write(given.cl_benchmark, given.trace)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

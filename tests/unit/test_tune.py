@@ -143,8 +143,9 @@ def test_the_best_try_is_written_and_nothing_is_tried_twice(monkeypatch, base, t
     )
     assert chosen["tuning"] == "lr: 3 tries on dev of the first 2 of 3 tasks"
     assert plan("--cfg", str(tmp_path / "runs/tune/chosen/SEQ.yaml")).stream.name == "micro"
-    with pytest.raises(ConfigError, match="lr: was chosen by tuning"):
-        plan("--cfg", str(tmp_path / "runs/tune/chosen/SEQ.yaml"), "--lr", "2e-3")
+    for words in (["--lr", "2e-3"], ["--lr_list", "[1e-3,1e-3,1e-3]"], ["--method", "EWC"]):
+        with pytest.raises(ConfigError, match=f"{words[0][2:]}: .* has values that were chosen by tuning"):
+            plan("--cfg", str(tmp_path / "runs/tune/chosen/SEQ.yaml"), *words)
     plan("--cfg", str(tmp_path / "runs/tune/chosen/SEQ.yaml"), "--lr", "2e-3", "--tuning", "None")
     assert [row["chosen"] for row in read_json(tmp_path / "runs/tune/trials.json")] == [False, True, False]
     assert searching(monkeypatch, base, tmp_path, scores, "--tries", "3") == (0, [])

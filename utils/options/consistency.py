@@ -85,10 +85,20 @@ def check(config: Config) -> list[str]:
 
 
 def check_tuned(config: Config, sources: Mapping[str, str]) -> list[str]:
-    """A value that utils.tune has chosen and the command line replaces: reports would call it tuned."""
+    """The command line replaces what utils.tune has chosen, or its method: reports would call the values tuned.
+
+    Args:
+        config: With `tuning` in the words of utils.tune.trials.describe.
+        sources: Option -> where its value comes from.
+    """
+    if config.tuning is None:
+        return []
+    tuned = ["method", *config.tuning.partition(":")[0].split(", ")]
+    if "lr" in tuned and config.lr_list is not None:  # which replaces lr
+        tuned.append("lr_list")
     return [
-        f"{name}: was chosen by tuning, see tuning in {config.cfg}; leave it out, or set tuning to None too"
-        for name in (config.tuning or "").partition(":")[0].split(", ")
+        f"{name}: {config.cfg} has values that were chosen by tuning; leave {name} out, or set tuning to None too"
+        for name in tuned
         if sources.get(name, "").startswith("--")
     ]
 

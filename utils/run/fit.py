@@ -1,4 +1,4 @@
-"""The one training loop; how a mode of several processes goes backward and steps is in utils/distributed."""
+"""The one training loop; utils/distributed has the backward pass and the step of each mode."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from benchmarks import short_questions
+from utils.errors import UserError
 from utils.storage.files import read_jsonl, write_text
 
 COPA = {
@@ -26,7 +27,7 @@ def test_questions_are_read_from_the_raw_files(tmp_path, monkeypatch):
     write_text(tmp_path / "raw/Long_Sequence/copa/test.json", json.dumps({"Instances": [COPA]}))
     write_text(tmp_path / "raw/Long_Sequence/imdb/train.json", json.dumps({"Instances": [{"input": "Fine."}] * 9}))
     write_text(tmp_path / "TRACE/ScienceQA/test.json", json.dumps(SCIENCE))
-    short_questions.main(tmp_path / "raw", tmp_path / "TRACE")
+    assert short_questions.main([str(tmp_path / "raw"), str(tmp_path / "TRACE")]) == 0
     out = tmp_path / short_questions.OUT
     assert read_jsonl(out / "copa.jsonl") == [
         {"question": "The egg fell, so", "choices": ["it broke.", "it sang."], "answer": "it broke."}
@@ -37,6 +38,8 @@ def test_questions_are_read_from_the_raw_files(tmp_path, monkeypatch):
     assert (out / "reviews.txt").read_text() == "\n\n".join(["Fine."] * 4)
 
 
-def test_another_wording_is_not_skipped_in_silence():
-    with pytest.raises(AssertionError):
+def test_another_wording_and_missing_files_are_one_sentence(tmp_path, capsys):
+    with pytest.raises(UserError, match="COPA: expected the wording of CL_Benchmark, got 'Which\\?'"):
         list(short_questions.copa([{"input": "Which?", "output": "A"}]))
+    assert short_questions.main([str(tmp_path), str(tmp_path)]) == 2
+    assert "Long_Sequence/copa/test.json" in capsys.readouterr().err
