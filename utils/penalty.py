@@ -19,7 +19,7 @@ Add = Callable[[nn.Parameter, Tensor], None]
 class Penalty:
     """weight * sum_k (A_k (theta_k - m_k)^2 + c_k), summed over the elements of each parameter tensor theta_k.
 
-    A and m, float32 in the shape of the parameter, may be on the CPU: they are moved to its device one tensor at a time.
+    A and m, float32 in the shape of the parameter, may be on the CPU and are moved to its device one by one.
     Parameters that are frozen in a task are left out.
     """
 
