@@ -17,6 +17,7 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a script: sys.path[0] is then utils/, not the project folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NoReturn, TypeVar
 
@@ -33,6 +34,7 @@ from utils.storage.files import write_text
 
 Group = TypeVar("Group", bound=config.OptionGroup)
 support_dataset_list = [*PREPROCESSORS, *GENERATORS]
+ADAPTING = ("max_words", "limit", "name")  # options that change a stream after it is made
 
 
 class Options(config.OptionGroup):
@@ -46,6 +48,9 @@ class Options(config.OptionGroup):
         description="Folder to write into; none: dataset, or for raw files dataset/biography_synth/PRESET.",
     )
     name: config.Name | None = Field(None, description="Name of the stream; none: the data set's default name.")
+    max_words: int | None = Field(
+        None, ge=1, description="Keep only examples with at most this many words of input, before --limit; none: all."
+    )
     limit: int | None = Field(None, ge=1, description="Examples to keep of each split of each task; none: all.")
     force: bool = Field(False, description="Replace files that have other content.")
 
@@ -103,7 +108,7 @@ def _check_once(argv: list[str]) -> None:
 
 
 def _write_raw(general: Options, special: Any, module: Any) -> list[str]:
-    unused = [f"--{name}" for name in ("limit", "name") if getattr(general, name) is not None]
+    unused = [f"--{name.replace('_', '-')}" for name in ADAPTING if getattr(general, name) is not None]
     if unused:
         raise UserError(f"{unused[0]} has no effect with {general.dataset}, which writes raw files, not a stream")
     out_dir = general.out_dir or DATASET_DIR / general.dataset / special.preset
@@ -112,17 +117,44 @@ def _write_raw(general: Options, special: Any, module: Any) -> list[str]:
 
 def _adapt(stream: Stream, options: Options) -> Stream:
     """Shorten and rename a stream, so that a shortened stream is not mistaken for the full one."""
+    if options.max_words is not None:
+        stream = _changed(stream, "max_words", options.max_words, "words", _keep_short)
     if options.limit is not None:
-        source = stream.config["SOURCE"] | {"limit": options.limit}
-        if "notes" in source:
-            source["notes"] = [f"before --limit: {note}" for note in source["notes"]]
-        tasks = tuple(_shorten(task, options.limit) for task in stream.tasks)
-        stream = Stream(f"{stream.name}_limit{options.limit}", tasks, stream.config | {"SOURCE": source})
+        stream = _changed(stream, "limit", options.limit, "limit", _keep_first)
     return replace(stream, name=options.name or stream.name)
 
 
-def _shorten(task: TaskData, limit: int) -> TaskData:
+def _changed(
+    stream: Stream, option: str, value: int, suffix: str, change: Callable[[TaskData, int], TaskData]
+) -> Stream:
+    """The stream with every task changed by an option, which its name and its source state."""
+    source = stream.config["SOURCE"] | {option: value}
+    if "notes" in source:
+        before = f"before --{option.replace('_', '-')}"
+        source["notes"] = [note if note.startswith("before --") else f"{before}: {note}" for note in source["notes"]]
+    tasks = tuple(change(task, value) for task in stream.tasks)
+    return Stream(f"{stream.name}_{suffix}{value}", tasks, stream.config | {"SOURCE": source})
+
+
+def _keep_first(task: TaskData, limit: int) -> TaskData:
     return TaskData(task.name, *(getattr(task, split)[:limit] for split in SPLITS))
+
+
+def _keep_short(task: TaskData, words: int) -> TaskData:
+    """The examples with at most so many words of input.
+
+    Raises:
+        UserError: a split that had examples would have none.
+    """
+    kept = {split: [one for one in getattr(task, split) if len(one.input.split()) <= words] for split in SPLITS}
+    for split, examples in kept.items():
+        if getattr(task, split) and not examples:
+            shortest = min(len(one.input.split()) for one in getattr(task, split))
+            raise UserError(
+                f"--max-words: no example of {task.name}, {split}, has at most {words} words; "
+                f"the shortest has {shortest}"
+            )
+    return TaskData(task.name, *kept.values())
 
 
 def _save(stream: Stream, out_dir: Path, force: bool) -> list[str]:

@@ -65,6 +65,17 @@ def test_limit_shortens_and_renames(tmp_path):
     assert [note.partition(" ")[0] for note in stream.config["SOURCE"]["notes"]] == ["before"]  # they count all records
 
 
+def test_max_words_keeps_the_short_examples_of_each_split_before_the_limit(tmp_path):
+    common = ["--dataset=concept_1k", f"--raw-dir={FIXTURES}", "--num-task=3", f"--out-dir={tmp_path}"]
+    assert main(common) == 0 and main([*common, "--max-words=9", "--limit=2"]) == 0
+    whole, short = (load_stream(f"concept_1k_task3{end}", tmp_path) for end in ("", "_words9_limit2"))
+    assert (short.config["SOURCE"]["max_words"], short.config["SOURCE"]["limit"]) == (9, 2)
+    assert {note.partition(":")[0] for note in short.config["SOURCE"]["notes"]} == {"before --max-words"}
+    for all_of, task in zip(whole.tasks, short.tasks, strict=True):
+        assert task.train == [one for one in all_of.train if len(one.input.split()) <= 9][:2]
+        assert len(task.train) < len(all_of.train)
+
+
 RENAMED = (
     "TRACE",
     "banking77",
@@ -101,6 +112,8 @@ MISTAKES = {
     "--dataset biography_qa --seed": "argument --seed: expected one argument; see --help",
     "--dataset biography_qa --name a/b": "--name: ",
     "--dataset biography_synth --limit 3": "--limit has no effect with biography_synth",
+    "--dataset biography_synth --max-words 3": "--max-words has no effect with biography_synth",
+    "--dataset biography_qa --preset micro --max-words 1": "--max-words: no example of ",
     "--dataset concept_1k --raw-dir nowhere": "concept_1k/dataset_2024_1_30_11_40.txt is missing; it comes from",
     "--dataset biography_qa --skip-first-task maybe": "--skip-first-task: expected a valid boolean",
 }
