@@ -13,7 +13,8 @@ Each row is a model, a data set and what is trained:
 
 Each way trains from the same weights on the same batches in the same order, with AdamW, a constant rate, no clipping:
 
-    own       `utils.run.fit`
+    own       `utils.run.fit` with `padding_free`
+    padded    the same without it: rows padded to the longest of their batch
     trainer   transformers.Trainer at its best settings: rows padded to the longest of their batch, fused AdamW, no
               logging, no checkpoints, no evaluation
     trl       trl.SFTTrainer, completion only, with the same settings (its loss is computed in pieces)
@@ -82,7 +83,7 @@ ROWS = [
     *("neox short full", "neox long full", "neox prompts full", "neox short LoRA", "neox long LoRA"),
     *("neox short half", "neox long half", "smollm2 short full", "smollm2 long full", "smollm2 long LoRA"),
 ]
-WAYS = ("own", "trainer", "trl", "plain")
+WAYS = ("own", "padded", "trainer", "trl", "plain")
 
 
 @dataclass
@@ -209,8 +210,9 @@ def line(row: str, bench: Bench, ways: Sequence[str], rounds: int, folder: Path)
     return f"{row:22}" + "".join(f"{a:6.2f} ({b:.2f} .. {c:.2f})" for a, b, c in found) + f"   {speed:,.0f}"
 
 
-def start_own(bench: Bench, _folder: Path) -> Callable[[], float]:
+def start_own(bench: Bench, _folder: Path, padding_free: bool = True) -> Callable[[], float]:
     """Our loop."""
+    bench.method.config = bench.session.config.updated(padding_free=padding_free)
     total: list[torch.Tensor] = []
 
     class Watched(SEQ):
@@ -348,6 +350,7 @@ def restore(model: PreTrainedModel, forward: Callable | None) -> None:
 
 START: dict[str, Callable[[Bench, Path], Callable[[], float]]] = {
     "own": start_own,
+    "padded": partial(start_own, padding_free=False),
     "trainer": start_trainer,
     "trl": start_trl,
     "plain": start_plain,

@@ -91,6 +91,8 @@ class CLSER(Method):
             return ["CLSER_match: states are those that a decoder writes answers from; use logits"]
         if config.gradient_checkpointing:
             return ["gradient_checkpointing: discards the states that CLSER_match states compares; leave it out"]
+        if config.padding_free:
+            return ["padding_free: CLSER_match states compares the states of whole rows; leave it out"]
         return []
 
     def before_task(self, task: Task) -> None:

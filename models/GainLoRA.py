@@ -81,6 +81,7 @@ class GainLoRA(InfLoRA):
     excludes: ClassVar = {
         **InfLoRA.excludes,
         Setting("recovery"): NO_PROMPT,
+        Setting("padding_free"): "gates weigh whole rows",
         Setting("keep_frozen_states"): "gates, which are trained, weigh what every layer adds",
     }
 

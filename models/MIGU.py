@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.Base import Method, Task
+from models.Base import Method, Setting, Task
 from utils.config import Float, OptionGroup, search
 from utils.dataloader import IGNORE, Batch
 from utils.distributed.collectives import sum_over_processes
@@ -59,6 +59,7 @@ class MIGU(Method):
 
     Options = MIGUOptions
     options: MIGUOptions
+    excludes: ClassVar = {Setting("padding_free"): "outputs are measured where rows are not padded"}
     state: ClassVar = ("steps",)
 
     def __init__(self, *args: Any):

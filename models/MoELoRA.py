@@ -50,7 +50,10 @@ class MoELoRA(Method):
     options: MoELoRAOptions
     parallel = WHOLE_WEIGHTS  # hooks bring the routers' weights into the layers
     needs: ClassVar = {Setting("PEFT_type"): "its factors are the experts"}
-    excludes: ClassVar = {Setting("keep_frozen_states"): "routers are trained in every layer with LoRA"}
+    excludes: ClassVar = {
+        Setting("keep_frozen_states"): "routers are trained in every layer with LoRA",
+        Setting("padding_free"): "routers read whole rows",
+    }
 
     @classmethod
     def problems(cls, config: Config, options: MoELoRAOptions, stream: Stream) -> list[str]:

@@ -88,7 +88,8 @@ class PCLL(LAMOL_KD):
     options: PCLLOptions  # type: ignore[assignment]  # `loss`, which reads those of LAMOL_KD, is overridden here
     backbones = frozenset({"decoder"})  # z is added to the tokens that are written, behind those that are read
     excludes: ClassVar = LAMOL_KD.excludes | {
-        Setting("PEFT_type"): "its encoder is a trainable copy of the whole backbone"
+        Setting("PEFT_type"): "its encoder is a trainable copy of the whole backbone",
+        Setting("padding_free"): "latents are added to whole rows",
     }
     state: ClassVar[tuple[str, ...]] = (*LAMOL_KD.state, "step", "steps")
     sampling = ("LAMOL_topk", "LAMOL_top_up", "PCLL_KD_weight", "PCLL_KD_temperature")

@@ -68,6 +68,11 @@ class Batch:
         """Tokens of the longest prompt; computed on the CPU, see `to`."""
         return int(((self.attention_mask == 1) & (self.labels == IGNORE)).sum(dim=1).max())
 
+    @cached_property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each row; computed on the CPU, see `to`."""
+        return tuple(self.attention_mask.sum(dim=1).tolist())
+
     def rows(self, source: str | None = None, view: str | None = None) -> list[int]:
         """Places of the rows with this source and this view; None: any."""
         wanted = [source in (None, e.source) and view in (None, e.view) for e in self.examples]
@@ -82,7 +87,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device; its tokens are counted before, as a GPU would have to be waited for."""
-        counted = {name: getattr(self, name) for name in ("answer_length", "label_count", "prompt_length")}
+        counted = {name: getattr(self, name) for name in ("answer_length", "label_count", "prompt_length", "lengths")}
         tensors = (self.input_ids, self.attention_mask, self.labels)
         ids, mask, labels = (t.to(device, non_blocking=True) for t in tensors)
         moved = Batch(ids, mask, labels, self.examples, self.tokens)

@@ -28,6 +28,11 @@ class TrainOptions(OptionGroup):
         description="Batches hold examples of similar length: less padding, but an epoch is no longer one uniform "
         "shuffle, which changes the results.",
     )
+    padding_free: bool = Field(
+        False,
+        description="Training steps without padding: several rows of a batch in one sequence, in which each row reads "
+        "only itself; sums are rounded differently.",
+    )
     gradient_accumulation_steps: Int = Field(
         1, ge=1, description="Micro-batches into which each process splits its share of a batch, to save memory."
     )

@@ -23,6 +23,7 @@ from utils.dataloader import IGNORE, Batch
 from utils.model import adapters, freeze
 from utils.model.architecture import Model, kind_of, recomputes
 from utils.model.head import Scores, as_scores
+from utils.model.shortcuts.padding_free import TOKENS, pack
 from utils.model.weights import eval_mode
 
 if TYPE_CHECKING:
@@ -47,9 +48,24 @@ def answer_scores(model: Model, batch: Batch, prompt: Tensor | None = None) -> t
         logits, labels = answer_logits(model, batch, prompt)
         return as_scores(logits), labels
     length = min(batch.answer_length, batch.labels.shape[1] - (prompt is None))
-    layers, head = cast("PreTrainedModel", net.base_model), cast("nn.Module", net.get_output_embeddings())
-    states = layers(**model_inputs(model, layers, batch, prompt)).last_hidden_state[:, -length - 1 : -1]
+    head = cast("nn.Module", net.get_output_embeddings())
+    states = _text_states(model, batch, prompt, slice(-length - 1, -1))
     return Scores(states, head, head.get_parameter("weight").shape[0], head), batch.labels[:, -length:]
+
+
+def _text_states(model: Model, batch: Batch, prompt: Tensor | None, columns: slice) -> Tensor:
+    """(B, columns, D): last layer's hidden states of a decoder in these columns, counted from the last one."""
+    net = adapters.innermost(model)
+    layers = cast("PreTrainedModel", net.base_model)
+    if prompt is None and vars(net).get("padding_free") and (packed := pack(batch, _most(net))) is not None:
+        states = layers(input_ids=packed.ids, position_ids=packed.positions, use_cache=False).last_hidden_state
+        return cast("Tensor", states.flatten(end_dim=1)[packed.places[:, columns]])
+    return cast("Tensor", layers(**model_inputs(model, layers, batch, prompt)).last_hidden_state[:, columns])
+
+
+def _most(net: PreTrainedModel) -> int | None:
+    """Tokens of a sequence of several rows: FlashAttention keeps the rows of one sequence apart, not of several."""
+    return None if "flash" in str(net.config._attn_implementation) else TOKENS
 
 
 def has_plain_head(net: PreTrainedModel) -> bool:
@@ -203,11 +219,11 @@ def split(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
 def token_states(model: Model, batch: Batch, prompt: Tensor | None = None) -> Tensor:
     """(B, T, D): last layer's hidden states of a decoder or an encoder, in the columns of the batch."""
     net, columns = adapters.innermost(model), batch.input_ids.shape[1]
+    if kind_of(net.config) == "decoder":
+        return _text_states(model, batch, prompt, slice(-columns, None))
     layers = cast("PreTrainedModel", net.base_model)
     states = layers(**model_inputs(model, layers, batch, prompt)).last_hidden_state
     virtual = states.shape[1] - columns  # they come first
-    if kind_of(net.config) == "decoder":
-        return states[:, virtual:]
     places = virtual + (torch.arange(columns, device=states.device) - _padding(batch)).clamp(min=0)
     return states.take_along_dim(places[..., None], 1)
 

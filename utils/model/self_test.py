@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from utils.config import Config
-from utils.dataloader import Encoded, collate, rows_at_once
+from utils.dataloader import Batch, Encoded, collate, rows_at_once
 from utils.dataset import Example
 from utils.errors import UserError, reason_of
 from utils.model import adapters
 from utils.model.architecture import Backbone
-from utils.model.forward import answer_logits, features
+from utils.model.forward import answer_logits, features, has_plain_head, token_states
 from utils.model.generation import continuations
+from utils.model.shortcuts.padding_free import PaddingFree
 from utils.model.weights import eval_mode
 
 LENGTHS = (3, 24)  # tokens of the two rows
@@ -58,7 +59,10 @@ def self_test(
         raise UserError(
             f"backbone: {name} fails on a batch of two texts: {reason}; use another model or adapter"
         ) from None
-    if difference > TOLERANCE.get(backbone.model.dtype, 0.1) and _rows_at_once(config, processes) > 1:
+    tolerance = TOLERANCE.get(backbone.model.dtype, 0.1)
+    if config.padding_free:
+        _test_packing(backbone, config, name, tolerance)
+    if difference > tolerance and _rows_at_once(config, processes) > 1:
         parts = math.ceil(config.batch_size / processes)
         raise UserError(
             f"backbone: {name} gives other results for a text that is padded in a batch (by {difference:.1%}); "
@@ -70,6 +74,17 @@ def self_test(
         "positions": backbone.positions,
         "seconds": round(time.perf_counter() - began, 3),
     }
+
+
+def _test_packing(backbone: Backbone, config: Config, name: str, tolerance: float) -> None:
+    """Refuse `padding_free` where it would change results, or nothing."""
+    if config.classifier is None and not has_plain_head(adapters.innermost(backbone.model)):
+        raise UserError(f"padding_free: has no effect with {name}, whose logits are no product of states; leave it out")
+    if (mixed := _difference_by_packing(backbone)) > tolerance:
+        raise UserError(
+            f"padding_free: {name} gives other results for a text that shares a sequence with another one (by "
+            f"{mixed:.1%}); leave it out"
+        )
 
 
 def _rows_at_once(config: Config, processes: int) -> int:
@@ -84,11 +99,8 @@ def _embeddings(backbone: Backbone) -> Tensor:
 @torch.no_grad()
 def _difference(backbone: Backbone, has_virtual: bool, generates: bool) -> float:
     """Largest difference between the short row alone and padded, as a share of the largest value."""
-    table = _embeddings(backbone)
-    first = 10 if len(table) > 10 else 0
-    ids = [first + i % (len(table) - first) for i in range(max(LENGTHS))]
-    rows = [Encoded(ids[-length:], ids[:2]) for length in LENGTHS]
-    prompts = [None, table[:4]] if has_virtual else [None]
+    rows = _rows(backbone)
+    prompts = [None, _embeddings(backbone)[:4]] if has_virtual else [None]
     pairs = []
     with eval_mode(backbone.model):
         for prompt in prompts:
@@ -97,14 +109,40 @@ def _difference(backbone: Backbone, has_virtual: bool, generates: bool) -> float
                 continuations(backbone, rows, 2, prompt)
     if not all(torch.isfinite(alone).all() for alone, _ in pairs):
         raise UserError("backbone: the model computes values that are not finite; its weights are damaged")
-    return max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-9)) for a, b in pairs)
+    return max(_share(alone, padded) for alone, padded in pairs)
+
+
+@torch.no_grad()
+def _difference_by_packing(backbone: Backbone) -> float:
+    """The same between the states of the short row alone, and in one sequence behind the long one."""
+    with eval_mode(backbone.model), PaddingFree(backbone.model).used():
+        alone, packed = (
+            token_states(backbone.model, _batch(backbone, rows)) for rows in (_rows(backbone)[:1], _rows(backbone))
+        )
+    return _share(alone[0].float(), packed[0, -alone.shape[1] :].float())
+
+
+def _share(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max() / a.abs().max().clamp(min=1e-9))
+
+
+def _rows(backbone: Backbone) -> list[Encoded]:
+    """A short row and a long one."""
+    count = len(_embeddings(backbone))
+    first = 10 if count > 10 else 0
+    ids = [first + i % (count - first) for i in range(max(LENGTHS))]
+    return [Encoded(ids[-length:], ids[:2]) for length in LENGTHS]
+
+
+def _batch(backbone: Backbone, rows: list[Encoded]) -> Batch:
+    return collate(rows, [Example("", "")] * len(rows), backbone.pad_id).to(backbone.model.device)
 
 
 def _output(backbone: Backbone, rows: list[Encoded], prompt: Tensor | None) -> Tensor:
     """What the model computes for the first row: logits (K, V) or, of an encoder, a state (D,)."""
     is_encoder = backbone.kind == "encoder"
     rows = [row._replace(answer=()) for row in rows] if is_encoder else rows
-    batch = collate(rows, [Example("", "")] * len(rows), backbone.pad_id).to(backbone.model.device)
+    batch = _batch(backbone, rows)
     if is_encoder:
         return features(backbone.model, batch)[0]
     return answer_logits(backbone.model, batch, prompt)[0][0].float()

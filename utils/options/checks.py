@@ -26,6 +26,7 @@ from utils.errors import UserError
 from utils.factory import check_capability, load_method
 from utils.general import harness, questions
 from utils.metric import PERPLEXITY
+from utils.model.shortcuts import padding_free
 from utils.model.shortcuts.compiled import lacking
 from utils.options import consistency, stream_view
 from utils.options.parse import ConfigError, Resolved
@@ -389,6 +390,9 @@ CHECKS: tuple[Callable[[Plan], list[str]], ...] = (
     attention_is_installed,
     kernels_are_there,
     can_compile,
+    lambda plan: padding_free.problems(
+        plan.config, kind(plan.config), plan.method.soft_prompt is not Method.soft_prompt
+    ),
     quantization_fits,
     backbone_fits,
     method_agrees,

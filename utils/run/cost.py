@@ -60,7 +60,8 @@ class Cost:
         self.values |= {"evaluate_seconds": 0.0, "peak_memory_bytes": 0}
         self._block: Callable[[Spent], None] = _nowhere
         self._began = time.monotonic()  # of what is not booked yet
-        self._sequences = self._tokens = self._generated = self._examples = 0
+        self._sequences: int | Tensor = 0  # a tensor, as a GPU would have to be waited for
+        self._tokens = self._generated = self._examples = 0
         net = innermost(method.model)
         reader = net.get_encoder() if net.config.is_encoder_decoder else net.base_model
         reader.register_forward_pre_hook(self._count, with_kwargs=True)
@@ -72,7 +73,8 @@ class Cost:
         if given is None:
             given = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
         if given.shape[1] > 1:
-            self._sequences += given.shape[0]
+            positions = None if kwargs.get("attention_mask") is not None else kwargs.get("position_ids")
+            self._sequences += given.shape[0] if positions is None else (positions == 0).sum()
             self._tokens += given.shape[0] * given.shape[1]
         elif kwargs.get("inputs_embeds") is None:  # a step of generation; the check of the head reads single vectors
             self._generated += given.shape[0]
@@ -139,7 +141,7 @@ class Cost:
     def _spent(self) -> Spent:
         """What was counted since the last call, over all processes."""
         began, self._began = self._began, time.monotonic()
-        mine = [self._sequences, self._tokens, self._generated]
+        mine = [int(self._sequences), self._tokens, self._generated]
         counts = torch.tensor(mine, device=self.method.session.accelerator.device)
         sequences, tokens, generated = sum_over_processes({"counts": counts})["counts"].tolist()
         examples, self._sequences, self._tokens, self._generated, self._examples = self._examples, 0, 0, 0, 0

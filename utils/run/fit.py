@@ -23,6 +23,7 @@ from utils.logger import Window
 from utils.model.freeze import NOTHING_LEFT, describe
 from utils.model.shortcuts.compiled import CompiledBlocks
 from utils.model.shortcuts.kept_states import KeptStates, frozen_blocks
+from utils.model.shortcuts.padding_free import PaddingFree
 from utils.model.weights import snapshot
 from utils.optimizer import Group, as_laid_out, set_learning_rate
 from utils.run.cost import peak_memory
@@ -142,17 +143,22 @@ def _step(
     return total
 
 
-def _shortcuts(method: Method, task: Task, examples: Sequence[Example]) -> list[KeptStates | CompiledBlocks]:
+Shortcut = KeptStates | CompiledBlocks | PaddingFree
+
+
+def _shortcuts(method: Method, task: Task, examples: Sequence[Example]) -> list[Shortcut]:
     """What makes steps faster, by option; frozen blocks whose states are kept are not compiled."""
     states = _kept_states(method, task, examples)
-    found: list[KeptStates | CompiledBlocks] = [states] if states else []
+    found: list[Shortcut] = [states] if states else []
     if method.config.torch_compile:
         found.append(CompiledBlocks(method.model, len(states.skipped) if states else 0))
+    if method.config.padding_free:
+        found.append(PaddingFree(method.model))
     return found
 
 
 @contextmanager
-def _used(shortcuts: Sequence[KeptStates | CompiledBlocks]) -> Iterator[None]:
+def _used(shortcuts: Sequence[Shortcut]) -> Iterator[None]:
     with ExitStack() as used:
         for shortcut in shortcuts:
             used.enter_context(shortcut.used())
