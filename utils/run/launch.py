@@ -94,6 +94,7 @@ def _run(
             log.info(note)
         lost = lost_updates(config, method.model.dtype) if method.trains else []
         remarks = [*buffer.remarks(config, method.stream), *questions.remarks(config, method.stream), *lost]
+        remarks += modes.remarks(config, accelerator.device)
         for remark in remarks:
             log.warning(remark)
         for line in data.lines(plan.stream, method.encoder, method.backbone) if accelerator.is_main_process else []:

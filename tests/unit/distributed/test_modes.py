@@ -4,6 +4,7 @@ import json
 import os
 
 import pytest
+import torch
 
 from tests import tiny
 from utils.distributed import modes
@@ -188,3 +189,23 @@ def test_gradients_are_not_copied_and_a_checkpoint_may_take_its_time():
     assert accelerator.ddp_handler.gradient_as_bucket_view
     assert not accelerator.ddp_handler.broadcast_buffers
     assert accelerator.init_handler.timeout == PATIENCE
+
+
+X86 = {"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False}
+
+
+@pytest.mark.parametrize(
+    ("options", "device", "known", "count"),
+    [
+        ({"mixed_precision": "bfloat16"}, "cpu", X86, 1),
+        ({"backbone_dtype": "bfloat16"}, "cpu", X86, 1),
+        ({}, "cpu", X86, 0),
+        ({"mixed_precision": "bfloat16"}, "cuda", X86, 0),
+        ({"mixed_precision": "bfloat16"}, "cpu", X86 | {"amx_bf16": True}, 0),
+        ({"mixed_precision": "bfloat16"}, "cpu", {"architecture": "aarch64"}, 0),
+    ],
+)
+def test_a_type_without_instructions_is_pointed_out(options, device, known, count, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    monkeypatch.delenv(modes.PRECISION, raising=False)
+    assert len(modes.remarks(tiny.make_config(**options), torch.device(device))) == count
