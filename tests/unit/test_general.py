@@ -173,6 +173,10 @@ def test_the_schedule_and_evaluation_alone_are_followed(files, tmp_path):
     more = options(files, "{}/mc.jsonl", training_epochs=1)
     sets = tiny.run(tmp_path / "a", tiny.make_config(**more, evaluate_schedule="last")).results["general"]
     assert [value is None for value in (sets[0]["before"], *sets[0]["after"])] == [False, True, True, False]
+    rare = tiny.run(tmp_path / "c", tiny.make_config(**more, general_schedule="last")).results
+    sets = rare["general"]
+    assert [value is None for value in (sets[0]["before"], *sets[0]["after"])] == [False, True, True, False]
+    assert None not in (rare["R"][1][:2])
     sets = tiny.run(tmp_path / "b", tiny.make_config(**more, is_evaluate_only=True)).results["general"]
     assert [value is None for value in (sets[0]["before"], *sets[0]["after"])] == [False, True, True, True]
 

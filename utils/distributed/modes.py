@@ -241,7 +241,7 @@ def autocast(config: Config, device: torch.device) -> AbstractContextManager[Any
 
 def remarks(config: Config, device: torch.device) -> list[str]:
     """A warning about a type that the CPU has no instructions for: products took six times as long on one without."""
-    known = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 has no such function
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 has no such function
     wished = torch.bfloat16 in (autocast_type(config), getattr(torch, config.backbone_dtype, None))
     if device.type != "cpu" or not wished or known.get("architecture") != "x86_64":
         return []

@@ -8,12 +8,13 @@ from pydantic import Field
 
 from utils.groups.base import Count, Float, Int, OptionGroup
 
+Schedule = Annotated[str, Field(pattern=r"^(every|last|every_[1-9]\d*)$")]
 WATCHING = ("keep_best", "early_stop_accuracy", "early_stop_patience")  # they score a split during training
 # They change neither training nor R.
 MEASUREMENTS = (
     "drift", "drift_questions", "is_probing", "probing_rows_per_class", "save_features", "general_files",
-    "general_tasks", "general_fields", "general_metrics", "general_max_new_tokens", "general_harness", "recovery",
-    "recovery_ratio", "recovery_epochs",
+    "general_tasks", "general_fields", "general_metrics", "general_schedule", "general_max_new_tokens",
+    "general_harness", "recovery", "recovery_ratio", "recovery_epochs",
 )  # fmt: skip
 
 
@@ -35,7 +36,7 @@ class EvaluateOptions(OptionGroup):
     )
     is_evaluate_init: bool = Field(True, description="Also evaluate all tasks before any training.")
     evaluate_unseen: bool = Field(False, description="After each task also evaluate tasks not yet learned.")
-    evaluate_schedule: Annotated[str, Field(pattern=r"^(every|last|every_[1-9]\d*)$")] = Field(
+    evaluate_schedule: Schedule = Field(
         "every", description="Evaluate after every task, after the last alone, or every_<n>: each n-th and the last."
     )
     evaluate_limit: Int | None = Field(
@@ -88,6 +89,11 @@ class EvaluateOptions(OptionGroup):
         None,
         description="Metric of each of general_files; None: choice_likelihood where there are choices, jailbreak_rate "
         "with safety=, otherwise exact_match.",
+    )
+    general_schedule: Schedule = Field(
+        "every",
+        description="Ask questions outside the stream before training and after every task, the last alone, or "
+        "every_<n>, where evaluate_schedule evaluates.",
     )
     general_max_new_tokens: Int = Field(32, ge=1, description="Maximum tokens of an answer to general_files.")
     general_harness: tuple[str, ...] | None = Field(

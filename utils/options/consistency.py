@@ -29,7 +29,8 @@ SWITCHES = (
     ("general_metrics", "general_files"),
 )
 # Options of the evaluation after tasks, which there is none of with is_evaluate_only.
-AFTER_TASKS = ("evaluate_schedule", "evaluate_unseen", "drift")
+AFTER_TASKS = ("evaluate_schedule", "general_schedule", "evaluate_unseen", "drift")
+GENERAL = ("general_files", "general_tasks", "general_harness")
 
 
 def check(config: Config) -> list[str]:
@@ -69,6 +70,8 @@ def check(config: Config) -> list[str]:
         for name in WATCHING
         if config.is_changed(name) and config.evaluate_interval < 1
     ]
+    if config.is_changed("general_schedule") and not any(getattr(config, name) for name in GENERAL):
+        problems.append(f"general_schedule: has no effect without {', '.join(GENERAL)}")
     problems += [
         f"{name}: has no effect with is_evaluate_only, which learns no task"
         for name in AFTER_TASKS

@@ -74,3 +74,14 @@ def score_cell(
     fields = {"moment": moment.folder, "cell": name, "metric": cell.metric, f"score/{name}": result}
     method.session.log.event("evaluate", **fields)
     return result
+
+
+def is_scheduled(schedule: str, index: int, tasks: int) -> bool:
+    """True if a run of so many tasks is evaluated after this one, see `evaluate_schedule` and `general_schedule`.
+
+    >>> [is_scheduled("every_2", index, 5) for index in range(5)], is_scheduled("last", 0, 5)
+    ([False, True, False, True, True], False)
+    """
+    if index == tasks - 1 or schedule == "every":
+        return True
+    return schedule != "last" and (index + 1) % int(schedule.removeprefix("every_")) == 0

@@ -29,7 +29,7 @@ from utils.run.checkpoint import Place
 from utils.run.cost import Cost
 from utils.run.early_stopping import Watch
 from utils.run.recovery import relearn
-from utils.run.tasks import Questions, cell_of, questions_of, score_cell, task_of
+from utils.run.tasks import Questions, cell_of, is_scheduled, questions_of, score_cell, task_of
 from utils.seed import seed_torch
 from utils.session import Progress
 from utils.storage.files import read_jsonl, write_json
@@ -96,8 +96,13 @@ class Trainer:
         return not all(moment.predictions(self.folder, f"task_{index}").exists() for index in tasks)
 
     def _is_asked(self, moment: Moment) -> bool:
-        """True if everything outside the stream has been asked."""
-        return all(file.exists() for file in self.general.files(self.folder, moment))
+        """True if everything outside the stream has been asked, or is not to be."""
+        return not self._asks(moment) or all(file.exists() for file in self.general.files(self.folder, moment))
+
+    def _asks(self, moment: Moment) -> bool:
+        """True if questions outside the stream are asked at this moment."""
+        count = len(self.stream.tasks)
+        return moment.task is None or is_scheduled(self.config.general_schedule, moment.task, count)
 
     def _evaluated_after(self, index: int) -> range:
         """The tasks that are evaluated after a task; none if the schedule leaves it out."""
@@ -273,6 +278,8 @@ class Trainer:
 
     def _ask_generally(self, moment: Moment) -> None:
         """Ask what is never trained, under the weights that answer; what is known is not asked again."""
+        if not self._asks(moment):
+            return
         with self.cost.evaluating(), borrowed(self.method.named(), self.method.versions()[""] or {}):
             asking.ask(self.method, self.folder, moment, self.general)
 
@@ -380,17 +387,6 @@ def load(method: Method, folder: Path) -> dict[str, Any]:
 
 def _on_device(window: Window, device: torch.device) -> Window:
     return Window({name: value.to(device) for name, value in window.sums.items()}, window.count)
-
-
-def is_scheduled(schedule: str, index: int, tasks: int) -> bool:
-    """True if a run of so many tasks is evaluated after this one, see the option `evaluate_schedule`.
-
-    >>> [is_scheduled("every_2", index, 5) for index in range(5)], is_scheduled("last", 0, 5)
-    ([False, True, False, True, True], False)
-    """
-    if index == tasks - 1 or schedule == "every":
-        return True
-    return schedule != "last" and (index + 1) % int(schedule.removeprefix("every_")) == 0
 
 
 def _divides(interval: int, count: int) -> bool:

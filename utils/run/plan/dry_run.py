@@ -25,8 +25,8 @@ from utils.model.shortcuts.kept_states import frozen_blocks, size_of
 from utils.report.tables import markdown
 from utils.run.fit import texts_of
 from utils.run.plan.memory import memory_of, state_bytes
-from utils.run.tasks import questions_of, task_of
-from utils.run.trainer import TRAIN_SCORED, is_scheduled
+from utils.run.tasks import is_scheduled, questions_of, task_of
+from utils.run.trainer import TRAIN_SCORED
 from utils.seed import random_for
 
 REMARK = "What the method makes itself (pseudo-samples, teachers, averages) and the program itself come on top."
