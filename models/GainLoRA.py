@@ -15,7 +15,8 @@ from torch.utils.hooks import RemovableHandle
 
 from models.Base import GENERATING, Setting, Task
 from models.common.gates import Gate, mean, prompts, weigh
-from models.InfLoRA import InfLoRA, InfLoRAOptions, design
+from models.common.subspace import design
+from models.InfLoRA import InfLoRA, InfLoRAOptions
 from utils.config import Config, Count, Float, search
 from utils.dataloader import Batch, Encoded, collate
 from utils.dataset import Example, Stream

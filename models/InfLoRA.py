@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,11 +13,12 @@ from torch import Tensor, nn
 
 from models.Base import WRITING, Setting, Task
 from models.common.measuring import measuring
+from models.common.subspace import design, extend
 from models.PEFT import PEFT
 from utils.config import Config, Float, OptionGroup, search
 from utils.dataloader import Batch, Encoded, collate
 from utils.dataset import Stream
-from utils.distributed.collectives import of_main, share, sum_over_processes
+from utils.distributed.collectives import share, sum_over_processes
 from utils.errors import UserError
 from utils.model import adapters
 from utils.model.forward import has_plain_head
@@ -54,10 +54,11 @@ class InfLoRA(PEFT):
     fourth powers (`InfLoRA_share_of: fourths`), so that M is smaller and new tasks have more room: 8 to 28 directions
     of 128 instead of 58 to 81, and 97.4 instead of 87.6 when just learned, on biographies at eps .95.
 
-    Singular vectors come from the (D, D) sum of H H^T; one per layer is in memory at the start and end of a task. The
-    1 / sqrt(3), as in the published code, is the length of the rows that LoRA usually starts with. Deviations: M is
-    kept as it is where DualGPM keeps its complement if that is smaller: same subspace, at most D^2 numbers; the
-    factors of earlier tasks are summed with the base, not merged into it, so that the base stays frozen.
+    Singular vectors come from the (D, D) sum of H H^T; one for all layers with the same inputs (such as those of
+    queries, keys and values), which also share M, is in memory at the start and end of a task. The 1 / sqrt(3), as in
+    the published code, is the length of the rows that LoRA usually starts with. Deviations: M is kept as it is where
+    DualGPM keeps its complement if that is smaller: same subspace, at most D^2 numbers; the factors of earlier tasks
+    are summed with the base, not merged into it, so that the base stays frozen.
     """
 
     Options = InfLoRAOptions
@@ -80,7 +81,8 @@ class InfLoRA(PEFT):
         if any(hasattr(part, "base_layer") for part in (net.get_input_embeddings(), net.get_output_embeddings())):
             raise UserError("PEFT_lora_target_modules: InfLoRA needs inner layers; leave out embeddings and head")
         has_plain_head(net)  # tries the model, which remembers the result, before anything is watched
-        self.basis: dict[str, Tensor] = {}  # layer -> M
+        self.basis: dict[str, Tensor] = {}  # first layer with these inputs -> M
+        self.readers: dict[str, str] = {}  # layer -> first layer with the same inputs
 
     def before_task(self, task: Task) -> None:
         super().before_task(task)
@@ -89,9 +91,13 @@ class InfLoRA(PEFT):
 
     def _design(self, task: Task) -> None:
         newest = adapters.factors(self.model, "A", adapters.names(self.model)[-1])
-        for layer, covariance in self.covariances(task).items():
-            basis = self.basis.get(layer, covariance[:, :0])
-            newest[layer].data.copy_(design(covariance, basis, len(newest[layer])))
+        covariances, made = self.covariances(task), dict[tuple[str, int], Tensor]()
+        for layer, a in newest.items():
+            first, rank = self.readers[layer], len(a)
+            if (first, rank) not in made:
+                basis = self.basis.get(first, covariances[first][:, :0])
+                made[first, rank] = design(covariances[first], basis, rank)
+            a.data.copy_(made[first, rank])
         rows = [float(row.norm()) for a in newest.values() for row in a.detach()]
         if empty := rows.count(0.0):
             self.session.log.warning(
@@ -118,16 +124,21 @@ class InfLoRA(PEFT):
 
     @torch.no_grad()
     def covariances(self, task: Task) -> dict[str, Tensor]:
-        """H H^T (D, D) float64 of each layer with LoRA, over all tokens of the task's training texts."""
+        """H H^T (D, D) float64 of the inputs of layers with LoRA, over all tokens of the task's training texts.
+
+        Layers with the same inputs have one, under the name of the first of them; see `readers`.
+        """
         rows = self.encoder(task.train, task.max_length)
         groups, sums = self._groups(rows), dict[str, Tensor]()
-        for i in share(len(groups)):  # the same batches whatever the number of processes
+        mine = share(len(groups))  # the same batches whatever the number of processes
+        for i in mine or [0]:  # one without a batch also finds out which layers have the same inputs
             examples = [task.train[k] for k in groups[i]]
             batch = collate([rows[k] for k in groups[i]], examples, self.backbone.pad_id).to(self.model.device)
             with measuring(self), self._watched(batch, sums):
                 self.scores(self.model, batch, task.index)
         for layer, a in adapters.factors(self.model, "A", adapters.names(self.model)[-1]).items():
-            sums.setdefault(layer, a.new_zeros(a.shape[1], a.shape[1], dtype=torch.float64))
+            if self.readers.setdefault(layer, layer) == layer and (layer not in sums or not mine):
+                sums[layer] = a.new_zeros(a.shape[1], a.shape[1], dtype=torch.float64)
         return sum_over_processes(dict(sorted(sums.items())))
 
     def _groups(self, rows: Sequence[Encoded]) -> list[list[int]]:
@@ -141,11 +152,19 @@ class InfLoRA(PEFT):
 
     @contextmanager
     def _watched(self, batch: Batch, sums: dict[str, Tensor]) -> Iterator[None]:
-        """Add up what goes into the layers inside the `with`."""
+        """Add up what goes into the layers inside the `with`; layers that are given one tensor are called in a row."""
         real = batch.attention_mask.bool()
+        last: tuple[str, Tensor | None] = "", None  # a layer, and what it was given
 
         def watch(layer: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
             def look(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+                nonlocal last
+                first = last[0] if args[0] is last[1] else layer
+                if self.readers.setdefault(layer, first) != first:
+                    raise RuntimeError(f"{layer} has the inputs of {first}, and had those of {self.readers[layer]}")
+                if first != layer:
+                    return
+                last = layer, args[0]
                 x = args[0].flatten(end_dim=-2).double()
                 if self.backbone.kind == "decoder":
                     x = x[real.flatten()]
@@ -160,48 +179,3 @@ class InfLoRA(PEFT):
         finally:
             for hook in hooks:
                 hook.remove()
-
-
-def design(covariance: Tensor, basis: Tensor, rank: int) -> Tensor:
-    """The down-projection: the main directions of the inputs, as far as the basis does not hold them.
-
-    Args:
-        covariance: (D, D) float64, sum of x x^T.
-        basis: (D, k) float64, orthonormal columns.
-        rank: Rows of the result.
-
-    Returns:
-        (rank, D) float64; rows orthogonal to the basis and to each other, each of length 1 / sqrt(3), or 0 where the
-        inputs have no direction left.
-    """
-    values, vectors = _rest(covariance, basis)
-    used = values > 1e-10 * covariance.trace()
-    return (vectors * used)[:, :rank].T / math.sqrt(3)
-
-
-def extend(basis: Tensor, covariance: Tensor, wanted: float, power: int = 2) -> Tensor:
-    """A basis that spans at least a share of the inputs; its first columns are the old one.
-
-    Args:
-        basis: (D, k) float64, orthonormal columns.
-        covariance: (D, D) float64, sum of x x^T.
-        wanted: The share, in (0, 1].
-        power: Of the singular values of the inputs, whose sum the share is of: 2 or 4.
-    """
-    values, vectors = _rest(covariance, basis)
-    whole, sizes = covariance.trace(), values
-    used = values > 1e-10 * whole
-    if power == 4:
-        whole, sizes = covariance.square().sum(), values.square()
-    held = whole - sizes.sum() + sizes.cumsum(dim=0) - sizes  # with the directions before each one
-    needed = (held < wanted * whole) & used
-    return torch.cat([basis, vectors[:, needed]], dim=1)
-
-
-def _rest(covariance: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (D,), largest first, and eigenvectors (columns) of the inputs without what the basis holds."""
-    off = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device) - basis @ basis.T
-    values, vectors = map(of_main, torch.linalg.eigh(off @ covariance @ off))
-    values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
-    largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
-    return values, vectors * largest.sign()  # the same sign everywhere

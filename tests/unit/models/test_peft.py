@@ -7,9 +7,10 @@ from itertools import pairwise
 import pytest
 import torch
 
+from models import InfLoRA as inflora
 from models.AdapterCL import AdapterCL
 from models.common import frozen_sum
-from models.InfLoRA import design, extend
+from models.common.subspace import design, extend
 from models.OLoRA import overlap
 from models.PEFT import PEFT, surprise
 from models.SLAO import merge, orthonormal
@@ -458,6 +459,31 @@ def test_rows_that_learn_nothing_are_reported():
     assert found[0]["empty"] == 0
     layers = len(adapters.factors(method.model, "A", "task_1"))
     assert found[1]["empty"] == found[1]["rows"] - 2 * layers > 0
+
+
+def test_layers_with_the_same_inputs_share_covariance_and_basis(monkeypatch):
+    config = tiny.make_config(
+        "InfLoRA", backbone=tiny.backbone_folder("llama"), PEFT_lora_target_modules=("all-linear",)
+    )
+    method, made = tiny.make_method(tiny.make_session(config)), []
+    monkeypatch.setattr(inflora, "design", lambda *given: made.append(len(given[0])) or design(*given))
+    method.before_task(task := tiny.make_task(0))
+    shared = method.covariances(task)
+    ends = [("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj")] * 2
+    assert sorted(name.partition(".layers.")[2][2:] for name in shared) == sorted(sum(ends, ()))
+    assert len(made) == len(shared) == 8 and len(method.readers) == 14
+    factors = adapters.factors(method.model, "A", "task_0")
+    first = {layer: name for layer, name in method.readers.items() if layer != name}
+    assert len(first) == 6 and all(torch.equal(factors[a], factors[b]) for a, b in first.items())
+    alone, method.readers = {}, {}
+    for layer in factors:  # watched one by one, no two layers are called in a row
+        monkeypatch.setattr(adapters, "factors", lambda *_, layer=layer: {layer: factors[layer]})
+        alone |= method.covariances(task)
+    assert all(torch.equal(alone[layer], shared[first.get(layer, layer)]) for layer in factors)
+    monkeypatch.undo()
+    method.readers = {layer: first.get(layer, layer) for layer in factors}
+    method.after_task(task)
+    assert method.basis.keys() == shared.keys()
 
 
 def test_inflora_leaves_inputs_of_earlier_tasks_unchanged(tmp_path):
