@@ -6,6 +6,7 @@ import pytest
 
 from tests import tiny
 from utils import study
+from utils.config import Config
 from utils.dataset import save_stream
 from utils.jobs.choice import Entry, entries
 from utils.options.checks import check
@@ -163,9 +164,12 @@ def test_what_does_not_decide_is_not_measured_in_a_try(monkeypatch, base, tmp_pa
     assert searching(monkeypatch, base, tmp_path, lambda lr: lr, "--tries", "3")[0] == 0
     tried = resolve(words[-1].job.words()).config
     assert (tried.drift, tried.general_files, tried.is_evaluate_init, tried.first_tasks) == (False, None, False, 2)
+    assert tried.evaluate_schedule == "last" and "evaluate_schedule" not in trials.scored_alone(
+        Config(cfg=None, method="Single")
+    )
     chosen = read_yaml(tmp_path / "runs/tune/chosen/SEQ.yaml")
+    assert not {"evaluate_schedule", "is_evaluate_init"} & chosen.keys()
     assert (chosen["drift"], chosen["drift_questions"], chosen["general_files"]) == (True, 7, ["qa.jsonl"])
-    assert "is_evaluate_init" not in chosen
 
 
 def test_passes_are_a_budget(monkeypatch, base, tmp_path):

@@ -83,19 +83,21 @@ def trial_of(entry: Entry, plan: Plan, point: Point, where: Where) -> Trial:
     words = (*entry.words, *where.words, *scored_alone(plan.config), *values)
     label = "-".join(word for word in (entry.label, label_of(point)) if word)
     job = Job(entry.cfg, where.seed, where.prefix, where.root, words, where.launcher, label)
-    return Trial(entry, point, job, criterion(plan), (*entry.words, *values))
+    return Trial(entry, point, job, criterion(plan.config), (*entry.words, *values))
 
 
 def scored_alone(config: Config) -> tuple[str, ...]:
-    """Words that leave out the scores before training and the measurements that the options ask for."""
+    """Words that leave out all that does not decide: measurements, and scores that the criterion does not need."""
     wanted = {name: Config.model_fields[name].default for name in MEASUREMENTS}
     wanted |= {"is_evaluate_init": False, "tuning": None}
+    if criterion(config) == "average_accuracy":
+        wanted["evaluate_schedule"] = "last"
     return words_of({name: value for name, value in wanted.items() if getattr(config, name) != value}, config)
 
 
-def criterion(plan: Plan) -> str:
+def criterion(config: Config) -> str:
     """The metric that decides: of Single, which knows one task at a time, the diagonal of R."""
-    return "learning_accuracy" if plan.config.method == "Single" else "average_accuracy"
+    return "learning_accuracy" if config.method == "Single" else "average_accuracy"
 
 
 def is_higher_better(plan: Plan) -> bool | None:
