@@ -212,7 +212,7 @@ def line(row: str, bench: Bench, ways: Sequence[str], rounds: int, folder: Path)
 
 def start_own(bench: Bench, _folder: Path, padding_free: bool = True) -> Callable[[], float]:
     """Our loop."""
-    bench.method.config = bench.session.config.updated(padding_free=padding_free)
+    bench.session.config = bench.session.config.updated(padding_free=padding_free)
     total: list[torch.Tensor] = []
 
     class Watched(SEQ):
