@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from utils.config import OWN_FILES, WATCHING, Config
+from utils.groups.evaluation import EvaluateOptions
+from utils.groups.run import RunOptions, TrackerOptions
 
 # The kinds of adapter that an option applies to, by the beginning of its name.
 PEFT_KINDS = {
@@ -30,6 +32,8 @@ SWITCHES = (
 )
 # Options of the evaluation after tasks, which there is none of with is_evaluate_only.
 AFTER_TASKS = ("evaluate_schedule", "general_schedule", "evaluate_unseen", "drift")
+# Options that do not change what is trained.
+UNTUNED = {*RunOptions.model_fields, *TrackerOptions.model_fields, *EvaluateOptions.model_fields, "task_order"}
 GENERAL = ("general_files", "general_tasks", "general_harness")
 
 
@@ -104,6 +108,19 @@ def check_tuned(config: Config, sources: Mapping[str, str]) -> list[str]:
         for name in tuned
         if sources.get(name, "").startswith("--")
     ]
+
+
+def tuning_of(config: Config, sources: Mapping[str, str]) -> str | None:
+    """How the values were chosen, for reports: `tuning`, and what the command line has replaced since.
+
+    Args:
+        config: Options.
+        sources: Option -> where its value comes from.
+    """
+    others = [name for name, source in sources.items() if source.startswith("--") and name not in UNTUNED]
+    if config.tuning is None or not others:
+        return config.tuning
+    return f"{config.tuning}; set differently since: {', '.join(sorted(others))}"
 
 
 def _check_replay(config: Config) -> list[str]:

@@ -32,6 +32,7 @@ from utils.model.shortcuts.kept_states import needs_frozen_blocks
 from utils.optimizer import lost_updates
 from utils.options import data
 from utils.options.checks import Plan
+from utils.options.consistency import tuning_of
 from utils.options.parse import flatten, origin, to_yaml
 from utils.prompt import choose, strips
 from utils.report import summary
@@ -209,7 +210,8 @@ def _open_folder(plan: Plan, accelerator: Accelerator, folder: Path | None) -> P
     folder = broadcast_object_list(made)[0]
     if accelerator.is_main_process:
         own = identity.of(plan.resolved, identity.of_stream(plan.stored))
-        write_json(folder / "facts.json", facts(plan.config, plan.stream) | own)
+        tuning = tuning_of(plan.config, plan.resolved.sources)
+        write_json(folder / "facts.json", facts(plan.config, plan.stream) | {"tuning": tuning} | own)
         write_text(folder / "config.yaml", to_yaml(plan.resolved))  # last: with it the run can be resumed
     return folder
 
