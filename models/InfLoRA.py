@@ -161,7 +161,7 @@ class InfLoRA(PEFT):
                 nonlocal last
                 first = last[0] if args[0] is last[1] else layer
                 if self.readers.setdefault(layer, first) != first:
-                    raise RuntimeError(f"{layer} has the inputs of {first}, and had those of {self.readers[layer]}")
+                    raise RuntimeError(f"{layer} used to have the inputs of {self.readers[layer]}, and now of {first}")
                 if first != layer:
                     return
                 last = layer, args[0]

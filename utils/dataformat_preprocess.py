@@ -25,7 +25,7 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from utils import config
-from utils.dataset import SPLITS, Stream, TaskData, encode
+from utils.dataset import SPLITS, Example, Stream, TaskData, encode
 from utils.errors import UserError, exit_code, exit_with, termination_interrupts
 from utils.preprocess import GENERATORS, PREPROCESSORS, load
 from utils.preprocess.shared.raw import DATASET_DIR
@@ -49,7 +49,7 @@ class Options(config.OptionGroup):
     )
     name: config.Name | None = Field(None, description="Name of the stream; none: the data set's default name.")
     max_words: int | None = Field(
-        None, ge=1, description="Keep only examples with at most this many words of input, before --limit; none: all."
+        None, ge=1, description="Keep only examples with at most this many words before the answer; none: all."
     )
     limit: int | None = Field(None, ge=1, description="Examples to keep of each split of each task; none: all.")
     force: bool = Field(False, description="Replace files that have other content.")
@@ -141,20 +141,31 @@ def _keep_first(task: TaskData, limit: int) -> TaskData:
 
 
 def _keep_short(task: TaskData, words: int) -> TaskData:
-    """The examples with at most so many words of input.
+    """The examples with at most so many words before the answer.
 
     Raises:
-        UserError: a split that had examples would have none.
+        UserError: a split that had examples would have none, or training none of a class.
     """
-    kept = {split: [one for one in getattr(task, split) if len(one.input.split()) <= words] for split in SPLITS}
+    kept = {split: [one for one in getattr(task, split) if _words(one) <= words] for split in SPLITS}
     for split, examples in kept.items():
         if getattr(task, split) and not examples:
-            shortest = min(len(one.input.split()) for one in getattr(task, split))
+            shortest = min(map(_words, getattr(task, split)))
             raise UserError(
                 f"--max-words: no example of {task.name}, {split}, has at most {words} words; "
                 f"the shortest has {shortest}"
             )
+    labels = {one.label for one in kept["train"]}
+    if lost := [one.target for one in task.train if one.label not in labels]:
+        raise UserError(
+            f"--max-words: no training example of {task.name} of the class {lost[0]!r} has at most {words} words"
+        )
     return TaskData(task.name, *kept.values())
+
+
+def _words(example: Example) -> int:
+    """Words before the answer; of a chat, in all turns before it."""
+    turns = example.messages[:-1] if example.messages else (("", example.input),)
+    return sum(len(text.split()) for _, text in turns)
 
 
 def _save(stream: Stream, out_dir: Path, force: bool) -> list[str]:

@@ -10,8 +10,8 @@ from utils.config import Config
 from utils.dataset import save_stream
 from utils.jobs.choice import Entry, entries
 from utils.options.checks import check
-from utils.options.consistency import tuning_of
 from utils.options.parse import ConfigError, read_yaml, resolve
+from utils.options.tuning import described
 from utils.storage.files import read_json, write_json, write_text
 from utils.tune import __main__ as tune
 from utils.tune import trials
@@ -150,9 +150,10 @@ def test_the_best_try_is_written_and_nothing_is_tried_twice(monkeypatch, base, t
             plan("--cfg", str(tmp_path / "runs/tune/chosen/SEQ.yaml"), *words)
     plan("--cfg", str(tmp_path / "runs/tune/chosen/SEQ.yaml"), "--lr", "2e-3", "--tuning", "None")
     chosen = ["--cfg", str(tmp_path / "runs/tune/chosen/SEQ.yaml"), "--seed", "3", "--task_order", "reversed"]
-    resolved = [resolve([*chosen, *more]) for more in ([], ["--training_epochs", "9", "--batch_size", "7"])]
-    plain, changed = (tuning_of(options.config, options.sources) for options in resolved)
-    assert plain and changed == f"{plain}; set differently since: batch_size, training_epochs"
+    size = str(resolve(chosen).config.batch_size)
+    words = ([], ["--batch_size", size], ["--training_epochs", "9", "--batch_size", "7"])
+    plain, same, changed = (described(resolve([*chosen, *more])) for more in words)
+    assert plain and same == plain and changed == f"{plain}; set differently since: batch_size, training_epochs"
     assert [row["chosen"] for row in read_json(tmp_path / "runs/tune/trials.json")] == [False, True, False]
     assert searching(monkeypatch, base, tmp_path, scores, "--tries", "3") == (0, [])
     assert searching(monkeypatch, base, tmp_path, scores, "--tries", "9") == (0, [])

@@ -239,11 +239,17 @@ def autocast(config: Config, device: torch.device) -> AbstractContextManager[Any
     return nullcontext() if kind is None else torch.autocast(device.type, kind)
 
 
-def remarks(config: Config, device: torch.device) -> list[str]:
-    """A warning about a type that the CPU has no instructions for: products took six times as long on one without."""
+def remarks(config: Config, dtype: torch.dtype, device: torch.device) -> list[str]:
+    """A warning about a type that the CPU has no instructions for: products took six times as long on one without.
+
+    Args:
+        config: Options.
+        dtype: Of the weights.
+        device: Of the model.
+    """
     known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 has no such function
-    wished = torch.bfloat16 in (autocast_type(config), getattr(torch, config.backbone_dtype, None))
-    if device.type != "cpu" or not wished or known.get("architecture") != "x86_64":
+    is_short = torch.bfloat16 in (autocast_type(config), dtype)
+    if device.type != "cpu" or not is_short or known.get("architecture") != "x86_64":
         return []
     if known["avx512_bf16"] or known["amx_bf16"]:
         return []

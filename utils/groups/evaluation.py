@@ -92,8 +92,8 @@ class EvaluateOptions(OptionGroup):
     )
     general_schedule: Schedule = Field(
         "every",
-        description="Ask questions outside the stream before training and after every task, the last alone, or "
-        "every_<n>, where evaluate_schedule evaluates.",
+        description="Questions outside the stream are asked before training and after these of the tasks that "
+        "evaluate_schedule evaluates: every one, the last, or every_<n>: each n-th and the last.",
     )
     general_max_new_tokens: Int = Field(32, ge=1, description="Maximum tokens of an answer to general_files.")
     general_harness: tuple[str, ...] | None = Field(

@@ -31,7 +31,7 @@ class TrainOptions(OptionGroup):
     padding_free: bool = Field(
         False,
         description="Training steps without padding: several rows of a batch in one sequence, in which each row reads "
-        "only itself; sums are rounded differently.",
+        "only itself. Sums are rounded differently, and dropout draws other masks.",
     )
     gradient_accumulation_steps: Int = Field(
         1, ge=1, description="Micro-batches into which each process splits its share of a batch, to save memory."

@@ -23,7 +23,7 @@ from utils.dataloader import IGNORE, Batch
 from utils.model import adapters, freeze
 from utils.model.architecture import Model, kind_of, recomputes
 from utils.model.head import Scores, as_scores
-from utils.model.shortcuts.padding_free import TOKENS, pack
+from utils.model.shortcuts.padding_free import PaddingFree, pack
 from utils.model.weights import eval_mode
 
 if TYPE_CHECKING:
@@ -57,15 +57,11 @@ def _text_states(model: Model, batch: Batch, prompt: Tensor | None, columns: sli
     """(B, columns, D): last layer's hidden states of a decoder in these columns, counted from the last one."""
     net = adapters.innermost(model)
     layers = cast("PreTrainedModel", net.base_model)
-    if prompt is None and vars(net).get("padding_free") and (packed := pack(batch, _most(net))) is not None:
+    free: PaddingFree | None = vars(net).get("padding_free")
+    if prompt is None and free is not None and (packed := pack(batch, free.limit)) is not None:
         states = layers(input_ids=packed.ids, position_ids=packed.positions, use_cache=False).last_hidden_state
         return cast("Tensor", states.flatten(end_dim=1)[packed.places[:, columns]])
     return cast("Tensor", layers(**model_inputs(model, layers, batch, prompt)).last_hidden_state[:, columns])
-
-
-def _most(net: PreTrainedModel) -> int | None:
-    """Tokens of a sequence of several rows: FlashAttention keeps the rows of one sequence apart, not of several."""
-    return None if "flash" in str(net.config._attn_implementation) else TOKENS
 
 
 def has_plain_head(net: PreTrainedModel) -> bool:

@@ -28,7 +28,7 @@ from utils.general import harness, questions
 from utils.metric import PERPLEXITY
 from utils.model.shortcuts import padding_free
 from utils.model.shortcuts.compiled import lacking
-from utils.options import consistency, stream_view
+from utils.options import consistency, stream_view, tuning
 from utils.options.parse import ConfigError, Resolved
 from utils.preprocess import jsonl
 from utils.scoring import Metric, find
@@ -385,7 +385,7 @@ CHECKS: tuple[Callable[[Plan], list[str]], ...] = (
     general_fits,
     harness_fits,
     watching_fits,
-    lambda plan: consistency.check_tuned(plan.config, plan.resolved.sources),
+    lambda plan: tuning.problems(plan.resolved),
     checkpoint_is_whole,
     attention_is_installed,
     kernels_are_there,

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from utils.config import OWN_FILES, WATCHING, Config
-from utils.groups.evaluation import EvaluateOptions
-from utils.groups.run import RunOptions, TrackerOptions
 
 # The kinds of adapter that an option applies to, by the beginning of its name.
 PEFT_KINDS = {
@@ -32,8 +28,6 @@ SWITCHES = (
 )
 # Options of the evaluation after tasks, which there is none of with is_evaluate_only.
 AFTER_TASKS = ("evaluate_schedule", "general_schedule", "evaluate_unseen", "drift")
-# Options that do not change what is trained.
-UNTUNED = {*RunOptions.model_fields, *TrackerOptions.model_fields, *EvaluateOptions.model_fields, "task_order"}
 GENERAL = ("general_files", "general_tasks", "general_harness")
 
 
@@ -89,38 +83,6 @@ def check(config: Config) -> list[str]:
     if config.lr_scheduler == "constant" and config.lr_min_ratio:
         problems.append("lr_min_ratio: has no effect with lr_scheduler constant")
     return problems
-
-
-def check_tuned(config: Config, sources: Mapping[str, str]) -> list[str]:
-    """The command line replaces what utils.tune has chosen, or its method: reports would call the values tuned.
-
-    Args:
-        config: With `tuning` in the words of utils.tune.trials.describe.
-        sources: Option -> where its value comes from.
-    """
-    if config.tuning is None:
-        return []
-    tuned = ["method", *config.tuning.partition(":")[0].split(", ")]
-    if "lr" in tuned and config.lr_list is not None:  # which replaces lr
-        tuned.append("lr_list")
-    return [
-        f"{name}: {config.cfg} has values that were chosen by tuning; leave {name} out, or set tuning to None too"
-        for name in tuned
-        if sources.get(name, "").startswith("--")
-    ]
-
-
-def tuning_of(config: Config, sources: Mapping[str, str]) -> str | None:
-    """How the values were chosen, for reports: `tuning`, and what the command line has replaced since.
-
-    Args:
-        config: Options.
-        sources: Option -> where its value comes from.
-    """
-    others = [name for name, source in sources.items() if source.startswith("--") and name not in UNTUNED]
-    if config.tuning is None or not others:
-        return config.tuning
-    return f"{config.tuning}; set differently since: {', '.join(sorted(others))}"
 
 
 def _check_replay(config: Config) -> list[str]:

@@ -23,7 +23,7 @@ from utils.logger import Window
 from utils.model.freeze import NOTHING_LEFT, describe
 from utils.model.shortcuts.compiled import CompiledBlocks
 from utils.model.shortcuts.kept_states import KeptStates, frozen_blocks
-from utils.model.shortcuts.padding_free import PaddingFree
+from utils.model.shortcuts.padding_free import PaddingFree, limit_of
 from utils.model.weights import snapshot
 from utils.optimizer import Group, as_laid_out, set_learning_rate
 from utils.run.cost import peak_memory
@@ -153,7 +153,7 @@ def _shortcuts(method: Method, task: Task, examples: Sequence[Example]) -> list[
     if method.config.torch_compile:
         found.append(CompiledBlocks(method.model, len(states.skipped) if states else 0))
     if method.config.padding_free:
-        found.append(PaddingFree(method.model))
+        found.append(PaddingFree(method.model, limit_of(method.model)))
     return found
 
 

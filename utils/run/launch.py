@@ -30,9 +30,8 @@ from utils.model.architecture import Backbone
 from utils.model.self_test import self_test
 from utils.model.shortcuts.kept_states import needs_frozen_blocks
 from utils.optimizer import lost_updates
-from utils.options import data
+from utils.options import data, tuning
 from utils.options.checks import Plan
-from utils.options.consistency import tuning_of
 from utils.options.parse import flatten, origin, to_yaml
 from utils.prompt import choose, strips
 from utils.report import summary
@@ -95,7 +94,7 @@ def _run(
             log.info(note)
         lost = lost_updates(config, method.model.dtype) if method.trains else []
         remarks = [*buffer.remarks(config, method.stream), *questions.remarks(config, method.stream), *lost]
-        remarks += modes.remarks(config, accelerator.device)
+        remarks += modes.remarks(config, method.model.dtype, accelerator.device)
         for remark in remarks:
             log.warning(remark)
         for line in data.lines(plan.stream, method.encoder, method.backbone) if accelerator.is_main_process else []:
@@ -210,9 +209,11 @@ def _open_folder(plan: Plan, accelerator: Accelerator, folder: Path | None) -> P
     folder = broadcast_object_list(made)[0]
     if accelerator.is_main_process:
         own = identity.of(plan.resolved, identity.of_stream(plan.stored))
-        tuning = tuning_of(plan.config, plan.resolved.sources)
-        write_json(folder / "facts.json", facts(plan.config, plan.stream) | {"tuning": tuning} | own)
-        write_text(folder / "config.yaml", to_yaml(plan.resolved))  # last: with it the run can be resumed
+        said, options = tuning.described(plan.resolved), plan.resolved
+        if said != plan.config.tuning:
+            options = options._replace(config=plan.config.updated(tuning=said))
+        write_json(folder / "facts.json", facts(options.config, plan.stream) | own)
+        write_text(folder / "config.yaml", to_yaml(options))  # last: with it the run can be resumed
     return folder
 
 

@@ -208,4 +208,6 @@ X86 = {"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False}
 def test_a_type_without_instructions_is_pointed_out(options, device, known, count, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
     monkeypatch.delenv(modes.PRECISION, raising=False)
-    assert len(modes.remarks(tiny.make_config(**options), torch.device(device))) == count
+    config = tiny.make_config(**options)
+    dtype = getattr(torch, config.backbone_dtype, torch.float32)
+    assert len(modes.remarks(config, dtype, torch.device(device))) == count

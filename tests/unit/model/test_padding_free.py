@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, Gemma2Config, Lfm2Config, LlamaConfig, MistralConfig
+from transformers import AutoModelForCausalLM, BloomConfig, Gemma2Config, Lfm2Config, LlamaConfig, MistralConfig
 
 from tests import tiny
 from tests.unit.model.test_padding import SIZE
@@ -12,8 +12,9 @@ from utils.dataloader import Encoded, collate
 from utils.dataset import Example
 from utils.errors import UserError
 from utils.model.self_test import self_test
-from utils.model.shortcuts.padding_free import fill, pack
+from utils.model.shortcuts.padding_free import GAIN, fill, limit_of, pack
 from utils.options import checks
+from utils.run import fit as module
 from utils.storage.files import read_json
 
 LONGEST = 30
@@ -24,6 +25,12 @@ def saved(folder, shape):
     AutoModelForCausalLM.from_config(shape).save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def unlimited(monkeypatch):
+    """Models as small as these would hardly be given two rows in a sequence."""
+    monkeypatch.setattr(module, "limit_of", lambda _: None)
 
 
 def losses(method, stream=None, **options):
@@ -38,7 +45,7 @@ def test_every_token_is_where_it_is_said_to_be_with_its_position(lengths, limit)
     packed = pack(batch, limit)
     if packed is None:
         full = fill(lengths, sum(lengths) if limit is None else limit)
-        assert len(full) * max(sum(lengths[i] for i in room) for room in full) >= batch.input_ids.numel()
+        assert len(full) * max(sum(lengths[i] for i in room) for room in full) > GAIN * batch.input_ids.numel()
         return
     assert packed.ids.numel() < batch.input_ids.numel() and int(packed.positions.max()) == max(lengths) - 1
     assert int((packed.positions == 0).sum()) == len(lengths)
@@ -89,22 +96,27 @@ def test_every_method_trains_the_same_or_refuses(name):
         ({"PEFT_type": "PromptTuning"}, "rows with virtual tokens are not packed"),
         ({"method": "ProgPrompt"}, "rows with virtual tokens are not packed"),
         ({"method": "MoELoRA", "PEFT_type": "LoRA"}, "routers read whole rows"),
-        ({"keep_frozen_states": "memory", "freeze_parts": ("layers 0-0",)}, "kept states belong to padded rows"),
-        ({"backbone": tiny.backbone_folder("t5")}, "needs a decoder"),
+        (
+            {"keep_frozen_states": "memory", "freeze_parts": ("layers 0-0",)},
+            "cannot be combined with keep_frozen_states",
+        ),
+        ({"backbone": "t5"}, "needs a decoder"),
     ],
     ids=str,
 )
 def test_what_cannot_be_packed_is_refused_before_weights_are_loaded(options, reason):
-    assert any(
-        reason in problem for problem in checks.problems(tiny.plan(tiny.make_config(padding_free=True, **options)))
-    )
+    if "backbone" in options:
+        options = {"backbone": tiny.backbone_folder(options["backbone"])}
+    plan = tiny.plan(tiny.make_config(**{"padding_free": True} | options))
+    assert any(reason in problem for problem in checks.problems(plan))
 
 
 @pytest.mark.parametrize(
     ("shape", "reason"),
     [
         (lambda: Lfm2Config(**SIZE, layer_types=["conv", "full_attention"]), "text that shares a sequence"),
-        (lambda: Gemma2Config(**SIZE), "logits are no product of states"),
+        (lambda: BloomConfig(vocab_size=tiny.VOCABULARY, hidden_size=32, n_layer=2, n_head=2), "shares a sequence"),
+        (lambda: Gemma2Config(**SIZE), "computes logits in its own way"),
     ],
 )
 def test_models_that_mix_rows_or_cap_logits_are_refused(shape, reason, tmp_path):
@@ -113,3 +125,17 @@ def test_models_that_mix_rows_or_cap_logits_are_refused(shape, reason, tmp_path)
     with pytest.raises(UserError, match=f"padding_free: .*{reason}"):
         self_test(method.backbone, config, 1)
     assert "padding_free" not in vars(method.backbone.model)
+
+
+def test_a_sequence_is_as_long_as_attention_stays_cheap_and_positions_last():
+    model = tiny.make_model("neox", width=128)
+    assert limit_of(model) == 64
+    model.config.max_position_embeddings = 48
+    assert limit_of(model) == 48
+    model.config._attn_implementation = "flash_attention_2"
+    assert limit_of(model) is None
+
+
+def test_little_padding_stays():
+    rows = [Encoded([5] * n, ()) for n in (10, 10, 9, 9)]
+    assert pack(collate(rows, [Example("", "")] * 4, tiny.PAD), None) is None

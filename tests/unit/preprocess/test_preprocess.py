@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.golden import streams
+from utils import dataformat_preprocess
 from utils.dataformat_preprocess import main, support_dataset_list
-from utils.dataset import encode, load_stream
+from utils.dataset import Example, TaskData, encode, load_stream
+from utils.errors import UserError
 from utils.preprocess import GENERATORS, PREPROCESSORS, biography_synth, load
 
 ROOT = Path(__file__).parents[3]
@@ -74,6 +76,17 @@ def test_max_words_keeps_the_short_examples_of_each_split_before_the_limit(tmp_p
     for all_of, task in zip(whole.tasks, short.tasks, strict=True):
         assert task.train == [one for one in all_of.train if len(one.input.split()) <= 9][:2]
         assert len(task.train) < len(all_of.train)
+
+
+def test_max_words_counts_all_turns_and_keeps_all_classes():
+    turns = (("user", "a b c"), ("assistant", "d"), ("user", "ok?"), ("assistant", "yes"))
+    chat = Example("ok?", "yes", messages=turns)
+    assert dataformat_preprocess._words(chat) == 5 and dataformat_preprocess._words(Example("a b", "c d e")) == 2
+    rows = (Example("a b", "long", label=0), Example("a", "short", label=1))
+    task = TaskData("news", rows, (), rows)
+    assert dataformat_preprocess._keep_short(task, 2).train == list(rows)
+    with pytest.raises(UserError, match="no training example of news of the class 'long' has at most 1 words"):
+        dataformat_preprocess._keep_short(task, 1)
 
 
 RENAMED = (

@@ -16,21 +16,28 @@ from torch import Tensor
 from utils.config import Config
 from utils.dataloader import Batch
 from utils.model.adapters import innermost, virtual_tokens
-from utils.model.architecture import Model
+from utils.model.architecture import Model, positions
 
-TOKENS = 512  # of a sequence, if no row is longer: attention, quadratic in them, is still a small part of a layer
+GAIN = (
+    0.9  # packed sequences have at most this share of the tokens; else rows are padded, which needs no mask of blocks
+)
 
 
 class PaddingFree:
-    """Training steps of a model without padding."""
+    """Training steps of a model without padding.
 
-    def __init__(self, model: Model):
-        self.net = innermost(model)
+    Args:
+        model: A decoder.
+        limit: See `pack`.
+    """
+
+    def __init__(self, model: Model, limit: int | None):
+        self.net, self.limit = innermost(model), limit
 
     @contextmanager
     def used(self) -> Iterator[None]:
         """`forward.answer_scores` and `forward.token_states` pack the rows of a batch inside the `with`."""
-        vars(self.net)["padding_free"] = True
+        vars(self.net)["padding_free"] = self
         try:
             yield
         finally:
@@ -43,6 +50,19 @@ class Packed(NamedTuple):
     ids: Tensor  # (S, C) int64
     positions: Tensor  # (S, C) int64, from 0 in each row
     places: Tensor  # (B, T) int64: where each token of the batch is, in the sequences one after the other; 0 on padding
+
+
+def limit_of(model: Model) -> int | None:
+    """Tokens of a sequence of several rows; None: no limit.
+
+    In a layer of width D, attention over L tokens costs L / (6 D) of the products with weights: with D / 2 tokens, 8 %.
+    FlashAttention keeps the rows of one sequence apart, not of several, and its cost is that of the rows.
+    """
+    net = innermost(model)
+    if "flash" in str(net.config._attn_implementation):
+        return None
+    width: int = net.config.get_text_config().hidden_size
+    return min(width // 2, positions(net) or width)
 
 
 def problems(config: Config, kind: str, has_prompt: bool) -> list[str]:
@@ -61,12 +81,12 @@ def problems(config: Config, kind: str, has_prompt: bool) -> list[str]:
     if has_prompt or virtual_tokens(config):
         found.append("padding_free: rows with virtual tokens are not packed; leave it out")
     if config.keep_frozen_states is not None:
-        found.append("padding_free: kept states belong to padded rows; leave it or keep_frozen_states out")
+        found.append("padding_free: cannot be combined with keep_frozen_states, whose states are those of padded rows")
     return found
 
 
-def pack(batch: Batch, limit: int | None = TOKENS) -> Packed | None:
-    """The batch without padding; None where that would not be shorter.
+def pack(batch: Batch, limit: int | None) -> Packed | None:
+    """The batch without padding; None where that would be hardly shorter.
 
     Args:
         batch: Rows padded on the left.
@@ -75,22 +95,24 @@ def pack(batch: Batch, limit: int | None = TOKENS) -> Packed | None:
     lengths, width = batch.lengths, batch.input_ids.shape[1]
     rooms = fill(lengths, sum(lengths) if limit is None else limit)
     size = max(sum(lengths[i] for i in room) for room in rooms)
-    if len(rooms) * size >= batch.input_ids.numel():
+    if len(rooms) * size > GAIN * batch.input_ids.numel():
         return None
-    source, positions = torch.zeros(2, len(rooms), size, dtype=torch.int64)
+    source, position_ids = torch.zeros(2, len(rooms), size, dtype=torch.int64)
     places = torch.zeros(len(lengths), width, dtype=torch.int64)
     for number, room in enumerate(rooms):
         at = 0
         for i in room:
             n = lengths[i]
             source[number, at : at + n] = torch.arange((i + 1) * width - n, (i + 1) * width)
-            positions[number, at : at + n] = torch.arange(n)
+            position_ids[number, at : at + n] = torch.arange(n)
             places[i, width - n :] = torch.arange(number * size + at, number * size + at + n)
             at += n
-        # What is left of the sequence continues its last row; no position is one that no row has.
-        positions[number, at:] = torch.arange(n, n + size - at).clamp(max=max(lengths) - 1)
-    source, positions, places = (t.to(batch.input_ids.device, non_blocking=True) for t in (source, positions, places))
-    return Packed(batch.input_ids.flatten()[source], positions, places)
+        # The rest of the sequence continues its last row, with positions that the longest row has.
+        position_ids[number, at:] = torch.arange(n, n + size - at).clamp(max=max(lengths) - 1)
+    source, position_ids, places = (
+        t.to(batch.input_ids.device, non_blocking=True) for t in (source, position_ids, places)
+    )
+    return Packed(batch.input_ids.flatten()[source], position_ids, places)
 
 
 def fill(lengths: Sequence[int], limit: int) -> list[list[int]]:
