@@ -66,7 +66,7 @@ def test_states_are_those_of_the_marked_places_and_have_gradients(family):
         whole = token_states(model, batch)
         gap = batch.input_ids.shape[1] - len(ROWS[2])
         assert torch.equal(states[2, 1], whole[2, gap + 2])
-    states.sum().backward()
+    states[..., 0].sum().backward()  # the sum over all units of a normalised state is constant
     assert model.get_input_embeddings().weight.grad.abs().sum() > 0
 
 

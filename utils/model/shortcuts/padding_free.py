@@ -18,9 +18,8 @@ from utils.dataloader import Batch
 from utils.model.adapters import innermost, virtual_tokens
 from utils.model.architecture import Model, positions
 
-GAIN = (
-    0.9  # packed sequences have at most this share of the tokens; else rows are padded, which needs no mask of blocks
-)
+# Sequences have at most this share of the padded tokens; with more, their mask costs more than they save.
+GAIN = 0.9
 
 
 class PaddingFree:
