@@ -91,13 +91,13 @@ class InfLoRA(PEFT):
 
     def _design(self, task: Task) -> None:
         newest = adapters.factors(self.model, "A", adapters.names(self.model)[-1])
-        covariances, made = self.covariances(task), dict[tuple[str, int], Tensor]()
+        rank = self.config.PEFT_lora_r
+        designed = {
+            first: design(covariance, self.basis.get(first, covariance[:, :0]), rank)
+            for first, covariance in self.covariances(task).items()
+        }
         for layer, a in newest.items():
-            first, rank = self.readers[layer], len(a)
-            if (first, rank) not in made:
-                basis = self.basis.get(first, covariances[first][:, :0])
-                made[first, rank] = design(covariances[first], basis, rank)
-            a.data.copy_(made[first, rank])
+            a.data.copy_(designed[self.readers[layer]])
         rows = [float(row.norm()) for a in newest.values() for row in a.detach()]
         if empty := rows.count(0.0):
             self.session.log.warning(
